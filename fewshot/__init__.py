@@ -1,0 +1,1 @@
+"""Few-shot learning research: the public names."""

@@ -1,0 +1,182 @@
+"""`ImageBank` and `FeatureBank`: all items of one split in memory, addressed by row number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fewshot.errors import FewshotError
+
+
+def _as_labels(labels, items: int) -> Tensor:
+    labels = torch.as_tensor(np.asarray(labels) if not isinstance(labels, Tensor) else labels)
+    if labels.shape != (items,):
+        raise FewshotError(f"labels has shape {tuple(labels.shape)}; expected [M] = ({items},), one label per item")
+    if labels.is_floating_point():
+        raise FewshotError(f"labels has dtype {labels.dtype}; pass integers")
+    labels = labels.to(torch.int64)
+    if items and int(labels.min()) < 0:
+        raise FewshotError(f"labels contain {int(labels.min())}; they must be 0 or more")
+    return labels
+
+
+def _as_names(names: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
+    classes = int(labels.max()) + 1 if len(labels) else 0
+    names = tuple(f"class {n}" for n in range(classes)) if names is None else tuple(map(str, names))
+    if len(names) < classes:
+        raise FewshotError(f"{len(names)} class names for labels up to {classes - 1}; give one name per class")
+    return names
+
+
+class _Bank:
+    """What both banks share: labels, names and an identity that does not depend on the features."""
+
+    labels: Tensor
+    class_names: tuple[str, ...]
+    name: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 over data set, split, labels and class names: equal for every backbone's features of the same items,
+        so that results on different backbones can be paired."""
+        digest = hashlib.sha256(json.dumps([self.name, self.split, self.class_names]).encode())
+        digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+    def class_sizes(self) -> Tensor:
+        """[classes] number of items of each class."""
+        return torch.bincount(self.labels, minlength=len(self.class_names))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBank(_Bank):
+    """Images of one split, held as uint8.
+
+    images       [M, C, H, W] uint8 (tensor or array), C is 1 or 3
+    labels       [M] int64
+    class_names  one per class
+    name, split  data set and split, for provenance
+    files        optional [M] source names, for error messages and galleries
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...] | None = None
+    name: str = "custom"
+    split: str = "all"
+    files: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        images = torch.as_tensor(self.images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise FewshotError(f"images have dtype {images.dtype} and shape {tuple(images.shape)}; "
+                               "expected uint8 [M, C, H, W] with C = 1 or 3")
+        labels = _as_labels(self.labels, len(images))
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "class_names", _as_names(self.class_names, labels))
+
+    def take(self, indices: Tensor) -> Tensor:
+        """uint8 images [*indices.shape, C, H, W]."""
+        return self.images[indices]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 of pixels, labels and names: what a cached extraction of this bank is addressed by."""
+        digest = hashlib.sha256(self.identity.encode())
+        digest.update(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureBank(_Bank):
+    """Features of one split.
+
+    features     [M, D] floating point (tensor or array), finite
+    labels       [M] int64
+    provenance   plain dictionary: backbone, weights sha256, transform, ... stored with the features
+    """
+
+    features: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...] | None = None
+    name: str = "custom"
+    split: str = "all"
+    provenance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        features = torch.as_tensor(self.features)
+        if not features.is_floating_point() or features.ndim != 2:
+            raise FewshotError(f"features have dtype {features.dtype} and shape {tuple(features.shape)}; "
+                               "expected floating point [M, D]")
+        finite = torch.isfinite(features).all(dim=1)
+        if not finite.all():
+            rows = (~finite).nonzero()[:, 0]
+            raise FewshotError(f"{len(rows)} feature rows hold NaN or infinity, the first is row {int(rows[0])}; "
+                               "remove those items or extract them again")
+        labels = _as_labels(self.labels, len(features))
+        object.__setattr__(self, "features", features)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "class_names", _as_names(self.class_names, labels))
+
+    def take(self, indices: Tensor) -> Tensor:
+        """Features [*indices.shape, D]."""
+        # index_select is the fastest gather on CPU: it copies whole rows.
+        return self.features.index_select(0, indices.reshape(-1)).view(*indices.shape, -1)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 of the feature values, labels and names."""
+        digest = hashlib.sha256(self.identity.encode())
+        digest.update(self.features.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file atomically: it is complete or absent."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        meta = {"name": self.name, "split": self.split, "class_names": json.dumps(self.class_names),
+                "provenance": json.dumps(self.provenance, sort_keys=True), "content_hash": self.content_hash}
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            save_file({"features": self.features.contiguous(), "labels": self.labels}, temporary, metadata=meta)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> FeatureBank:
+        """Read a file written by `save`; raises FewshotError if it is missing, corrupt or altered."""
+        path = Path(path)
+        if not path.is_file():
+            raise FewshotError(f"no feature bank at {path}; make one with `fewshot embed`")
+        try:
+            with safetensors.safe_open(path, framework="pt") as handle:
+                meta = handle.metadata() or {}
+                features, labels = handle.get_tensor("features"), handle.get_tensor("labels")
+        except safetensors.SafetensorError as error:
+            raise FewshotError(f"{path} is not a readable feature bank ({error}); delete it and embed again") from None
+        if "content_hash" not in meta:
+            raise FewshotError(f"{path} has no fewshot metadata; it was not written by FeatureBank.save")
+        bank = cls(features, labels, tuple(json.loads(meta["class_names"])), meta["name"], meta["split"],
+                   json.loads(meta["provenance"]))
+        if bank.content_hash != meta["content_hash"]:
+            raise FewshotError(f"{path} does not match its checksum; delete it and embed again")
+        return bank

@@ -1,0 +1,101 @@
+"""The method contract: a callable from `Episodes` to logits [E, Q, N]."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+from fewshot.registry import Registry, unknown_message
+
+if TYPE_CHECKING:
+    from fewshot.banks import FeatureBank
+
+METHODS: Registry[type] = Registry("method")
+
+
+class Method(abc.ABC):
+    """Base of all methods. A subclass is a frozen dataclass whose fields are its hyper-parameters
+    (or an nn.Module where it learns weights), registered with `@METHODS.register("name")`.
+
+    setting      "inductive": a query's logits do not depend on the other queries; else "transductive"
+    inputs       "features" or "images"
+    assumes      what must be true for the method to make sense, shown in tables, e.g. "balanced queries"
+    needs_base   True when `fit(base_bank)` must be called first (statistics of the base classes)
+    source       paper and official code
+    """
+
+    setting: ClassVar[str] = "inductive"
+    inputs: ClassVar[str] = "features"
+    assumes: ClassVar[tuple[str, ...]] = ()
+    needs_base: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+
+    @abc.abstractmethod
+    def __call__(self, episodes: Episodes) -> Tensor:
+        """Logits [E, Q, N]: softmax over N gives class probabilities, argmax the prediction."""
+
+    def fit(self, base_bank: FeatureBank) -> Method:
+        """A copy that knows the statistics of the base classes; methods without any return themselves."""
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """What an iterative method found.
+
+    logits       [E, Q, N]
+    prototypes   [E, N, D] at the end, in the space the method works in; None where the method has none
+    iterations   [E] int64, steps taken by each episode
+    converged    [E] bool; a method that runs a fixed number of steps reports True throughout
+    history      optional list over iterations of prototypes [E, N, D]
+    """
+
+    logits: Tensor
+    prototypes: Tensor | None
+    iterations: Tensor
+    converged: Tensor
+    history: list[Tensor] | None = None
+
+
+class IterativeMethod(Method):
+    """A method with `refine`; calling it returns the refined logits."""
+
+    setting = "transductive"
+
+    @abc.abstractmethod
+    def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
+        """Run to the end; with `history` also keep the prototypes of every iteration."""
+
+    def __call__(self, episodes: Episodes) -> Tensor:
+        return self.refine(episodes).logits
+
+
+def create_method(name: str, **params) -> Method:
+    """The method `name` with hyper-parameters `params`; unknown names and parameters raise with the nearest ones."""
+    cls = METHODS[name]
+    known = method_parameters(name)
+    for key in params:
+        if key not in known:
+            raise FewshotError(unknown_message(f"parameter of {name}", key, list(known)))
+    return cls(**params)
+
+
+def method_parameters(name: str) -> dict[str, object]:
+    """The hyper-parameters of a method with their defaults (fitted state is not a hyper-parameter)."""
+    return {f.name: f.default for f in dataclasses.fields(METHODS[name]) if f.metadata.get("fitted") is None and f.init}
+
+
+def list_methods(setting: str | None = None) -> list[str]:
+    """Registered names, sorted; optionally only those of one `setting`."""
+    return [name for name in METHODS if setting is None or METHODS[name].setting == setting]
+
+
+def fitted(default=None):
+    """A dataclass field that `fit` fills in: state, not a hyper-parameter."""
+    return dataclasses.field(default=default, repr=False, metadata={"fitted": True})

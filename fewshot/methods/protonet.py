@@ -1,0 +1,28 @@
+"""Prototypical Networks: nearest class mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fewshot.episodes import Episodes
+from fewshot.methods.base import METHODS, Method
+from fewshot.ops.distances import squared_euclidean
+from fewshot.ops.prototypes import prototypes
+
+
+@METHODS.register("protonet")
+@dataclass(frozen=True, eq=False)
+class ProtoNet(Method):
+    """logits[q, n] = -|z_q - c_n|^2 / temperature with c_n the mean of the support of class n (eq. 1 and 2).
+
+    temperature   divides the logits; the paper and its code use 1
+    """
+
+    source = "Snell et al. 2017, arXiv:1703.05175; jakesnell/prototypical-networks"
+
+    temperature: float = 1.0
+
+    def __call__(self, episodes: Episodes) -> Tensor:
+        return -squared_euclidean(episodes.query, prototypes(episodes)) / self.temperature  # [E, Q, N]

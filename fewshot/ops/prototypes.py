@@ -1,0 +1,25 @@
+"""Class means from labels or from soft assignments."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewshot.episodes import Episodes
+
+
+def one_hot(labels: Tensor, ways: int, dtype: torch.dtype) -> Tensor:
+    """labels [E, S] int64 -> [E, S, N] of `dtype`."""
+    # Comparison instead of torch.nn.functional.one_hot: that one makes int64 first, then a cast copies it.
+    return (labels.unsqueeze(-1) == torch.arange(ways, device=labels.device)).to(dtype)
+
+
+def weighted_means(x: Tensor, weights: Tensor) -> Tensor:
+    """sum_i w_in x_i / sum_i w_in for x [E, A, D], weights [E, A, N] -> [E, N, D]; a class of weight 0 gets 0."""
+    total = weights.sum(1).unsqueeze(-1)  # [E, N, 1]
+    return (weights.transpose(1, 2) @ x) / total.clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def prototypes(episodes: Episodes) -> Tensor:
+    """Mean of each class's support [E, N, D]; shots are counted from the labels, so they may be unequal."""
+    return weighted_means(episodes.support, one_hot(episodes.support_labels, episodes.ways, episodes.support.dtype))
