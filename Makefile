@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all the set-up: they create .venv and install what setup.cfg names.
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    := $(VENV)/bin/python
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install demo test slow lint benchmark clean
+
+help:            ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+install: $(STAMP) ## create .venv and install
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev,weights]'
+	@$(MAKE) --no-print-directory learn2learn
+	@touch $@
+
+# learn2learn is optional. Its shipped C files are stale, so they are built again (build_ext); its dependency qpth pins
+# numpy<2, so it goes in without dependencies; gym and requests are what it imports at start.
+.PHONY: learn2learn
+learn2learn:
+	@if $(RUN) -m pip install --quiet --disable-pip-version-check --no-deps \
+	      --config-settings=--build-option=build_ext learn2learn==0.2.0 >$(VENV)/learn2learn.log 2>&1 \
+	    && $(RUN) -m pip install --quiet --disable-pip-version-check gym requests >>$(VENV)/learn2learn.log 2>&1; \
+	  then echo "learn2learn 0.2.0 installed"; \
+	  else echo "learn2learn could not be built here (see $(VENV)/learn2learn.log); going on without it, nothing else needs it"; fi
+
+demo: install    ## train on the embedded data set, evaluate, write runs/demo
+	$(RUN) experiments/demo.py --out runs/demo
+
+test: install    ## quick test suite, offline
+	$(RUN) -m pytest
+
+slow: install    ## the tests that take minutes
+	$(RUN) -m pytest -m slow
+
+lint: install    ## style and likely mistakes
+	$(RUN) -m ruff check .
+
+benchmark: install ## episodes per second beside the bare gather
+	$(RUN) benchmarks/throughput.py
+
+clean:           ## remove the environment and caches, keep runs
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

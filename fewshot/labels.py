@@ -1,0 +1,101 @@
+"""Names for results: the fewest settings that tell them apart."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+
+from fewshot.errors import FewshotError
+from fewshot.evaluate import Result
+from fewshot.methods.base import method_parameters
+from fewshot.registry import unknown_message
+from fewshot.run import Run
+
+# Shown whenever they vary, and in the order in which labels and row headings name them.
+_VISIBLE = ("dataset", "split", "backbone", "transforms")
+# What may tell two results of one cell apart; the first that does becomes a row heading.
+_SEPARATING = (*_VISIBLE, "weights", "backbone_options", "method", "parameters", "query_distribution", "ways", "shots",
+               "alpha", "k_eff", "queries", "episodes", "seed", "data_options", "setting", "data")
+PROTOCOL = ("protocol", "query_distribution", "ways", "shots", "alpha", "k_eff")
+
+
+def result_field(result: Result, name: str) -> str:
+    """A run setting, "protocol" or "setting" of a result as text; parameters are those that differ from their defaults."""
+    run = result.run
+    if name == "setting":
+        return result.setting
+    known = [f.name for f in fields(Run)] + ["protocol", "setting"]
+    if name not in known:
+        raise FewshotError(unknown_message("table field", name, known))
+    value = getattr(run, name)
+    if name == "parameters":
+        defaults = method_parameters(run.method)
+        value = {key: v for key, v in value.items() if v != defaults.get(key)}
+        return _pairs(value) or "defaults"
+    if isinstance(value, dict):
+        return _pairs(value) or "none"
+    if value is None or value == "":
+        return "none"
+    return value[:8] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
+
+
+def separating_fields(results: Sequence[Result], names: tuple[str, ...], without: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What must be named beside `names` so that different results have different labels (`without` is never added)."""
+    used = (*names, *without)
+    if "protocol" in used:
+        used += PROTOCOL
+    added = []
+    for name in _VISIBLE:
+        if name not in used and len({result_field(r, name) for r in results}) > 1:
+            added.append(name)
+    for name in _SEPARATING:
+        if name in used or name in added:
+            continue
+        values = defaultdict(set)
+        for result in results:
+            values[tuple(result_field(result, n) for n in (*names, *without, *added))].add(result_field(result, name))
+        if any(len(v) > 1 for v in values.values()):
+            added.append(name)
+    return tuple(added)
+
+
+def distinct_labels(results: Sequence[Result], without: tuple[str, ...] = ()) -> list[str]:
+    """The shortest labels that tell the results apart, e.g. `conv4 protonet (seed 1)`; `without` is shown elsewhere."""
+    added = separating_fields(results, ("method",), without)
+    front = [n for n in ("dataset", "split", "backbone") if n in added]
+    behind = [n for n in added if n not in front]
+    labels = []
+    for result in results:
+        name = " ".join(result_field(result, n) for n in (*front, "method"))
+        extra = ", ".join(_with_name(result, n) for n in behind)
+        labels.append(f"{name} ({extra})" if extra else name)
+    return labels
+
+
+def unique_results(results: Iterable[Result]) -> list[Result]:
+    """The results without repetitions of a run; raises FewshotError for none, and when repetitions disagree."""
+    found: dict[str, Result] = {}
+    for result in results:
+        known = found.setdefault(result.run.key, result)
+        if not known.correct.equal(result.correct):
+            raise FewshotError(f"two results of run {result.run.key} ({result.run.method}, {result.run.protocol}) differ: "
+                               f"{known.accuracy.percent()} and {result.accuracy.percent()}; keep one of them")
+    if not found:
+        raise FewshotError("no results; evaluate a run first")
+    return list(found.values())
+
+
+def natural(text: str) -> list:
+    """Sort key that puts 5-shot before 10-shot."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+
+
+def _with_name(result: Result, name: str) -> str:
+    text = result_field(result, name)
+    return text if name in ("parameters", "setting", "protocol") else f"{name.replace('_', ' ')} {text}"
+
+
+def _pairs(values: dict) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items())

@@ -1,0 +1,49 @@
+"""Re-express the points of an episode in the space they span: fewer dimensions, the same geometry."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewshot.episodes import Episodes
+
+
+@torch.no_grad()
+def span_coordinates(x: Tensor) -> Tensor:
+    """x [E, n, D] -> y [E, n, min(n, D)] with y_i.y_j = x_i.x_j to the precision of the dtype of x.
+
+    n points lie in a subspace of at most n dimensions, so an algorithm that depends on inner products alone (distances,
+    means, nearest prototypes) gives the same answer on y. Row i of y uses its first i + 1 coordinates only. For D <= n
+    x itself is returned. Gradients do not pass.
+
+    The coordinates are the Cholesky factor of the Gram matrix of the unit rows, computed in float64 and scaled back by
+    the row norms: four times faster here than a QR factorisation of x. The Gram matrix of dependent points (duplicates,
+    more points than the rank) is singular, so its diagonal is raised by n * 2e-15: squared norms grow by that relative
+    amount, all other inner products are kept, and an all-zero row stays zero.
+    """
+    points, dim = x.shape[-2:]
+    if dim <= points:
+        return x
+    wide = x.double()
+    gram = wide @ wide.transpose(-1, -2)  # [E, n, n]
+    norms = gram.diagonal(dim1=-2, dim2=-1).sqrt().unsqueeze(-1)  # [E, n, 1]
+    inverse = norms.reciprocal().where(norms > 0, 0)
+    gram *= inverse * inverse.transpose(-1, -2)
+    gram.diagonal(dim1=-2, dim2=-1).fill_(1 + 10 * points * torch.finfo(torch.float64).eps)
+    return (torch.linalg.cholesky(gram) * norms).to(x.dtype)
+
+
+def to_span(episodes: Episodes) -> Episodes:
+    """The episodes with support, query (and unlabelled) expressed in the span of these points, see `span_coordinates`.
+
+    The new feature dimension is min(S + Q (+ U), D). Class embeddings from text do not lie in that span, so `text` is
+    dropped. Elementwise operations (powers, standardisation over channels, Adam) are not rotation invariant: apply them
+    before, or do without the span.
+    """
+    parts = [episodes.support, episodes.query] + ([] if episodes.unlabelled is None else [episodes.unlabelled])
+    points = sum(part.shape[1] for part in parts)
+    if episodes.support.shape[-1] <= points:
+        return episodes
+    support, query, *rest = span_coordinates(torch.cat(parts, dim=1)).split([part.shape[1] for part in parts], dim=1)
+    return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways,
+                            unlabelled=rest[0] if rest else None)

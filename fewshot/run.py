@@ -1,0 +1,92 @@
+"""`Run`: the frozen specification of one evaluation. Command line, notebooks and experiments all build this."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+import torch
+
+from fewshot.errors import FewshotError
+from fewshot.methods.base import method_parameters
+from fewshot.registry import unknown_message
+
+
+@dataclass(frozen=True)
+class Run:
+    """One evaluation, written out in full.
+
+    dataset, split       names; data_options are passed to `load_dataset`
+    backbone, weights    backbone name (with backbone_options) and the identity of its weights: a file path when
+                         given by a user, replaced by the sha256 of the weights in stored results
+    data                 content hash of the images, or of a feature bank supplied directly (then dataset and
+                         backbone are labels only); filled in by `evaluate`
+    transforms           feature transforms before the method, e.g. "center_base,l2"
+    method, parameters   every hyper-parameter; those left out are filled in with their defaults
+    ways, shots, queries (queries per class), query_distribution, alpha, k_eff, episodes, seed: the protocol
+    """
+
+    dataset: str = "glyphs"
+    split: str = "test"
+    backbone: str = "conv4"
+    weights: str | None = None
+    data: str | None = None
+    transforms: str = ""
+    method: str = "protonet"
+    parameters: dict = field(default_factory=dict)
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    query_distribution: str = "balanced"
+    alpha: float = 2.0
+    k_eff: int | None = None
+    episodes: int = 10_000
+    seed: int = 0
+    data_options: dict = field(default_factory=dict)
+    backbone_options: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        defaults = method_parameters(self.method)
+        for key in self.parameters:
+            if key not in defaults:
+                raise FewshotError(unknown_message(f"parameter of {self.method}", key, list(defaults)))
+        object.__setattr__(self, "parameters", {**defaults, **self.parameters})
+        if isinstance(self.episodes, bool) or not isinstance(self.episodes, int) or self.episodes < 2:
+            raise FewshotError(f"episodes={self.episodes!r}; an interval needs an integer of at least 2")
+
+    def to_dict(self) -> dict:
+        """Plain values only, as stored in run.json."""
+        return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Run:
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise FewshotError(unknown_message("run setting", key, known))
+        return cls(**values)
+
+    @property
+    def key(self) -> str:
+        """16 hexadecimal digits that name the run's folder."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def protocol(self) -> str:
+        """`5-way 1-shot`, with the query distribution when it is not balanced."""
+        name = f"{self.ways}-way {self.shots}-shot"
+        extra = {"balanced": "", "dirichlet": f", Dirichlet({self.alpha:g})", "k_eff": f", {self.k_eff} classes present",
+                 "natural": ", natural"}
+        return name + extra[self.query_distribution]
+
+
+def _plain(value):
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value

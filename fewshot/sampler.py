@@ -1,0 +1,305 @@
+"""`EpisodeSampler`: episode i is a pure function of (labels, protocol, seed, i).
+
+Random numbers come from a counter-based generator (Philox): episode i owns a fixed block of the counter, so any range
+of episodes is drawn in one vectorised call, and every method, worker, machine and batch size sees the same episode i.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.special import gammaincinv
+from torch import Tensor
+
+from fewshot.banks import FeatureBank, ImageBank
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+from fewshot.registry import unknown_message
+
+QUERY_DISTRIBUTIONS = ("balanced", "dirichlet", "k_eff", "natural")
+_STREAM = "fewshot episodes 1"  # part of the generator's key: a change of the algorithm must change this name
+_BLOCK_BYTES = 64 << 20  # the shuffling tables of one internal block of episodes stay below this
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeIndices:
+    """Row numbers of a batch of episodes of one shape.
+
+    support, support_labels [E, S] (class-major); query, query_labels [E, Q] (shuffled, so that the order of the queries
+    tells nothing about their classes); classes [E, N] the bank's label of each episode class.
+    """
+
+    support: Tensor
+    support_labels: Tensor
+    query: Tensor
+    query_labels: Tensor
+    classes: Tensor
+
+    @property
+    def ways(self) -> int:
+        return self.classes.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.support)
+
+    def __getitem__(self, which: slice) -> EpisodeIndices:
+        return EpisodeIndices(self.support[which], self.support_labels[which], self.query[which],
+                              self.query_labels[which], self.classes[which])
+
+    def gather(self, bank: ImageBank | FeatureBank) -> Episodes:
+        """The episodes themselves; the bank's rows were validated when it was built."""
+        return Episodes.trusted(support=bank.take(self.support), support_labels=self.support_labels,
+                                query=bank.take(self.query), ways=self.ways)
+
+
+class EpisodeSampler:
+    """Draws N-way K-shot episodes without replacement; support and query never overlap.
+
+    labels              [M] the class of every item, or a bank
+    ways                N, or (low, high): uniform per episode
+    shots               K, or (low, high): uniform per class, so that classes have unequal shots
+    queries             per class; an episode has ways * queries queries in total
+    seed                any integer
+    query_distribution  "balanced": `queries` of every class
+                        "dirichlet": class proportions ~ Dirichlet(alpha), rounded as in Veilleux et al. 2021; the support
+                        is removed first (the official sampler lets support items into the query). A count above what
+                        a class has left moves to the class of largest proportion that has room.
+                        "k_eff": all queries from the pooled images of `k_eff` random classes of the N (PADDLE)
+                        "natural": all queries from the pooled remaining images of the N classes
+    small_classes       "refuse" raises when a class has too few images, "drop" leaves such classes out
+
+    Raises FewshotError for impossible requests, naming the class and the count.
+    """
+
+    def __init__(self, labels, ways: int | tuple[int, int] = 5, shots: int | tuple[int, int] = 1, queries: int = 15,
+                 seed: int = 0, query_distribution: str = "balanced", alpha: float = 2.0, k_eff: int | None = None,
+                 small_classes: str = "refuse"):
+        names = getattr(labels, "class_names", None)
+        labels = np.asarray(getattr(labels, "labels", labels))
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0:
+            raise FewshotError(f"labels have shape {labels.shape} and dtype {labels.dtype}; expected [M] integers")
+        self.items = len(labels)
+        self.ways, self.shots = _range("ways", ways, 2), _range("shots", shots, 1)
+        self.queries, self.seed, self.alpha = _integer("queries", queries, 1), _integer("seed", seed), float(alpha)
+        self.query_distribution, self.k_eff = query_distribution, k_eff
+        self._check_protocol(small_classes)
+        self._index(labels, names, small_classes)
+        low, high = self.ways
+        most = high * self.queries if query_distribution != "balanced" else self.queries
+        self._per_class = min(self.shots[1] + most, int(self._sizes.max()))
+        # One uniform number per decision: the layout is fixed by the protocol alone, never by other episodes.
+        self._layout = _layout(classes=high, ways=1, shots=high, counts=high, present=high, query_pool=high * self.queries,
+                               items=high * self._per_class, order=high * self.queries)
+
+    # -- what users call -------------------------------------------------------------------------------------------
+
+    def sample(self, bank: ImageBank | FeatureBank, start: int = 0, count: int = 100) -> tuple[Episodes, Tensor]:
+        """Episodes start .. start+count-1 of `bank` and their query labels [E, Q]."""
+        self.check_bank(bank)
+        indices = self.indices(start, count)
+        return indices.gather(bank), indices.query_labels
+
+    def indices(self, start: int = 0, count: int = 100) -> EpisodeIndices:
+        """Row numbers of episodes start .. start+count-1; they must share one shape (else use `buckets`)."""
+        groups = list(self.buckets(start, count))
+        if len(groups) != 1:
+            raise FewshotError(f"episodes {start}..{start + count - 1} have {len(groups)} different shapes (variable ways "
+                               "or shots); iterate over sampler.buckets(start, count)")
+        return groups[0][1]
+
+    def buckets(self, start: int = 0, count: int = 100) -> Iterator[tuple[Tensor, EpisodeIndices]]:
+        """Groups of equally shaped episodes: (positions [E] within start..start+count, indices)."""
+        if start < 0 or count < 1:
+            raise FewshotError(f"start={start}, count={count}; start must be at least 0 and count at least 1")
+        rows = max(1, _BLOCK_BYTES // (8 * self.ways[1] * int(self._sizes.max())))
+        drawn = [self._draw(begin, min(rows, start + count - begin)) for begin in range(start, start + count, rows)]
+        classes, ways, shots, counts, items, keys = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+        shape = np.stack([ways, shots.sum(1), counts.sum(1)], 1)
+        for group in np.unique(shape, axis=0):
+            where = np.flatnonzero((shape == group).all(1))
+            n = int(group[0])
+            yield torch.from_numpy(where), _assemble(classes[where, :n], shots[where, :n], counts[where, :n],
+                                                     items[where, :n], keys[where])
+
+    def check_bank(self, bank: ImageBank | FeatureBank) -> None:
+        if len(bank) != self.items:
+            raise FewshotError(f"the bank has {len(bank)} items, the sampler was built from {self.items} labels; "
+                               "build it from this bank's labels")
+
+    # -- checks ----------------------------------------------------------------------------------------------------
+
+    def _check_protocol(self, small_classes: str) -> None:
+        if self.query_distribution not in QUERY_DISTRIBUTIONS:
+            raise FewshotError(unknown_message("query distribution", self.query_distribution, list(QUERY_DISTRIBUTIONS)))
+        if small_classes not in ("refuse", "drop"):
+            raise FewshotError(f"small_classes={small_classes!r}; choose 'refuse' or 'drop'")
+        if not self.alpha > 0 or not np.isfinite(self.alpha):
+            raise FewshotError(f"alpha={self.alpha}; a Dirichlet distribution needs a positive finite alpha")
+        if (self.query_distribution == "k_eff") != (self.k_eff is not None):
+            raise FewshotError(f"k_eff={self.k_eff} with query_distribution={self.query_distribution!r}; k_eff belongs to "
+                               "'k_eff' and is required there")
+        if self.k_eff is not None and not 1 <= self.k_eff <= self.ways[0]:
+            raise FewshotError(f"k_eff={self.k_eff}; it must lie between 1 and ways={self.ways[0]}")
+
+    def _index(self, labels: np.ndarray, names, small_classes: str) -> None:
+        classes, sizes = np.unique(labels, return_counts=True)
+        need = self.shots[1] + (self.queries if self.query_distribution == "balanced" else 0)
+        small = sizes < need
+        if small.any() and small_classes == "refuse":
+            worst = int(np.argmin(sizes))
+            name = f" ({names[classes[worst]]})" if names else ""
+            raise FewshotError(
+                f"class {classes[worst]}{name} has {sizes[worst]} images; {self.shots[1]} shots and {self.queries} queries "
+                f"need {need} ({int(small.sum())} of {len(classes)} classes are too small): ask for fewer, or pass "
+                "small_classes='drop'")
+        # Rows of class c are order[first[c] : first[c] + size[c]], in the order of the data set.
+        order = np.argsort(labels, kind="stable")
+        first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        self._classes, self._sizes, self._first, self._order = classes[~small], sizes[~small], first[~small], order
+        if self.ways[1] > len(self._classes):
+            raise FewshotError(f"ways={self.ways[1]} but only {len(self._classes)} classes have {need} images or more")
+        if self.query_distribution != "balanced":
+            drawn_from = self.k_eff or self.ways[1]
+            left = int(np.sort(self._sizes - self.shots[1])[:drawn_from].sum())
+            if left < self.ways[1] * self.queries:
+                raise FewshotError(f"{self.ways[1] * self.queries} queries, but the {drawn_from} smallest classes have only "
+                                   f"{left} images left after the support; lower queries")
+
+    # -- drawing ---------------------------------------------------------------------------------------------------
+
+    def _uniforms(self, start: int, count: int) -> dict[str, np.ndarray]:
+        """name -> [count, length] numbers in [0, 1); a Philox counter step yields four of them."""
+        total = sum(length for length in self._layout.values())
+        steps = -(-total // 4)
+        key = int.from_bytes(hashlib.sha256(f"{_STREAM} {self.seed}".encode()).digest()[:16], "little")
+        generator = np.random.Generator(np.random.Philox(key=key, counter=start * steps))
+        numbers = generator.random((count, 4 * steps))
+        bounds = np.cumsum([0, *self._layout.values()])
+        return {name: numbers[:, a:b] for name, a, b in zip(self._layout, bounds[:-1], bounds[1:], strict=True)}
+
+    def _draw(self, start: int, count: int):
+        u = self._uniforms(start, count)
+        (low, high), pool = self.ways, len(self._classes)
+        chosen = _ordered_subset(u["classes"], np.full(count, pool))  # [E, N]
+        ways = low + _below(u["ways"][:, 0], high - low + 1)
+        active = np.arange(high) < ways[:, None]
+        shots = np.where(active, self.shots[0] + _below(u["shots"], self.shots[1] - self.shots[0] + 1), 0)
+        sizes = self._sizes[chosen]
+        counts = self._query_counts(u, np.where(active, sizes - shots, 0), active)
+        shuffled = _ordered_subset(u["items"].reshape(count * high, -1), sizes.reshape(-1))
+        items = self._order[self._first[chosen][..., None] + shuffled.reshape(count, high, -1)]
+        return self._classes[chosen], ways, shots, counts, items, u["order"]
+
+    def _query_counts(self, u: dict[str, np.ndarray], left: np.ndarray, active: np.ndarray) -> np.ndarray:
+        """[E, N] queries of every class, at most `left` images."""
+        total = active.sum(1) * self.queries
+        if self.query_distribution == "balanced":
+            return np.where(active, self.queries, 0)
+        if self.query_distribution == "dirichlet":
+            gamma = np.where(active, gammaincinv(self.alpha, u["counts"]), 0.0)
+            share = gamma / gamma.sum(1, keepdims=True)
+            return _cap(_published_rounding(share * total[:, None], total), left, share)
+        if self.query_distribution == "k_eff":
+            rank = np.argsort(np.argsort(np.where(active, u["present"], 2.0), 1), 1)
+            left = np.where(rank < self.k_eff, left, 0)
+        # Drawing from a pool without replacement: only how often each class is hit matters here, because
+        # within a class the items are shuffled anyway.
+        position = _ordered_subset(u["query_pool"], left.sum(1))
+        position = np.where(np.arange(position.shape[1]) < total[:, None], position, -1)
+        ends = np.cumsum(left, 1)
+        below = (position[:, None, :] < ends[:, :, None]) & (position[:, None, :] >= 0)
+        return np.diff(below.sum(2), prepend=0, axis=1)
+
+
+def _layout(**lengths: int) -> dict[str, int]:
+    return lengths
+
+
+def _below(uniform: np.ndarray, limit) -> np.ndarray:
+    """Integers 0 .. limit-1; uniform numbers have 53 bits, so the bias is below limit / 2^53."""
+    return (uniform * limit).astype(np.int64)
+
+
+def _ordered_subset(uniform: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Per row, k distinct integers below sizes[row] in random order: the first k steps of a Fisher-Yates shuffle.
+
+    uniform [R, k], sizes [R] -> [R, k]. Steps beyond a row's size repeat its last state and must not be used.
+    """
+    rows, k = uniform.shape
+    table = np.broadcast_to(np.arange(max(int(sizes.max()), k), dtype=np.int32), (rows, max(int(sizes.max()), k))).copy()
+    row = np.arange(rows)
+    for step in range(k):
+        other = step + _below(uniform[:, step], np.maximum(sizes - step, 1))
+        taken = table[row, other]
+        table[row, other] = table[:, step]
+        table[:, step] = taken
+    # Positions past a small row's end hold no item of that row; point them at a valid one.
+    return np.minimum(table[:, :k], np.maximum(sizes - 1, 0)[:, None]).astype(np.int64)
+
+
+def _published_rounding(real: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Integer counts that sum to `total`: while the rounded sum is off, floor (or ceil) the count whose fraction is
+    closest to one half (Veilleux et al. 2021, half to even)."""
+    real = real.copy()
+    for _ in range(real.shape[1]):
+        excess = np.rint(real).sum(1) - total
+        wrong = np.flatnonzero(excess)
+        if len(wrong) == 0:
+            break
+        nearest = np.argmin(np.abs(real[wrong] - np.floor(real[wrong]) - 0.5), 1)
+        value = real[wrong, nearest]
+        real[wrong, nearest] = np.where(excess[wrong] > 0, np.floor(value), np.ceil(value))
+    return np.rint(real).astype(np.int64)
+
+
+def _cap(counts: np.ndarray, left: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Move what exceeds `left` to the class of largest share that has room."""
+    missing = (counts - np.minimum(counts, left)).sum(1)
+    counts = np.minimum(counts, left)
+    for _ in range(counts.shape[1]):
+        rows = np.flatnonzero(missing)
+        if len(rows) == 0:
+            break
+        room = left[rows] - counts[rows]
+        target = np.argmax(np.where(room > 0, share[rows], -1.0), 1)
+        moved = np.minimum(missing[rows], room[np.arange(len(rows)), target])
+        counts[rows, target] += moved
+        missing[rows] -= moved
+    return counts
+
+
+def _assemble(classes, shots, counts, items, keys) -> EpisodeIndices:
+    """Split each class's shuffled items into its first `shots` and the next `counts`."""
+    episodes, ways, depth = items.shape
+    place = np.arange(depth)
+    is_support = place < shots[..., None]
+    is_query = ~is_support & (place < (shots + counts)[..., None])
+    label = np.broadcast_to(np.arange(ways)[:, None], (ways, depth))
+    label = np.broadcast_to(label, items.shape)
+
+    def pick(values, mask):
+        return torch.from_numpy(values[mask].reshape(episodes, -1))
+
+    query, query_labels = pick(items, is_query), pick(label, is_query)
+    order = torch.from_numpy(np.argsort(keys[:, : query.shape[1]], axis=1))
+    return EpisodeIndices(pick(items, is_support), pick(label, is_support), query.gather(1, order),
+                          query_labels.gather(1, order), torch.from_numpy(np.ascontiguousarray(classes)))
+
+
+def _integer(name: str, value, least: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or (least is not None and value < least):
+        limit = "" if least is None else f" of at least {least}"
+        raise FewshotError(f"{name}={value!r}; expected an integer{limit}")
+    return int(value)
+
+
+def _range(name: str, value, least: int) -> tuple[int, int]:
+    low, high = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
+    low, high = _integer(name, low, least), _integer(name, high, least)
+    if low > high:
+        raise FewshotError(f"{name}={value!r}; the low end exceeds the high end")
+    return low, high

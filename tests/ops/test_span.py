@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewshot.episodes import Episodes
+from fewshot.ops.span import span_coordinates, to_span
+from tests.conftest import random_episodes
+
+
+def gram(x):
+    return x.double() @ x.double().transpose(-1, -2)
+
+
+def hard_points(points=40, dim=200, seed=0):
+    """Features of very different lengths; duplicates, multiples, a near-duplicate, zero rows and low-rank items."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(5, points, dim, generator=generator, dtype=torch.float64).relu()
+    x[1, 5:15] = x[1, :10].clone()
+    x[1, 20] = 3 * x[1, 0]
+    x[1, 21] = x[1, 0] * (1 + 1e-7)
+    x[2, ::3] = 0
+    x[2, 1] *= 1e4
+    x[2, 2] *= 1e-4
+    x[3] = torch.randn(points, 2, generator=generator, dtype=torch.float64) @ x[3, :2]
+    x[4] = x[4, :1]
+    return x
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 2e-12), (torch.float32, 2e-6)])
+def test_inner_products_are_kept_relative_to_the_norms(dtype, tolerance):
+    x = hard_points().to(dtype)
+    y = span_coordinates(x)
+    assert y.shape == (5, 40, 40) and y.dtype == dtype and torch.isfinite(y).all()
+    norms = x.double().norm(dim=-1).clamp_min(1e-100)
+    error = (gram(y) - gram(x)).abs() / (norms.unsqueeze(-1) * norms.unsqueeze(-2))
+    assert error.max() < tolerance
+    assert (y[2, ::3] == 0).all()
+
+
+def test_rank_one_items_of_many_points_factorise():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(3, 1, 900, generator=generator).expand(3, 700, 900) * torch.rand(3, 700, 1, generator=generator)
+    assert torch.isfinite(span_coordinates(x)).all()
+
+
+def test_few_dimensions_are_left_alone():
+    episodes = random_episodes(dim=25, queries=15)
+    assert to_span(episodes) is episodes
+    assert to_span(random_episodes(dim=26, queries=15)).query.shape == (3, 15, 25)
+
+
+def test_episodes_keep_labels_and_include_unlabelled_points():
+    made = random_episodes(dim=64)
+    unlabelled = made.query[:, :7] + made.query[:, 1:8]
+    episodes = Episodes(support=made.support, support_labels=made.support_labels, query=made.query, ways=made.ways,
+                        unlabelled=unlabelled)
+    small = to_span(episodes)
+    assert small.support_labels is episodes.support_labels and small.support.shape[-1] == 10 + 15 + 7
+    mixed = episodes.unlabelled @ episodes.support.transpose(1, 2)
+    torch.testing.assert_close(small.unlabelled @ small.support.transpose(1, 2), mixed, rtol=0, atol=1e-10)
+
+
+def test_an_episode_does_not_depend_on_its_batch_mates():
+    x = hard_points().float()
+    torch.testing.assert_close(span_coordinates(x)[1:2], span_coordinates(x[1:2]), rtol=0, atol=1e-6)

@@ -1,0 +1,192 @@
+"""An evaluation is reproducible, paired, leak-free, and complete on disk or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fewshot.banks import FeatureBank
+from fewshot.errors import FewshotError
+from fewshot.evaluate import compare, evaluate
+from fewshot.methods.base import Method
+from fewshot.run import Run
+from fewshot.sampler import EpisodeSampler
+from fewshot.store import Store
+
+
+def toy_bank(dim=16, classes=12, images=30, spread=1.0, seed=0, **fields):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat_interleave(images)
+    centres = torch.randn(classes, dim, generator=generator)
+    features = centres[labels] + spread * torch.randn(len(labels), dim, generator=generator)
+    return FeatureBank(features.relu(), labels, name="toy", split="test", **fields)
+
+
+RUN = Run(dataset="toy", backbone="none", episodes=200)
+
+
+def test_agrees_with_a_plain_loop():
+    bank = toy_bank()
+    result = evaluate(RUN, bank)
+    sampler = EpisodeSampler(bank)
+    for i in (0, 57, 199):
+        episode, labels = sampler.sample(bank, start=i, count=1)
+        prototypes = torch.stack([episode.support[0][episode.support_labels[0] == n].mean(0) for n in range(5)])
+        predicted = torch.cdist(episode.query[0], prototypes).argmin(1)
+        assert float(result.correct[i]) == pytest.approx(float((predicted == labels[0]).double().mean()))
+    assert result.accuracy.n == 200 and 0.5 < result.accuracy.mean < 1
+
+
+def test_chance_on_labels_that_mean_nothing():
+    """A leak of support into queries, or of query labels into the method, would lift this above one fifth."""
+    features = torch.randn(360, 16, generator=torch.Generator().manual_seed(5))
+    bank = FeatureBank(features, torch.arange(12).repeat_interleave(30))
+    for method in ("protonet", "nearest_neighbour", "soft_kmeans"):
+        accuracy = evaluate(RUN, bank, method=None, episodes=2000).accuracy if method == "protonet" else evaluate(
+            dataclasses.replace(RUN, method=method, parameters={}), bank, episodes=2000).accuracy
+        # The classes are fixed finite samples, so their means differ a little: one point above chance is allowed.
+        assert abs(accuracy.mean - 0.2) < 0.012, method
+
+
+def test_more_episodes_extend_the_list():
+    bank = toy_bank()
+    few, many = evaluate(RUN, bank), evaluate(RUN, bank, episodes=3000)
+    assert torch.equal(few.correct, many.correct[:200]) and few.fingerprint != many.fingerprint
+
+
+def test_features_of_another_backbone_see_the_same_episodes():
+    a, b = evaluate(RUN, toy_bank(dim=16)), evaluate(RUN, toy_bank(dim=200, spread=2.0, seed=3))
+    assert a.fingerprint == b.fingerprint
+    comparison = compare(a, b)
+    assert comparison.difference.mean == pytest.approx(a.accuracy.mean - b.accuracy.mean)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"shots": 2}, {"episodes": 300}, {"queries": 14}])
+def test_different_episodes_are_not_compared(change):
+    bank = toy_bank()
+    with pytest.raises(FewshotError, match="different episodes"):
+        compare(evaluate(RUN, bank), evaluate(RUN, bank, **change))
+
+
+def test_other_data_are_not_compared():
+    other = dataclasses.replace(toy_bank(), name="other")
+    with pytest.raises(FewshotError, match="different episodes"):
+        compare(evaluate(RUN, toy_bank()), evaluate(RUN, other))
+
+
+def test_run_is_written_out_in_full():
+    run = Run(method="protonet")
+    assert run.parameters == {"temperature": 1.0}
+    assert run.key == Run(method="protonet", parameters={"temperature": 1.0}).key
+    assert run.key != Run(parameters={"temperature": 2.0}).key
+    assert Run.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+    with pytest.raises(FewshotError, match="did you mean 'shots'"):
+        Run.from_dict({"shot": 1})
+    with pytest.raises(FewshotError, match="temperature"):
+        Run(parameters={"temprature": 1})
+
+
+def test_stored_results_are_returned(tmp_path):
+    store, bank = Store(tmp_path), toy_bank()
+    first = evaluate(RUN, bank, store=store)
+    again = evaluate(RUN, bank, store=store)
+    assert again.seconds == first.seconds and torch.equal(again.correct, first.correct)  # a second run has another time
+    assert again.accuracy == first.accuracy and again.fingerprint == first.fingerprint and again.run == first.run
+    assert [r.run.key for r in store] == [first.run.key]
+    assert evaluate(RUN, toy_bank(seed=1), store=store).run.key != first.run.key, "other features are another run"
+
+
+def test_iterative_methods_store_their_convergence(tmp_path):
+    evaluate(dataclasses.replace(RUN, method="soft_kmeans", parameters={}), toy_bank(), store=Store(tmp_path))
+    stored = next(iter(Store(tmp_path)))
+    assert stored.iterations.shape == (200,) and stored.converged.dtype == torch.bool
+    assert stored.setting == "transductive"
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json", "episodes.safetensors"])
+def test_damaged_results_are_named(tmp_path, name):
+    evaluate(RUN, toy_bank(), store=Store(tmp_path))
+    (folder,) = tmp_path.iterdir()
+    (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+    with pytest.raises(FewshotError, match="delete it and evaluate again"):
+        list(Store(tmp_path))
+
+
+def test_failed_write_keeps_the_earlier_result(tmp_path, monkeypatch):
+    store, bank = Store(tmp_path), toy_bank()
+    first = evaluate(RUN, bank, store=store)
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fewshot.store._write_json", full_disk)
+    with pytest.raises(FewshotError, match="No space left.*free disk space"):
+        store.save(first)
+    assert [p.name for p in tmp_path.iterdir()] == [first.run.key]
+    assert torch.equal(store.load(first.run).correct, first.correct)
+
+
+class _NoLogits(Method):
+    source = "test"
+
+    def __call__(self, episodes):
+        return torch.full((*episodes.query.shape[:2], episodes.ways), float("nan"))
+
+
+def test_logits_that_are_not_finite_stop_the_evaluation():
+    with pytest.raises(FewshotError, match="not finite"):
+        evaluate(RUN, toy_bank(), method=_NoLogits())
+
+
+def test_methods_that_need_base_statistics_say_so():
+    run = Run(dataset="toy", method="simple_shot", episodes=50)
+    with pytest.raises(FewshotError, match="base_bank"):
+        evaluate(run, toy_bank())
+    assert evaluate(run, toy_bank(), base_bank=toy_bank(seed=4)).accuracy.n == 50
+
+
+@dataclass(frozen=True, eq=False)
+class _SeesLabels(Method):
+    source = "test"
+
+    def __call__(self, episodes):
+        assert not hasattr(episodes, "query_labels")
+        return torch.zeros(*episodes.query.shape[:2], episodes.ways)
+
+
+def test_constant_logits_give_exactly_chance_on_balanced_queries():
+    assert evaluate(RUN, toy_bank(), method=_SeesLabels()).accuracy.mean == pytest.approx(0.2)
+
+
+KILLED = """
+import sys, torch
+from fewshot.banks import FeatureBank
+from fewshot.evaluate import evaluate
+from fewshot.run import Run
+from fewshot.store import Store
+bank = FeatureBank(torch.randn(600, 256, generator=torch.Generator().manual_seed(0)), torch.arange(600) % 20)
+print("ready", flush=True)
+for seed in range(1000):
+    evaluate(Run(dataset="toy", episodes=300, seed=seed), bank, store=Store(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.4])
+def test_a_killed_evaluation_leaves_nothing_that_looks_finished(tmp_path, delay):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for result in Store(tmp_path):  # raises on anything half-written
+        assert result.accuracy.n == 300
+    for folder in tmp_path.iterdir():
+        assert folder.name.startswith(".") or (folder / "result.json").is_file()
