@@ -1,1 +1,30 @@
-"""Few-shot learning research: the public names."""
+"""Few-shot learning research: the public names. They are loaded when first used, so that `import fewshot` is quick."""
+
+import importlib
+
+_HOMES = {
+    "load_dataset": "fewshot.datasets", "contact_sheet": "fewshot.datasets",
+    "create_backbone": "fewshot.backbones", "list_backbones": "fewshot.backbones",
+    "create_method": "fewshot.methods", "list_methods": "fewshot.methods",
+    "Episodes": "fewshot.episodes", "EpisodeSampler": "fewshot.sampler",
+    "ImageBank": "fewshot.banks", "FeatureBank": "fewshot.banks", "embed": "fewshot.embed",
+    "Run": "fewshot.run", "Result": "fewshot.evaluate", "evaluate": "fewshot.evaluate", "compare": "fewshot.evaluate",
+    "Store": "fewshot.store", "train": "fewshot.training", "TrainConfig": "fewshot.training",
+    "fit_method": "fewshot.fit", "FewshotError": "fewshot.errors",
+    "results_table": "fewshot.tables", "write_report": "fewshot.report",
+}
+
+__all__ = sorted(_HOMES)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fewshot' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value  # a submodule of the same name (fewshot.embed) must not hide the function later
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fewshot.errors import FewshotError
+from fewshot.files import replacing
 
 
 def _as_labels(labels, items: int) -> Tensor:
@@ -149,17 +149,11 @@ class FeatureBank(_Bank):
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file atomically: it is complete or absent."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         meta = {"name": self.name, "split": self.split, "class_names": json.dumps(self.class_names),
                 "provenance": json.dumps(self.provenance, sort_keys=True), "content_hash": self.content_hash}
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             save_file({"features": self.features.contiguous(), "labels": self.labels}, temporary, metadata=meta)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> FeatureBank:

@@ -69,7 +69,7 @@ def data(data_root: DataRoot = None,
 
 @app.command()
 def train(dataset: Dataset = "glyphs", backbone: Backbone = "conv4",
-          method: Annotated[str, typer.Option(help="differentiable method whose episodic loss is minimised")] = "protonet",
+          method: Annotated[str, typer.Option(help="differentiable method; its episodic loss is minimised")] = "protonet",
           out: Annotated[Path, typer.Option(help="folder for checkpoints, TensorBoard logs and weights")] = Path("runs/train"),
           ways: Annotated[int, typer.Option(help="classes of a training episode")] = 20,
           shots: Annotated[int, typer.Option(help="support images a class")] = 1,
@@ -83,7 +83,7 @@ def train(dataset: Dataset = "glyphs", backbone: Backbone = "conv4",
                                                            help="any other training setting, see TrainConfig")] = None,
           data_root: DataRoot = None):
     """Train a backbone episodically on the base classes; the same command resumes an interrupted run."""
-    from fewshot.backbones import create_backbone
+    from fewshot.backbones import create_backbone, input_for
     from fewshot.training import TrainConfig
     from fewshot.training import train as run_training
 
@@ -92,7 +92,7 @@ def train(dataset: Dataset = "glyphs", backbone: Backbone = "conv4",
                 "steps": steps, "lr": lr, "schedule": schedule, "seed": seed, **_pairs(config)}
     training = TrainConfig.from_dict(settings)
     base, validation = (_load(dataset, split, data_root, **options) for split in ("train", "val"))
-    network = create_backbone(backbone, channels=base.images.shape[1], image_size=base.images.shape[-1], seed=seed)
+    network = create_backbone(backbone, **input_for(backbone, base.images), seed=seed)
     result = run_training(training, base, validation, network, out=out)
     typer.echo(result)
 
@@ -116,9 +116,9 @@ def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")
 @app.command("eval")
 def evaluate(dataset: Dataset = "glyphs", split: Annotated[str, typer.Option(help="split the episodes come from")] = "test",
              backbone: Backbone = "conv4", weights: Weights = None,
-             features: Annotated[Path | None, typer.Option(help="feature bank from `fewshot embed` instead of images")] = None,
+             features: Annotated[Path | None, typer.Option(help="feature bank from `fewshot embed`, not images")] = None,
              base_features: Annotated[Path | None, typer.Option(help="feature bank of the base classes")] = None,
-             method: Annotated[str, typer.Option(help="one or more methods, comma-separated; see `fewshot list`")] = "protonet",
+             method: Annotated[str, typer.Option(help="methods, comma-separated; see `fewshot list methods`")] = "protonet",
              ways: Annotated[str, typer.Option(help="classes an episode, comma-separated")] = "5",
              shots: Annotated[str, typer.Option(help="support images a class, comma-separated")] = "1,5",
              queries: Annotated[int, typer.Option(help="query images a class")] = 15,
@@ -128,12 +128,13 @@ def evaluate(dataset: Dataset = "glyphs", split: Annotated[str, typer.Option(hel
              k_eff: Annotated[int | None, typer.Option(help="classes present among the queries (k_eff only)")] = None,
              episodes: Annotated[int, typer.Option(help="number of episodes")] = 10_000,
              seed: Annotated[int, typer.Option(help="seed of the episodes")] = 0,
-             transforms: Annotated[str, typer.Option(help="feature transforms before the method, e.g. center_base,l2")] = "",
+             transforms: Annotated[str, typer.Option(help="feature transforms, e.g. center_base,l2")] = "",
              set_: Settings = None, data_set: DataSettings = None, data_root: DataRoot = None, runs: Runs = Path("runs"),
              json_file: Annotated[Path | None, typer.Option("--json", help="also write the results here")] = None):
     """Accuracy with 95 % intervals over episodes of cached features. Finished runs are not repeated."""
     from fewshot.banks import FeatureBank
     from fewshot.evaluate import evaluate as score
+    from fewshot.files import write_atomically
     from fewshot.run import Run
     from fewshot.store import Store
     from fewshot.tables import results_table
@@ -152,12 +153,14 @@ def evaluate(dataset: Dataset = "glyphs", split: Annotated[str, typer.Option(hel
                      cache=runs / "cache") for run in wanted]
     results_table(results).print()
     if json_file:
-        json_file.write_text(json.dumps([{"run": r.run.to_dict(), "key": r.run.key, **r.summary()} for r in results], indent=1))
+        records = [{"run": r.run.to_dict(), "key": r.run.key, **r.summary()} for r in results]
+        write_atomically(json_file, json.dumps(records, indent=1).encode())
         typer.echo(f"wrote {json_file}")
 
 
 @app.command()
-def compare(results: Annotated[list[str], typer.Argument(help="two or more result folders or keys")], runs: Runs = Path("runs")):
+def compare(results: Annotated[list[str], typer.Argument(help="two or more result folders or keys")],
+            runs: Runs = Path("runs")):
     """Paired differences between results on the same episodes."""
     from fewshot.tables import comparison_table
 
@@ -165,7 +168,7 @@ def compare(results: Annotated[list[str], typer.Argument(help="two or more resul
 
 
 @app.command()
-def table(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; all of --runs when left out")] = None,
+def table(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all")] = None,
           runs: Runs = Path("runs"),
           form: Annotated[str, typer.Option("--format", help="terminal, markdown, csv or latex")] = "terminal"):
     """One table of stored results."""
@@ -181,15 +184,15 @@ def table(results: Annotated[list[str] | None, typer.Argument(help="result folde
 
 
 @app.command()
-def report(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; all of --runs when left out")] = None,
+def report(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all")] = None,
            runs: Runs = Path("runs"), out: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
            title: Annotated[str, typer.Option(help="heading of the page")] = "Few-shot results"):
     """One self-contained HTML page of stored results."""
-    from fewshot.figures import accuracy_against_shots, accuracy_dots
+    from fewshot.figures import accuracy_against_shots
     from fewshot.report import write_report
 
     found = _results(results, runs)
-    figures = {"accuracy": (accuracy_dots(found), "Accuracy with 95 % intervals.")}
+    figures = {}
     if len({r.run.shots for r in found}) > 1:
         figures["shots"] = (accuracy_against_shots(found), "Accuracy against shots.")
     typer.echo(f"wrote {write_report(out, title=title, results=found, figures=figures)}")
@@ -214,13 +217,10 @@ def _results(keys: list[str] | None, runs: Path, least: int = 1):
     from fewshot.store import Store
 
     store = Store(runs)
-    if keys:
-        found = [store.read(key if Path(key).is_dir() else runs / key) for key in keys]
-    else:
-        found = list(store)
+    found = [store.read(key if Path(key).is_dir() else runs / key) for key in keys or []] or list(store)
     if len(found) < least:
-        raise FewshotError(f"{len(found)} results in {runs}; this needs at least {least}: run `fewshot eval` first, or point "
-                           "--runs at the folder that holds them")
+        raise FewshotError(f"{len(found)} results in {runs}; this needs at least {least}: run `fewshot eval` first, or "
+                           "point --runs at the folder that holds them")
     return found
 
 

@@ -110,12 +110,17 @@ def evaluate(run: Run | None = None, bank: FeatureBank | None = None, *, base_ba
         bank, base_bank, run, notes = banks_for(run, root=root, cache=cache, progress=progress)
     else:
         run = dataclasses.replace(run, data=bank.content_hash)
-    if store is not None and method is None and (found := store.load(run)) is not None:
+    if store is not None and (found := store.load(run)) is not None:
         return found
-    method = _prepared(method or create_method(run.method, **run.parameters), base_bank)
+    if store is not None and method is not None:
+        raise FewshotError("a method instance cannot be stored: its state is not part of the run's name. Write it into "
+                           "run.parameters, or evaluate without store")
+    method = method or create_method(run.method, **run.parameters)
     if method.inputs != "features":
         raise FewshotError(f"{run.method} works on images, not on a feature bank")
     chain = parse_transforms(run.transforms).fit(base_bank)
+    if method.needs_base:
+        method = method.fit(chain.bank(_required(base_bank, method)))
     sampler = EpisodeSampler(bank, ways=run.ways, shots=run.shots, queries=run.queries, seed=run.seed,
                              query_distribution=run.query_distribution, alpha=run.alpha, k_eff=run.k_eff)
     result = _score(run, bank, sampler, method, chain, notes, progress)
@@ -133,19 +138,17 @@ def compare(a: Result, b: Result, confidence: float = 0.95) -> Comparison:
     return paired_difference(a.correct, b.correct, confidence)
 
 
-def _prepared(method: Method, base_bank: FeatureBank | None) -> Method:
-    if base_bank is not None:
-        return method.fit(base_bank)
-    if method.needs_base:
+def _required(base_bank: FeatureBank | None, method: Method) -> FeatureBank:
+    if base_bank is None:
         raise FewshotError(f"{type(method).__name__} needs statistics of the base classes: pass base_bank=..., or choose "
                            "settings that do without (e.g. norm='l2n')")
-    return method
+    return base_bank
 
 
 def _score(run, bank, sampler, method, chain, notes, progress) -> Result:
     digest = hashlib.sha256(bank.identity.encode())
-    parts: dict[str, list[Tensor]] = {"correct": [], "iterations": [], "converged": []}
-    start = time.perf_counter()
+    arrays: dict[str, Tensor] = {}
+    done, start = 0, time.perf_counter()
     with torch.inference_mode(), tqdm(total=run.episodes, unit="ep", desc=f"{run.method} {run.protocol}",
                                       disable=not progress, leave=False) as bar:
         for indices, chunks in _chunks(sampler, run.episodes, bank):
@@ -153,9 +156,13 @@ def _score(run, bank, sampler, method, chain, notes, progress) -> Result:
                 digest.update(rows.numpy().tobytes())
             for chunk in chunks:
                 for name, values in _answer(method, chain(chunk.gather(bank)), chunk.query_labels).items():
-                    parts[name].append(values)
+                    # Written into one array: small tensors kept alive among the freed features of each chunk would
+                    # split the heap, and memory would grow with the number of episodes.
+                    if name not in arrays:
+                        arrays[name] = torch.empty(run.episodes, dtype=values.dtype)
+                    arrays[name][done : done + len(chunk)] = values
+                done += len(chunk)
                 bar.update(len(chunk))
-    arrays = {name: torch.cat(values) for name, values in parts.items() if values}
     transductive = method.setting == "transductive" or chain.transductive
     return Result(run=run, fingerprint=digest.hexdigest(), seconds=time.perf_counter() - start, notes=notes,
                   setting="transductive" if transductive else "inductive", assumes=tuple(method.assumes), **arrays)

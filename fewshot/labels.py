@@ -22,7 +22,7 @@ PROTOCOL = ("protocol", "query_distribution", "ways", "shots", "alpha", "k_eff")
 
 
 def result_field(result: Result, name: str) -> str:
-    """A run setting, "protocol" or "setting" of a result as text; parameters are those that differ from their defaults."""
+    """A run setting, "protocol" or "setting" of a result as text; parameters: those not at their default."""
     run = result.run
     if name == "setting":
         return result.setting
@@ -32,7 +32,7 @@ def result_field(result: Result, name: str) -> str:
     value = getattr(run, name)
     if name == "parameters":
         defaults = method_parameters(run.method)
-        value = {key: v for key, v in value.items() if v != defaults.get(key)}
+        value = {key: v for key, v in value.items() if _listed(v) != _listed(defaults.get(key))}
         return _pairs(value) or "defaults"
     if isinstance(value, dict):
         return _pairs(value) or "none"
@@ -41,7 +41,8 @@ def result_field(result: Result, name: str) -> str:
     return value[:8] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
 
 
-def separating_fields(results: Sequence[Result], names: tuple[str, ...], without: tuple[str, ...] = ()) -> tuple[str, ...]:
+def separating_fields(results: Sequence[Result], names: tuple[str, ...],
+                      without: tuple[str, ...] = ()) -> tuple[str, ...]:
     """What must be named beside `names` so that different results have different labels (`without` is never added)."""
     used = (*names, *without)
     if "protocol" in used:
@@ -80,8 +81,8 @@ def unique_results(results: Iterable[Result]) -> list[Result]:
     for result in results:
         known = found.setdefault(result.run.key, result)
         if not known.correct.equal(result.correct):
-            raise FewshotError(f"two results of run {result.run.key} ({result.run.method}, {result.run.protocol}) differ: "
-                               f"{known.accuracy.percent()} and {result.accuracy.percent()}; keep one of them")
+            raise FewshotError(f"two results of run {result.run.key} ({result.run.method}, {result.run.protocol}) "
+                               f"differ: {known.accuracy.percent()} and {result.accuracy.percent()}; keep one of them")
     if not found:
         raise FewshotError("no results; evaluate a run first")
     return list(found.values())
@@ -89,12 +90,17 @@ def unique_results(results: Iterable[Result]) -> list[Result]:
 
 def natural(text: str) -> list:
     """Sort key that puts 5-shot before 10-shot."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", text))]
 
 
 def _with_name(result: Result, name: str) -> str:
     text = result_field(result, name)
     return text if name in ("parameters", "setting", "protocol") else f"{name.replace('_', ' ')} {text}"
+
+
+def _listed(value):
+    """A stored run has lists where its method's defaults have tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _pairs(values: dict) -> str:

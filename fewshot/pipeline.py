@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from fewshot.backbones import create_backbone
+from fewshot.backbones import create_backbone, input_for
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.datasets import load_dataset
 from fewshot.embed import embed
@@ -20,8 +20,10 @@ SEEN_IN_IMAGENET = frozenset({"caltech101", "mini_imagenet", "tiered_imagenet", 
 
 def backbone_for(run: Run, bank: ImageBank):
     """The backbone of `run`, built for the images of `bank`."""
-    return create_backbone(run.backbone, channels=bank.images.shape[1], image_size=bank.images.shape[-1],
-                           weights=run.weights, **run.backbone_options)
+    settings = {**input_for(run.backbone, bank.images), **run.backbone_options}
+    if run.weights is not None and run.weights.startswith("random:"):  # how a stored run names untrained weights
+        return create_backbone(run.backbone, seed=int(run.weights.removeprefix("random:")), **settings)
+    return create_backbone(run.backbone, weights=run.weights, **settings)
 
 
 def pretraining_notes(backbone, dataset: str) -> tuple[str, ...]:

@@ -71,10 +71,9 @@ def paired_difference(a, b, confidence: float = 0.95) -> Comparison:
         raise FewshotError(f"{len(a)} and {len(b)} episodes cannot be paired; evaluate both on the same episodes")
     gap = a - b
     interval = mean_interval(gap, confidence, covers="episode sampling, paired")
-    if len(gap) > 1 and gap.std() > 0:
-        p_value = float(stats.ttest_rel(a, b).pvalue)
-    else:  # identical everywhere (or a single pair): no evidence of any difference, the t statistic is 0/0
-        p_value = 1.0
+    # A gap that is the same everywhere has no spread to test against; without any gap t is 0/0: no evidence.
+    varies = len(gap) > 1 and gap.std() > 1e-12
+    p_value = float(stats.ttest_1samp(gap, 0.0).pvalue) if varies else float(not gap.any())
     return Comparison(interval, float((gap > 0).mean()), float((gap == 0).mean()), p_value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -50,8 +51,8 @@ class Table:
     signed: bool = False
 
     def to_dataframe(self, wide: bool = False) -> pd.DataFrame:
-        """Long form: one row a result with all its fields. Wide: the table's shape, with the columns `accuracy_percent`,
-        `half_width_percent`, `mark` and `run` for each of the table's columns. Numbers are numeric."""
+        """Long form: one row a number with all its fields. Wide: the table's shape, with the columns `accuracy_percent`
+        (or `difference_percent`), `half_width_percent`, `mark` and `run` for each column. Numbers are numeric."""
         if not wide:
             return pd.DataFrame(list(self.records))
         rows = []
@@ -87,20 +88,25 @@ class Table:
     def to_latex(self) -> str:
         """A `table` environment for the booktabs package; notes follow the tabular, run keys stand in comments."""
         style = {BEST: r"\textbf{{{}}}", TIED: r"{}$^\dagger$"}
-        rows = [" & ".join([*map(_latex, label), *(self._text(cell, style).replace("±", r"$\pm$") for cell in cells)])
+
+        def number(cell: Cell | None) -> str:
+            return self._text(cell, style).translate({ord(c): _LATEX[c] for c in "±−–"})
+
+        rows = [" & ".join([*map(_latex, label), *(number(cell) for cell in cells)])
                 for label, cells in zip(self.labels, self.cells, strict=True)]
         head = " & ".join(map(_latex, (*self.headings, *self.columns)))
         notes = [_latex(note) for note in self.all_notes({BEST: "Bold", TIED: "†"})]
         return "\n".join([
-            r"\begin{table}", r"\centering", r"\begin{tabular}{" + "l" * len(self.headings) + "r" * len(self.columns) + "}",
+            r"\begin{table}", r"\centering",
+            r"\begin{tabular}{" + "l" * len(self.headings) + "r" * len(self.columns) + "}",
             r"\toprule", head + r" \\", r"\midrule", *(row + r" \\" for row in rows), r"\bottomrule", r"\end{tabular}",
             r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", " \\par\n".join(notes), r"\end{minipage}",
             r"\end{table}", *(f"% {line}" for line in self._key_lines())]) + "\n"
 
-    def to_html(self, css_class: str = "results") -> str:
-        """A `<table>` with its notes; `data-sort` holds the value to sort a cell by, `title` its run key."""
+    def to_html(self, css_class: str = "results", notes: bool = True) -> str:
+        """A `<table>`, with its notes; `data-sort` holds the value to sort a cell by, `title` its run key."""
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.headings)
-        head += "".join(f'<th scope="col" class="number">{escape(name)}</th>' for name in self.columns)
+        head += "".join(f'<th scope="col" class="number">{_unbroken(name)}</th>' for name in self.columns)
         style = {BEST: "<strong>{}</strong>", TIED: "{} †"}
         body = []
         for label, cells in zip(self.labels, self.cells, strict=True):
@@ -109,26 +115,38 @@ class Table:
                 attributes = f' data-sort="{cell.mean:.9f}" title="run {escape(cell.key)}"' if cell else ""
                 parts += f'<td class="number"{attributes}>{self._text(cell, style)}</td>'
             body.append(f"<tr>{parts}</tr>")
-        notes = "".join(f"<li>{escape(note)}</li>" for note in self.all_notes({BEST: "Bold", TIED: "†"}))
-        return (f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table class="{escape(css_class)}">'
-                f"<thead><tr>{head}</tr></thead>\n<tbody>" + "\n".join(body) + f'</tbody></table></div>\n'
-                f'<ul class="notes">{notes}</ul>')
+        table = (f'<div class="scroll" tabindex="0" role="region" aria-label="table">'
+                 f'<table class="{escape(css_class)}"><thead><tr>{head}</tr></thead>\n<tbody>'
+                 + "\n".join(body) + "</tbody></table></div>\n")
+        items = "".join(f"<li>{escape(note)}</li>" for note in self.all_notes({BEST: "Bold", TIED: "†"}))
+        return f'{table}<ul class="notes">{items}</ul>' if notes else table
 
     _repr_html_ = to_html
 
     def print(self, console: Console | None = None) -> None:
-        """To the terminal; bold cells also carry `*`, so that a redirected copy keeps the mark."""
+        """To the terminal; bold cells also carry `*`, so that a redirected copy keeps the mark. Columns that do not fit
+        beside each other follow in further tables."""
         console = console or Console()
         style = {BEST: "{} *", TIED: "{} †"}
-        table = RichTable()
-        for name in self.headings:
-            table.add_column(Text(name), overflow="fold")
-        for name in self.columns:
-            table.add_column(Text(name), justify="right", overflow="fold")
-        for label, cells in zip(self.labels, self.cells, strict=True):
-            table.add_row(*map(Text, label), *(Text(self._text(cell, style), "bold" if cell and cell.mark == BEST else "")
-                                               for cell in cells))
-        console.print(table)
+        texts = [[self._text(cell, style) for cell in cells] for cells in self.cells]
+        widths = [max(map(len, [*name.split(), *(row[j] for row in texts)])) for j, name in enumerate(self.columns)]
+        room = console.width - 1 - sum(3 + max(map(len, [name, *parts])) for name, *parts in
+                                       zip(self.headings, *self.labels, strict=True))
+        start = 0
+        while start < len(self.columns):
+            stop = start + 1
+            while stop < len(self.columns) and sum(3 + width for width in widths[start:stop + 1]) <= room:
+                stop += 1
+            table = RichTable()
+            for name in self.headings:
+                table.add_column(Text(name), overflow="fold")
+            for name, width in zip(self.columns[start:stop], widths[start:stop], strict=True):
+                table.add_column(Text(name), justify="right", overflow="fold", width=width)
+            for label, cells, row in zip(self.labels, self.cells, texts, strict=True):
+                bold = ("bold" if cell and cell.mark == BEST else "" for cell in cells[start:stop])
+                table.add_row(*map(Text, label), *map(Text, row[start:stop], bold))
+            console.print(table)
+            start = stop
         for note in self.all_notes({BEST: "*", TIED: "†"}):
             console.print(Text(note), style="dim")
 
@@ -140,11 +158,12 @@ class Table:
     def _text(self, cell: Cell | None, style: dict[str, str]) -> str:
         if cell is None:
             return "–"
-        sign = "+" if self.signed else ""
-        return style.get(cell.mark, "{}").format(f"{100 * cell.mean:{sign}.2f} ± {100 * cell.half_width:.2f}")
+        number = f"{100 * cell.mean:{'+' if self.signed else ''}.2f} ± {100 * cell.half_width:.2f}".replace("-", "−")
+        return style.get(cell.mark, "{}").format(number)
 
     def _key_lines(self) -> list[str]:
-        return [f"run {cell.key}: {', '.join(label)}, {column}" for label, cells in zip(self.labels, self.cells, strict=True)
+        return [f"run {cell.key}: {', '.join(label)}, {column}"
+                for label, cells in zip(self.labels, self.cells, strict=True)
                 for column, cell in zip(self.columns, cells, strict=True) if cell]
 
 
@@ -167,7 +186,11 @@ def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", 
     headings += () if "setting" in (*headings, *columns) else ("setting",)
     grid: dict[tuple[str, ...], dict[str, Result]] = defaultdict(dict)
     for result in results:
-        grid[tuple(result_field(result, n) for n in headings)][", ".join(result_field(result, n) for n in columns)] = result
+        label, name = (tuple(result_field(result, n) for n in which) for which in (headings, columns))
+        known = grid[label].setdefault(", ".join(name), result)
+        if not known.correct.equal(result.correct):
+            raise FewshotError(f"runs {known.run.key} and {result.run.key} differ in nothing that a table shows; "
+                               "keep one of them")
     labels = sorted(grid, key=lambda label: [natural(text) for text in label])
     names = sorted({name for row in grid.values() for name in row}, key=natural)
     marks: dict[str, str] = {}
@@ -176,9 +199,10 @@ def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", 
     cells = tuple(tuple(Cell(r.accuracy.mean, r.accuracy.half_width, marks.get(r.run.key, ""), r.run.key)
                         if (r := grid[label].get(name)) else None for name in names) for label in labels)
     ordered = [grid[label][name] for label in labels for name in names if name in grid[label]]
-    legend = {BEST: "best of the column on the same episodes; its paired difference to every other one excludes zero.",
-              TIED: "not distinguishable from the best of the column: the 95 % interval of the paired difference on the "
-                    "same episodes includes zero (no correction for several comparisons)."}
+    legend = {BEST: "best of the column on the same episodes; the 95 % interval of its paired difference to each other "
+                    "one excludes zero (no correction for several comparisons).",
+              TIED: "not distinguishable from the best of the column: the 95 % interval of the paired difference on "
+                    "the same episodes includes zero (no correction for several comparisons)."}
     return Table(tuple(name.replace("_", " ") for name in headings), tuple(labels), tuple(names), cells, legend,
                  tuple(result_notes(results)), tuple(_record(r, marks.get(r.run.key, "")) for r in ordered))
 
@@ -192,26 +216,22 @@ def comparison_table(results: Iterable[Result]) -> Table:
     if len(results) < 2:
         raise FewshotError("1 result; a comparison needs at least 2 results on the same episodes")
     labels = distinct_labels(results)
-    records, cells = [], []
-    for a, name in zip(results, labels, strict=True):
-        row: list[Cell | None] = []
-        for b, other in zip(results, labels, strict=True):
-            if a is b:
-                row.append(None)
-                continue
-            found = compare(a, b)
-            gap = found.difference
-            row.append(Cell(gap.mean, gap.half_width, BEST if found.significant else "", f"{a.run.key} - {b.run.key}"))
-            records.append({"a": name, "b": other, "difference_percent": 100 * gap.mean,
-                            "half_width_percent": 100 * gap.half_width, "excludes_zero": found.significant,
-                            "share_better": found.better, "share_ties": found.ties, "p_value": found.p_value,
-                            "episodes": gap.n, "fingerprint": a.fingerprint, "run_a": a.run.key, "run_b": b.run.key})
-        cells.append(tuple(row))
-    notes = [f"Accuracy of the row minus accuracy of the column, percentage points ± half width of the 95 % interval over "
-             f"{_amount(len(results[0].correct), 'paired episode')} (Student t); it covers episode sampling.",
+    records = []
+    cells: list[list[Cell | None]] = [[None] * len(results) for _ in results]
+    for (i, a), (j, b) in itertools.combinations(enumerate(results), 2):
+        found = compare(a, b)
+        gap, mark = found.difference, "" if found.significant else TIED
+        cells[i][j] = Cell(gap.mean, gap.half_width, mark, f"{a.run.key} - {b.run.key}")
+        cells[j][i] = Cell(-gap.mean, gap.half_width, mark, f"{b.run.key} - {a.run.key}")
+        records.append({"a": labels[i], "b": labels[j], "difference_percent": 100 * gap.mean,
+                        "half_width_percent": 100 * gap.half_width, "excludes_zero": found.significant,
+                        "share_better": found.better, "share_ties": found.ties, "p_value": found.p_value,
+                        "episodes": gap.n, "fingerprint": a.fingerprint, "run_a": a.run.key, "run_b": b.run.key})
+    notes = [f"Accuracy of the row minus accuracy of the column, percentage points ± half width of the 95 % interval "
+             f"over {len(results[0].correct)} paired episodes (Student t); it covers episode sampling.",
              *result_notes(results)[1:]]
-    return Table(("row − column",), tuple((name,) for name in labels), tuple(labels), tuple(cells),
-                 {BEST: "the interval excludes zero (no correction for several comparisons)."}, tuple(notes),
+    return Table(("row − column",), tuple((name,) for name in labels), tuple(labels), tuple(map(tuple, cells)),
+                 {TIED: "the interval includes zero (no correction for several comparisons)."}, tuple(notes),
                  tuple(records), signed=True)
 
 
@@ -219,28 +239,31 @@ def result_notes(results: Sequence[Result]) -> list[str]:
     """What a reader must know about these results, one sentence each."""
     sizes = sorted({len(r.correct) for r in results})
     covers = " and ".join(sorted({r.accuracy.covers for r in results}))
-    notes = [f"Accuracy in percent ± half width of the 95 % interval (Student t over {_join(sizes)} episodes); the interval "
-             f"covers {covers}, not the choice of classes, backbone or training seed."]
+    notes = [f"Accuracy in percent ± half width of the 95 % interval (Student t over {_join(sizes)} episodes); the "
+             f"interval covers {covers}, not the choice of classes, backbone or training seed."]
     sets = sorted({f"{r.run.dataset}, split {r.run.split}" for r in results})
-    queries = {_amount(r.run.queries, "query", "queries") + (
-        " per class" if r.run.query_distribution == "balanced" else " per class on average") for r in results}
-    notes.append(f"Data: {'; '.join(sets)}. {_join(sorted(queries))}; episode seed {_join(sorted({r.run.seed for r in results}))}.")
+    queries, seeds = sorted({r.run.queries for r in results}), sorted({r.run.seed for r in results})
+    average = "" if all(r.run.query_distribution == "balanced" for r in results) else " (a mean where not balanced)"
+    notes.append(f"Data: {'; '.join(sets)}. Queries per class: {_join(queries)}{average}. Episode seed {_join(seeds)}.")
     for protocol in sorted({r.run.protocol for r in results}, key=natural):
         if len({r.fingerprint for r in results if r.run.protocol == protocol}) > 1:
-            notes.append(f"{protocol}: the results are on different episodes; only those on the same ones are compared.")
+            notes.append(f"{protocol}: results are on different episodes; only those on the same ones are compared.")
     changed = sorted({f"{r.run.method}: {result_field(r, 'parameters')}" for r in results
                       if result_field(r, "parameters") != "defaults"}, key=natural)
     notes += [f"Parameters other than the defaults: {'; '.join(changed)}."] if changed else []
-    notes += [f"{r} assumes {a}." for r, a in sorted({(r.run.method, ", ".join(r.assumes)) for r in results if r.assumes})]
+    assumptions = sorted({what for r in results for what in r.assumes})
+    notes += [f"Assuming {what}: {_join(sorted({r.run.method for r in results if what in r.assumes}))}."
+              for what in assumptions]
     uneven = {r.run.method for r in results if r.run.query_distribution != "balanced"}
     lacking = sorted({r.run.method for r in results if r.setting == "transductive"} - uneven)
     notes += [f"Transductive, evaluated with balanced queries only: {', '.join(lacking)}."] if lacking else []
     for text in dict.fromkeys(note for r in results for note in r.notes):
-        notes.append(f"{_subject([r for r in results if text in r.notes], results)}{text}.")
-    for result, label in zip(results, distinct_labels(results, ("protocol",)), strict=True):
-        failed = 0 if result.converged is None else int((~result.converged).sum())
+        subject = _subject([r for r in results if text in r.notes], results)
+        notes.append(f"{'' if text.startswith(subject) else f'{subject}: '}{text}.")
+    for r, label in zip(results, distinct_labels(results, ("protocol",)), strict=True):
+        failed = 0 if r.converged is None else int((~r.converged).sum())
         if failed:
-            notes.append(f"{label}, {result.run.protocol}: {failed} of {len(result.correct)} episodes did not converge.")
+            notes.append(f"{label}, {r.run.protocol}: {failed} of {len(r.correct)} episodes did not converge.")
     commits = sorted({r.commit or "unknown" for r in results})
     changes = " (+: with uncommitted changes)" if any(c.endswith("+") for c in commits) else ""
     return [*notes, f"Commit {_join(commits)}{changes}."]
@@ -271,31 +294,32 @@ def _record(result: Result, mark: str) -> dict:
 
 
 def _subject(carriers: list[Result], results: Sequence[Result]) -> str:
-    """`conv4: ` when only some results carry a note: the shortest description of exactly those."""
+    """Nothing for all results, else the shortest description of exactly `carriers`."""
     if len(carriers) == len(results):
         return ""
     for name in ("backbone", "dataset", "method"):
         values = {result_field(r, name) for r in carriers}
         if len(carriers) == sum(result_field(r, name) in values for r in results):
-            return f"{', '.join(sorted(values))}: "
-    chosen = {r.run.key for r in carriers}
-    return ", ".join(label for label, r in zip(distinct_labels(results), results, strict=True) if r.run.key in chosen) + ": "
-
-
-def _amount(count: int, one: str, many: str | None = None) -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"
+            return _join(sorted(values))
+    keys = {r.run.key for r in carriers}
+    return _join(n for n, r in zip(distinct_labels(results), results, strict=True) if r.run.key in keys)
 
 
 def _join(values: Iterable) -> str:
     return ", ".join(map(str, values))
 
 
+def _unbroken(text: str) -> str:
+    """HTML that breaks lines at spaces only, not at hyphens."""
+    return " ".join(f'<span style="white-space:nowrap">{escape(part)}</span>' for part in text.split(" "))
+
+
 def _markdown(text: str) -> str:
     return re.sub(r"([\\|*<>`\[\]])", r"\\\1", text).replace("\n", " ")
 
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$",
-          "−": "$-$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}", "\n": " ",
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+          "†": r"$\dagger$", "−": "$-$", "–": "--", "<": r"\textless{}", ">": r"\textgreater{}", "\n": " ",
           **{c: "\\" + c for c in "&%$#_{}"}}
 
 

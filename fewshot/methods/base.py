@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -88,7 +89,10 @@ def create_method(name: str, **params) -> Method:
 
 def method_parameters(name: str) -> dict[str, object]:
     """The hyper-parameters of a method with their defaults (fitted state is not a hyper-parameter)."""
-    return {f.name: f.default for f in dataclasses.fields(METHODS[name]) if f.metadata.get("fitted") is None and f.init}
+    cls = METHODS[name]
+    if not dataclasses.is_dataclass(cls):  # an nn.Module: its constructor keywords are the hyper-parameters
+        return {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
+    return {f.name: f.default for f in dataclasses.fields(cls) if f.metadata.get("fitted") is None and f.init}
 
 
 def list_methods(setting: str | None = None) -> list[str]:

@@ -22,28 +22,31 @@ QUERIES = ("shifted", "unshifted")
 @METHODS.register("bd_cspn")
 @dataclass(frozen=True, eq=False)
 class BDCSPN(Method):
-    """Queries are shifted by mean(support) - mean(query) (eq. 7), prototypes re-estimated from support and queries
-    weighted by cosine similarity (eq. 5 and 6), and queries classified by the new prototypes.
+    """Queries are shifted by mean(support) - mean(query) (cross-class bias), prototypes re-estimated from support and
+    queries weighted by cosine similarity (intra-class bias), and queries classified by the new prototypes.
 
-    norm      "cl2n" (needs fit), "l2n" or "un"
-    scale     multiplies the cosines in the weights and, for variant "paper", in the logits; the paper uses 10 for the
-              weights
-    variant   "paper": weights sum to 1 in each class, support counts for its own class, logits scale * cosine.
-              "code": as in the code of LaplacianShot and of the Realistic benchmark (unnormalised weights, support counts
-              for its nearest prototype), logits -|z - w|^2, where the shrunken prototypes matter
-    queries   "shifted": classify the shifted queries; "unshifted": as they were (Realistic benchmark, easyfsl)
+    norm          "cl2n" (needs fit), "l2n" or "un"
+    variant       "paper": weights sum to 1 in each class, support counts for its own class, logits cos / temperature.
+                  "code": as in the code of LaplacianShot and of the Realistic benchmark: unnormalised weights, support
+                  counts for its nearest prototype, logits -|z - w|^2 / temperature, where the shrinkage matters
+    queries       "shifted": classify the shifted queries; "unshifted": as they were (Realistic benchmark, easyfsl)
+    scale         multiplies the cosines in the weights. "auto": 10 for "code", as there; 1 for "paper", as in easyfsl
+                  (exp(10 cos), normalised, leaves nearly all the weight of a single shot on itself: no rectification)
+    temperature   divides the logits; no effect on predictions. The default is this project's choice
 
     Raises FewshotError for values outside these choices, and for norm="cl2n" without fit.
     """
 
     setting = "transductive"
     assumes = ("balanced queries",)
-    source = "Liu et al. 2020, arXiv:1911.10713; code in imtiazziko/LaplacianShot, oveilleux/Realistic_Transductive_Few_Shot"
+    source = ("Liu et al. 2020, arXiv:1911.10713; code in imtiazziko/LaplacianShot and "
+              "oveilleux/Realistic_Transductive_Few_Shot")
 
     norm: str = "cl2n"
-    scale: float = 10.0
     variant: str = "paper"
     queries: str = "shifted"
+    scale: float | str = "auto"
+    temperature: float = 0.1
     base_mean: Tensor | None = fitted()
 
     def __post_init__(self):
@@ -51,8 +54,10 @@ class BDCSPN(Method):
             raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
         if self.queries not in QUERIES:
             raise FewshotError(f"queries={self.queries!r}; choose one of {', '.join(QUERIES)}")
-        if not self.scale > 0:
-            raise FewshotError(f"scale={self.scale}; give a positive number")
+        if self.scale != "auto" and (isinstance(self.scale, str) or not self.scale > 0):
+            raise FewshotError(f"scale={self.scale!r}; give a positive number, or 'auto'")
+        if not self.temperature > 0:
+            raise FewshotError(f"temperature={self.temperature}; give a positive number")
 
     @property
     def needs_base(self) -> bool:
@@ -63,10 +68,9 @@ class BDCSPN(Method):
 
     def __call__(self, episodes: Episodes) -> Tensor:
         episodes = normalise_episodes(episodes, self.norm, self.base_mean)
-        points = aligned_points(episodes)
-        centres = rectified_prototypes(points, episodes.support_labels, episodes.ways, self.scale,
-                                       normalised=self.variant == "paper")
+        points, paper = aligned_points(episodes), self.variant == "paper"
+        scale = (1.0 if paper else 10.0) if self.scale == "auto" else self.scale
+        centres = rectified_prototypes(points, episodes.support_labels, episodes.ways, scale, normalised=paper)
         query = points[:, episodes.support.shape[1]:] if self.queries == "shifted" else episodes.query
-        if self.variant == "paper":
-            return self.scale * cosine(query, centres)  # [E, Q, N]
-        return -squared_euclidean(query, centres)
+        scores = cosine(query, centres) if paper else -squared_euclidean(query, centres)  # [E, Q, N]
+        return scores / self.temperature

@@ -12,9 +12,8 @@ from fewshot.banks import FeatureBank
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.methods.base import METHODS, IterativeMethod, Refinement, fitted
-from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.features import normalise_episodes
-from fewshot.ops.graphs import bound_updates, centred_gram, knn_affinity, squared_distances
+from fewshot.ops.graphs import bound_updates, distances_to_centres_and_each_other, knn_affinity
 from fewshot.ops.prototypes import prototypes
 from fewshot.ops.rectification import aligned_points, rectified_prototypes
 
@@ -24,13 +23,13 @@ QUERIES = ("shifted", "unshifted")
 @METHODS.register("laplacian_shot")
 @dataclass(frozen=True, eq=False)
 class LaplacianShot(IterativeMethod):
-    """Assignments Y minimise sum_q Y_q . (log Y_q + |z_q - w|^2) - laplacian_weight sum_qp W_qp Y_q . Y_p, where W links
-    each query to its nearest other queries; softmax(logits) = Y (eq. 7 to 10, Algorithm 1).
+    """Assignments Y minimise sum_q Y_q . (log Y_q + |z_q - w|^2) - laplacian_weight sum_qp W_qp Y_q . Y_p, where W
+    links each query to its nearest other queries; softmax(logits) = Y (bound updates, Algorithm 1).
 
     norm               "cl2n" (the published setting; needs fit), "l2n" or "un"
     laplacian_weight   lambda of the paper. "auto" is the value its authors chose on miniImageNet's validation classes
-                       (ResNet-18, balanced queries): 0.7 with up to two shots per class on average, else 0.3. They search
-                       0.1 .. 1.5 for each data set and shot; Dirichlet queries got 0.7 throughout
+                       (ResNet-18, balanced queries): 0.7 with up to two shots per class on average, else 0.3. They
+                       search 0.1 .. 1.5 for each data set and shot; with Dirichlet queries it was 0.7 for all shots
     neighbours         other queries that each query is linked to; the official option knn = 3 counts the query itself
     symmetric          False: directed graph, as published; the energy then falls in practice but not provably. True:
                        symmetrised and made positive semi-definite (see `knn_affinity`), and the energy never increases
@@ -82,8 +81,8 @@ class LaplacianShot(IterativeMethod):
                 query = points[:, episodes.support.shape[1]:]
         else:
             centres = prototypes(episodes)
-        unary = squared_euclidean(query, centres)  # [E, Q, N]
-        affinity = knn_affinity(squared_distances(centred_gram(query)), self.neighbours, self.symmetric)
+        unary, apart = distances_to_centres_and_each_other(query, centres)  # [E, Q, N], [E, Q, Q]
+        affinity = knn_affinity(apart, self.neighbours, self.symmetric)
         found = bound_updates(unary, affinity, self._weight(episodes), self.max_iterations, self.tolerance)
         return Refinement(found.scores, centres, found.iterations, found.converged, [centres] if history else None)
 

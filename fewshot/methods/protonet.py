@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
 from fewshot.methods.base import METHODS, Method
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.prototypes import prototypes
@@ -23,6 +24,10 @@ class ProtoNet(Method):
     source = "Snell et al. 2017, arXiv:1703.05175; jakesnell/prototypical-networks"
 
     temperature: float = 1.0
+
+    def __post_init__(self):
+        if not self.temperature > 0:
+            raise FewshotError(f"temperature={self.temperature!r}; it must be positive, or the farthest class wins")
 
     def __call__(self, episodes: Episodes) -> Tensor:
         return -squared_euclidean(episodes.query, prototypes(episodes)) / self.temperature  # [E, Q, N]

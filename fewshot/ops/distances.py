@@ -25,4 +25,5 @@ def l2_normalise(x: Tensor, epsilon: float = 1e-12) -> Tensor:
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
     """Cosine similarities of x [E, A, D] and y [E, B, D] -> [E, A, B]; zero vectors are similar to nothing (0)."""
-    return l2_normalise(x) @ l2_normalise(y).transpose(-1, -2)
+    # x, usually the longer side, is not copied: its norms divide the products.
+    return x @ l2_normalise(y).transpose(-1, -2) / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
@@ -32,3 +33,65 @@ def power_transform(x: Tensor, beta: float, epsilon: float = 1e-6) -> Tensor:
     keeping the sign makes signed features finite too."""
     magnitude = (x.abs() + epsilon).pow(beta)
     return magnitude.where(x >= 0, -magnitude)
+
+
+def centre_episodes(episodes: Episodes, separately: bool = False) -> Episodes:
+    """Subtract a mean of each episode: that of support and query together, or `separately` from each its own.
+
+    Unlabelled points are shifted by the joint mean, or by their own. Transductive: uses all queries.
+    """
+    parts = (episodes.support, episodes.query, episodes.unlabelled)
+    if separately:
+        means = [None if x is None else x.mean(1, keepdim=True) for x in parts]
+    else:
+        shots, queries = episodes.support.shape[1], episodes.query.shape[1]
+        total = episodes.support.sum(1, keepdim=True) + episodes.query.sum(1, keepdim=True)
+        means = [total / (shots + queries)] * 3
+    support, query, unlabelled = (None if x is None else x - m for x, m in zip(parts, means, strict=True))
+    return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways,
+                            text=episodes.text, unlabelled=unlabelled)
+
+
+def scale_to_query_range(episodes: Episodes) -> Episodes:
+    """Map every channel so that the queries of the episode span 0 to 1 (PADDLE's min-max scaling; a channel that is
+    constant over the queries is shifted only). Transductive: uses all queries.
+
+    The released code subtracts the minimum of the unscaled queries; that differs by a shift common to all points.
+    """
+    low = episodes.query.amin(1, keepdim=True)
+    width = episodes.query.amax(1, keepdim=True) - low
+    width = width.where(width > 0, 1)
+    return episodes.with_features(lambda x: (x - low) / width)
+
+
+def tukey_transform(x: Tensor, beta: float) -> Tensor:
+    """sign(x) |x|^beta elementwise, and log x at beta = 0 (Tukey's ladder of powers).
+
+    The logarithm is of x + 1e-6, so that zero features stay finite; negative features raise FewshotError there.
+    """
+    if beta != 0:
+        return x.sign() * x.abs().pow(beta)
+    if (x < 0).any():
+        raise FewshotError(f"tukey(0) is a logarithm, but a feature is {float(x.min()):.4g}; use a positive beta, or "
+                           "features from after the last ReLU")
+    return (x + 1e-6).log()
+
+
+def standardise(x: Tensor) -> Tensor:
+    """Mean 0 and (unbiased) standard deviation 1 over the channels of each point; a constant point becomes zero."""
+    deviation = x.std(dim=-1, keepdim=True)
+    return (x - x.mean(dim=-1, keepdim=True)) / deviation.where(deviation > 0, 1)
+
+
+def channel_importance(x: Tensor, k: float = 1.3, released: bool = False) -> Tensor:
+    """phi(x) = 1 / ln(1/x + 1)^k elementwise, phi(0) = 0, continued as an odd function to negative features.
+
+    Luo et al. 2022 (arXiv:2206.08126, eq. 2). The `released` code adds 1e-5 to x, separately for the positive and the
+    negative half: at 0 the halves cancel, every other channel keeps an offset of 1/ln(1e5 + 1)^k, against its sign.
+    """
+    if released:
+        positive, negative = ((1 / (half + 1e-5) + 1).log().pow(-k) for half in (x.clamp_min(0), (-x).clamp_min(0)))
+        return positive - negative
+    # Below `tiny`, 1/x overflows; phi is 0 to rounding there, and the clamp keeps its gradient finite.
+    magnitude = x.abs().clamp_min(torch.finfo(x.dtype).tiny)
+    return x.sign() * magnitude.reciprocal().log1p().pow(-k)

@@ -29,6 +29,16 @@ def centred_gram(x: Tensor) -> Tensor:
     return x @ x.transpose(-1, -2)
 
 
+def distances_to_centres_and_each_other(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """|x_i - c_k|^2 [E, P, N] and |x_i - x_j|^2 [E, P, P] for x [E, P, D] and centres [E, N, D], sharing the centred
+    copy of x and its norms."""
+    origin = x.mean(dim=1, keepdim=True)
+    x, centres = x - origin, centres - origin
+    gram = x @ x.transpose(-1, -2)
+    squares = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) + centres.square().sum(-1).unsqueeze(1)
+    return torch.baddbmm(squares, x, centres.transpose(-1, -2), alpha=-2).clamp_min_(0), squared_distances(gram)
+
+
 def knn_affinity(squared: Tensor, neighbours: int, symmetric: bool = False) -> Tensor:
     """Affinities W [E, P, P] from squared distances [E, P, P]: W_ij = 1 if j is one of the `neighbours` nearest *other*
     points of i, else 0. Fewer than `neighbours` other points: all of them.
@@ -69,7 +79,7 @@ class BoundUpdates(NamedTuple):
 def bound_updates(unary: Tensor, affinity: Tensor, weight: float, max_iterations: int = 20, tolerance: float = 1e-6,
                   labels: Tensor | None = None, hold_labels: bool = True) -> BoundUpdates:
     """Minimise E(Y) = sum_ik Y_ik (log Y_ik + a_ik - weight (WY)_ik) over assignments Y by the updates
-    Y <- softmax(-a + weight W Y) (LaplacianShot, eq. 7 to 10), starting from softmax(-a).
+    Y <- softmax(-a + weight W Y) (LaplacianShot, Algorithm 1), starting from softmax(-a).
 
     unary      a [E, P, N], cost of putting point i into class k
     affinity   W [E, P, P]

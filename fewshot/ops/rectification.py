@@ -23,15 +23,15 @@ def aligned_points(episodes: Episodes) -> Tensor:
 
 def rectified_prototypes(points: Tensor, support_labels: Tensor, ways: int, scale: float = 10.0,
                          normalised: bool = True) -> Tensor:
-    """Prototypes [E, N, D] re-estimated from points [E, S+Q, D] (support first), weighted by scale * cosine to the class
-    means w of the support.
+    """Prototypes [E, N, D] re-estimated from points [E, S+Q, D] (support first), weighted by scale * cosine to the
+    class means w of the support.
 
-    normalised   True (paper, eq. 5 and 6): weights exp(scale cos(x, w_n)) normalised over the members of class n: its
+    normalised   True (paper): weights exp(scale cos(x, w_n)) normalised over the members of class n: its
                  own support and the points nearest to w_n among the queries.
                  False (code of LaplacianShot and of the Realistic benchmark): (1/|A_n|) sum over A_n of
-                 softmax_n(scale cos(x, w)) x, where A_n holds the support and query points nearest to w_n. These weights
-                 do not sum to one, so the prototypes are shorter than their members. A class that no point is nearest
-                 to keeps w_n (the official code drops the class and fails).
+                 softmax_n(scale cos(x, w)) x, where A_n holds the support and query points nearest to w_n. These
+                 weights do not sum to one, so the prototypes are shorter than their members. A class that no point is
+                 nearest to keeps w_n (the official code drops the class and fails).
     """
     shots = support_labels.shape[1]
     truth = one_hot(support_labels, ways, points.dtype)

@@ -47,3 +47,18 @@ def to_span(episodes: Episodes) -> Episodes:
     support, query, *rest = span_coordinates(torch.cat(parts, dim=1)).split([part.shape[1] for part in parts], dim=1)
     return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways,
                             unlabelled=rest[0] if rest else None)
+
+
+@torch.no_grad()
+def principal_coordinates(x: Tensor) -> Tensor:
+    """x [E, n, D] -> y [E, n, min(n, D)]: the coordinates along the eigenvectors of x^T x, largest eigenvalue first.
+
+    Inner products are kept as in `span_coordinates`, but the axes do not depend on the order of the points, which
+    matters to algorithms that treat coordinates one by one. The sign of an axis is arbitrary. Gradients do not pass.
+    """
+    wide = x.double()
+    if x.shape[-1] <= x.shape[-2]:
+        axes = torch.linalg.eigh(wide.transpose(-1, -2) @ wide).eigenvectors
+        return (wide @ axes).flip(-1).to(x.dtype)
+    values, vectors = torch.linalg.eigh(wide @ wide.transpose(-1, -2))
+    return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)).flip(-1).to(x.dtype)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewshot.episodes import Episodes
-from fewshot.ops.span import span_coordinates, to_span
+from fewshot.ops.span import principal_coordinates, span_coordinates, to_span
 from tests.conftest import random_episodes
 
 
@@ -64,3 +64,14 @@ def test_episodes_keep_labels_and_include_unlabelled_points():
 def test_an_episode_does_not_depend_on_its_batch_mates():
     x = hard_points().float()
     torch.testing.assert_close(span_coordinates(x)[1:2], span_coordinates(x[1:2]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [200, 30])
+def test_principal_coordinates_keep_inner_products_and_ignore_the_order_of_points(dim):
+    x = hard_points(dim=dim)[:2]
+    y = principal_coordinates(x)
+    scale = x.square().sum(-1).amax()
+    assert y.shape == (2, 40, min(40, dim)) and (gram(y) - gram(x)).abs().max() < 1e-12 * scale
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(principal_coordinates(x[:1, order]).abs(), y[:1, order].abs(), atol=1e-8, rtol=0)
+    assert (y.square().sum(1).diff(dim=-1) <= 1e-9).all()

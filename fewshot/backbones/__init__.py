@@ -1,0 +1,15 @@
+"""Networks from images to features. Every module of this package is imported, so a new file registers itself."""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+from fewshot.backbones.base import BACKBONES, Backbone  # noqa: E402
+from fewshot.backbones.create import backbone_table, create_backbone, input_for, list_backbones  # noqa: E402
+from fewshot.backbones.transform import ImageTransform  # noqa: E402
+from fewshot.backbones.weights import load_weights, read_weights, save_weights  # noqa: E402
+
+__all__ = ["BACKBONES", "Backbone", "ImageTransform", "backbone_table", "create_backbone", "input_for",
+           "list_backbones", "load_weights", "read_weights", "save_weights"]

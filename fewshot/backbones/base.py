@@ -1,0 +1,116 @@
+"""What a backbone is, and the table of them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fewshot.backbones.transform import ImageTransform
+from fewshot.backbones.weights import state_sha256
+from fewshot.errors import FewshotError
+from fewshot.registry import Registry
+
+BACKBONES: Registry[type[Backbone]] = Registry("backbone")
+
+
+class Backbone(nn.Module):
+    """A network from images to feature vectors. A subclass is registered with `@BACKBONES.register("name")`, takes
+    `(channels, image_size)` and its own keywords, and defines `spatial(x)` or, without a spatial map, `forward`.
+
+    name, options   registry name and keywords, defaults written out; `seed` made the random weights
+    feature_dim     D
+    input_size      side H = W the network takes, or None for any (of at least `smallest`)
+    transform       ImageTransform from stored images to the network's input
+    pretrained_on   None or e.g. "ImageNet-1k": what the weights had seen before any training here
+    batch_norm      what BatchNorm uses in eval mode: "running" statistics, so that no image influences another's
+                    features, or those of the "batch". In train mode it always uses and records those of the batch
+
+    Of the class: `weights` lists the named weights, the default first; `default_pretrained_on` says what those have
+    seen; `own_input` is True where size and channels of the input belong to the network rather than to the images.
+    """
+
+    weights: ClassVar[tuple[str, ...]] = ("random",)
+    default_pretrained_on: ClassVar[str | None] = None
+    own_input: ClassVar[bool] = False
+    smallest: ClassVar[int] = 1
+
+    def __init__(self, feature_dim: int, transform: ImageTransform, pretrained_on: str | None = None):
+        super().__init__()
+        if transform.size is not None and transform.size < self.smallest:
+            raise FewshotError(f"image_size={transform.size}; this backbone needs at least {self.smallest} pixels")
+        self.feature_dim = feature_dim
+        self.transform = transform
+        self.pretrained_on = pretrained_on
+        self.name, self.options, self.seed = type(self).__name__, {}, None
+        self.random_sha256: str | None = None
+        self.batch_norm = "running"
+
+    @property
+    def input_size(self) -> int | None:
+        return self.transform.size
+
+    @property
+    def batch_norm(self) -> str:
+        return self._batch_norm
+
+    @batch_norm.setter
+    def batch_norm(self, mode: str) -> None:
+        if mode not in ("running", "batch"):
+            raise FewshotError(f"batch_norm={mode!r}; choose 'running' or 'batch'")
+        self._batch_norm = mode
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """As nn.Module.train, and sets the BatchNorm layers as `batch_norm` says."""
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, _BatchNorm):
+                # A training layer that does not track takes the batch's statistics and leaves the running ones alone.
+                layer.track_running_stats = mode or self.batch_norm == "running"
+                layer.training = mode or self.batch_norm == "batch"
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Transformed images [B, C, H, W] -> features [B, D]."""
+        return self.pool(self.forward_map(images))
+
+    def forward_map(self, images: Tensor) -> Tensor:
+        """Transformed images [B, C, H, W] -> last map [B, C', h, w]; raises FewshotError where there is none."""
+        return self.spatial(self.check(images))
+
+    def spatial(self, x: Tensor) -> Tensor:
+        raise FewshotError(f"{self.name} has no spatial map; choose a convolutional backbone such as conv4 or resnet12")
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))  # [B, D]
+
+    def check(self, images: Tensor) -> Tensor:
+        """`images`, or FewshotError if they did not pass the transform."""
+        shape, side = tuple(images.shape), self.input_size
+        fits = images.ndim == 4 and shape[1] == self.transform.channels and images.is_floating_point()
+        if not fits or (side is not None and shape[2:] != (side, side)):
+            raise FewshotError(f"{self.name} got {images.dtype} {shape}; it takes floating "
+                               f"point [B, {self.transform.channels}, {side or 'H'}, {side or 'W'}]: apply "
+                               "backbone.transform first")
+        if min(shape[2:]) < self.smallest:
+            raise FewshotError(f"{self.name} got images of {shape[2]} x {shape[3]} pixels and needs at least "
+                               f"{self.smallest}: create it with image_size={self.smallest} or more to resize them")
+        return images
+
+    @property
+    def weights_id(self) -> str:
+        """"random:<seed>" while the weights are those of a fresh network, else the sha256 of the state dict as it is
+        now, so that features of a network that was trained further cannot pass for those of the untrained one."""
+        return self._weights_id(state_sha256(self.state_dict()))
+
+    def _weights_id(self, sha256: str) -> str:
+        return f"random:{self.seed}" if sha256 == self.random_sha256 else sha256
+
+    def describe(self) -> dict:
+        """What the features depend on besides the images, as plain JSON values."""
+        sha256 = state_sha256(self.state_dict())
+        return {"backbone": self.name, "options": self.options, "weights_id": self._weights_id(sha256),
+                "weights_sha256": sha256, "pretrained_on": self.pretrained_on, "transform": self.transform.spec,
+                "batch_norm": self.batch_norm}

@@ -1,0 +1,109 @@
+"""`create_backbone`: the one way to make a backbone, with reproducible weights."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from fewshot.backbones.base import BACKBONES, Backbone
+from fewshot.backbones.timm_models import TimmBackbone
+from fewshot.backbones.weights import load_weights, state_sha256
+from fewshot.errors import FewshotError
+from fewshot.registry import UnknownName, nearest, unknown_message
+from fewshot.rng import isolated_rng
+
+_COMMON = ("channels", "image_size", "weights", "model")
+
+
+def create_backbone(name: str, *, channels: int = 3, image_size: int | None = None, weights: str | Path | None = None,
+                    seed: int = 0, batch_norm: str = "running", **options) -> Backbone:
+    """The backbone `name` in eval mode; call `.train()` to train it.
+
+    name         one of `list_backbones()`, or "timm/<model>" for any model of timm
+    channels     1 or 3 the network takes; its transform adapts images of the other kind
+    image_size   side images are resized to; None is the backbone's default (see its class)
+    weights      None for the backbone's default, "random", another name its class lists ("imagenet" of
+                 efficientnet_lite0, "pretrained" of timm models), or a file written by `save_weights`
+    seed         of random weights; the caller's generators are left as they were
+    batch_norm   "running" or "batch", see `Backbone`
+    options      keywords of the backbone (of `timm.create_model` for timm models)
+
+    Raises FewshotError; for unknown names and options with the nearest known ones.
+    """
+    cls, arguments = _find(name)
+    if channels not in (1, 3):
+        raise FewshotError(f"channels={channels!r}; images have 1 or 3")
+    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
+        raise FewshotError(f"image_size={image_size!r}; pass a positive number of pixels, or None for the default")
+    chosen = cls.weights[0] if weights is None else str(weights)
+    is_file = chosen not in cls.weights
+    if is_file and not Path(chosen).is_file():
+        raise FewshotError(f"weights={chosen!r} is neither a file nor one of those of {name}: {', '.join(cls.weights)}")
+    if len(cls.weights) > 1:
+        arguments["weights"] = "random" if is_file else chosen
+    options = _with_defaults(name, cls, options)
+    with isolated_rng(seed):
+        backbone = cls(channels, image_size, **arguments, **options)
+    backbone.name, backbone.seed = name, seed
+    backbone.options = {"channels": channels, "image_size": backbone.input_size, **options}
+    if is_file or chosen == "random":
+        backbone.random_sha256 = state_sha256(backbone.state_dict())
+    if is_file:
+        load_weights(backbone, chosen)
+    # Convolutions are faster with channels last, on CPU too; once the weights are so, the activations follow.
+    backbone.to(memory_format=torch.channels_last)
+    backbone.batch_norm = batch_norm
+    return backbone.eval()
+
+
+def list_backbones(timm_models: bool = False) -> list[str]:
+    """Registered names, sorted; with `timm_models` those of timm follow as "timm/<model>"."""
+    return list(BACKBONES) + ([f"timm/{name}" for name in timm.list_models()] if timm_models else [])
+
+
+def input_for(name: str, images: Tensor) -> dict[str, int | None]:
+    """The `channels` and `image_size` to create the backbone `name` with for stored images [..., C, H, W]: the images'
+    own for networks trained here, those of the network where it prescribes them (ImageNet weights, timm models)."""
+    if _find(name)[0].own_input:
+        return {"channels": 3, "image_size": None}
+    return {"channels": images.shape[-3], "image_size": images.shape[-1]}
+
+
+def backbone_table() -> list[dict]:
+    """name, feature_dim, input_size and pretrained_on of every registered backbone at its defaults."""
+    rows = []
+    for name in BACKBONES:
+        cls = BACKBONES[name]
+        with torch.device("meta"):  # no memory, no random numbers
+            made = cls(3, None, **({"weights": "random"} if len(cls.weights) > 1 else {}))
+        rows.append({"name": name, "feature_dim": made.feature_dim, "input_size": made.input_size or "any",
+                     "pretrained_on": cls.default_pretrained_on or "-"})
+    return [*rows, {"name": "timm/<model>", "feature_dim": "the model's", "input_size": "the model's",
+                    "pretrained_on": "optional"}]
+
+
+def _find(name: str) -> tuple[type[Backbone], dict]:
+    if not name.startswith("timm/"):
+        if name not in BACKBONES and timm.is_model(name):
+            raise UnknownName(f"unknown backbone {name!r}; did you mean 'timm/{name}'?")
+        return BACKBONES[name], {}
+    model = name.removeprefix("timm/")
+    if not timm.is_model(model):
+        hint = [f"'timm/{hit}'" for hit in nearest(model.split(".")[0], timm.list_models())]
+        raise UnknownName(f"unknown backbone {name!r}; " + (
+            f"did you mean {' or '.join(hint)}?" if hint else "timm.list_models() lists timm's names"))
+    return TimmBackbone, {"model": model}
+
+
+def _with_defaults(name: str, cls: type[Backbone], options: dict) -> dict:
+    parameters = inspect.signature(cls).parameters
+    free = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    defaults = {key: p.default for key, p in parameters.items() if key not in _COMMON and p.kind is not p.VAR_KEYWORD}
+    for key in options:
+        if key in _COMMON or (key not in defaults and not free):
+            raise FewshotError(unknown_message(f"option of {name}", key, list(defaults)))
+    return {**defaults, **options}

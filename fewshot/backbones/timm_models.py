@@ -1,0 +1,61 @@
+"""Any model of timm as a backbone, under the name "timm/<model>"."""
+
+from __future__ import annotations
+
+import timm
+from torch import Tensor
+
+from fewshot.backbones.base import Backbone
+from fewshot.backbones.transform import ImageTransform
+from fewshot.errors import FewshotError
+
+
+class TimmBackbone(Backbone):
+    """`timm.create_model(model, num_classes=0)`; mean, std, interpolation and input size are the model's own.
+
+    image_size   default: the size the model was made for. Models of fixed size (vision transformers) are built for it
+    weights      "random", or "pretrained" to let timm fetch its weights
+    options      passed to `timm.create_model`, e.g. drop_path_rate
+
+    Deviation from timm's evaluation: images are resized to the whole input, not enlarged and centre-cropped.
+    """
+
+    weights = ("random", "pretrained")
+    own_input = True
+
+    def __init__(self, channels: int, image_size: int | None, model: str, weights: str = "random", **options):
+        pretrained = weights == "pretrained"
+        try:
+            if image_size is not None and timm.get_pretrained_cfg_value(model, "fixed_input_size"):
+                options = {"img_size": image_size, **options}
+            net = timm.create_model(model, pretrained=pretrained, num_classes=0, in_chans=channels, **options)
+        except (TypeError, RuntimeError) as error:
+            raise FewshotError(f"timm cannot make {model!r} with {channels} channels, {options}: {error}") from error
+        config = timm.data.resolve_data_config(model=net)
+        mean, std = (tuple(config[key]) if channels == len(config[key]) else (sum(config[key]) / len(config[key]),)
+                     for key in ("mean", "std"))
+        # timm names more filters than an antialiased resize of tensors offers; bicubic is the nearest to those.
+        filter_name = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+        transform = ImageTransform(channels, image_size or config["input_size"][-1], mean, std, filter_name)
+        seen = seen_data(net.pretrained_cfg.get("tag")) if pretrained else None
+        super().__init__(net.head_hidden_size, transform, seen)
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.net(self.check(images))  # [B, D]
+
+    def spatial(self, x: Tensor) -> Tensor:
+        x = self.net.forward_features(x)
+        if x.ndim == 4:
+            return x if x.shape[1] == self.net.num_features else x.permute(0, 3, 1, 2)  # [B, C', h, w]
+        grid = getattr(getattr(self.net, "patch_embed", None), "grid_size", None)
+        if x.ndim != 3 or grid is None:
+            return super().spatial(x)
+        patches = x[:, getattr(self.net, "num_prefix_tokens", 0):]
+        return patches.transpose(1, 2).unflatten(2, grid)  # [B, C', h, w]
+
+
+def seen_data(tag: str | None) -> str:
+    """The data behind a timm tag: ImageNet-1k where it says so alone, else the tag itself."""
+    parts = (tag or "unknown").split("_")
+    return "ImageNet-1k" if parts[-1] == "in1k" and "ft" not in parts and "dist" not in parts else "_".join(parts)

@@ -1,0 +1,56 @@
+"""Wide ResNet 28-10, the usual large backbone of transductive methods."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fewshot.backbones.base import BACKBONES, Backbone
+from fewshot.backbones.transform import photograph_transform
+from fewshot.errors import FewshotError
+
+
+@BACKBONES.register("wrn28_10")
+class WideResNet(Backbone):
+    """Twelve pre-activation blocks in three stages of 160, 320, 640 channels and strides 1, 2, 2, a last
+    BatchNorm-ReLU and global average pooling: D = 640, non-negative.
+
+    image_size   default None: images keep their size; S2M2's features were made at 80 pixels
+    drop_rate    dropout between the two convolutions of a block, in train mode
+
+    Source: Zagoruyko & Komodakis 2016, arXiv:1605.07146; as in Mangla et al. 2020 (S2M2), nupurkmr9/S2M2_fewshot.
+    """
+
+    def __init__(self, channels: int, image_size: int | None, *, drop_rate: float = 0.0):
+        if not 0 <= drop_rate < 1:
+            raise FewshotError(f"drop_rate={drop_rate}; it must lie in [0, 1)")
+        super().__init__(640, photograph_transform(channels, image_size))
+        self.conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        blocks, inputs = [], 16
+        for outputs, stride in ((160, 1), (320, 2), (640, 2)):
+            for i in range(4):
+                blocks.append(_Block(inputs, outputs, stride if i == 0 else 1, drop_rate))
+                inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.bn = nn.BatchNorm2d(640)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def spatial(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn(self.blocks(self.conv(x))))  # [B, 640, h, w]
+
+
+class _Block(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, drop_rate: float):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.drop = nn.Dropout(drop_rate)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.relu(self.bn1(x))
+        out = self.conv2(self.drop(F.relu(self.bn2(self.conv1(activated)))))
+        # A block that changes the width takes its shortcut after the activation, the others before it.
+        return out + (x if self.shortcut is None else self.shortcut(activated))

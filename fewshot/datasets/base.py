@@ -1,0 +1,215 @@
+"""The data-set contract: a frozen dataclass whose fields are its options and whose `load` returns an `ImageBank`."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import importlib.resources
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from fewshot.banks import ImageBank
+from fewshot.datasets.files import Download, fetch
+from fewshot.errors import FewshotError
+from fewshot.registry import Registry, unknown_message
+
+DATASETS: Registry[type] = Registry("dataset")
+SPLITS = ("train", "val", "test")
+_OTHER_NAMES = {"base": "train", "training": "train", "valid": "val", "validation": "val", "dev": "val",
+                "novel": "test", "testing": "test", "evaluation": "test", "full": "all", "any": "all"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `load_dataset` was asked for, checked once."""
+
+    root: Path
+    split: str
+    image_size: int
+    on_error: str
+    cache: Path | None
+
+
+class Dataset(abc.ABC):
+    """Base of all data sets. A subclass is a frozen dataclass (its fields are the options), registered with
+    `@DATASETS.register("name")`.
+
+    channels     1 (greyscale) or 3
+    image_size   side of the square images unless the caller asks for another
+    classes      number of classes of the default train, val and test split
+    downloads    public files with checksums
+    layout       one line per accepted layout below the data root, for people
+    protocols    accepted values of the option `protocol`, if there is one
+    state        what the table says when the files are there
+    cached       whether decoded images are kept in root/cache unless the caller says otherwise
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    licence: ClassVar[str]
+    homepage: ClassVar[str]
+    channels: ClassVar[int] = 3
+    image_size: ClassVar[int] = 84
+    classes: ClassVar[dict[str, int]] = {}
+    downloads: ClassVar[tuple[Download, ...]] = ()
+    layout: ClassVar[tuple[str, ...]] = ()
+    protocols: ClassVar[tuple[str, ...]] = ()
+    state: ClassVar[str] = "present"
+    cached: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if self.protocols:
+            check_choice(f"protocol of {self.name}", self.protocol, self.protocols)
+
+    @abc.abstractmethod
+    def find(self, root: Path) -> Path | None:
+        """Where the files are below the data root, or None."""
+
+    @abc.abstractmethod
+    def load(self, request: Request) -> ImageBank:
+        """The images of one split; raises FewshotError with `instructions` when the files are missing."""
+
+    @abc.abstractmethod
+    def counts(self, root: Path) -> dict[str, tuple[int, int]]:
+        """split -> (classes, images) of the files that are there, without decoding an image."""
+
+    def root(self, root: str | Path | None) -> Path:
+        """The data root that `root` stands for."""
+        return default_root(root)
+
+    def instructions(self, root: str | Path | None = None) -> str:
+        """What to download, where to put it, and how to check it."""
+        root = default_root(root)
+        lines = [f"{self.name}: {self.description}"]
+        if self.homepage:
+            lines.append(f"  home      {self.homepage}")
+        for item in self.downloads:
+            lines.append(f"  download  {item.url}  ({item.note or f'MD5 {item.md5}'})")
+        lines += [f"  files at  {root}/{place}" for place in self.layout] or ["  nothing to download"]
+        if any(item.direct for item in self.downloads):
+            lines.append(f'  or        load_dataset("{self.name}", download=True) fetches it')
+        return "\n".join([*lines, f"  licence   {self.licence}"])
+
+    def require(self, root: Path) -> Path:
+        """`find`, or FewshotError with the instructions."""
+        where = self.find(root)
+        if where is None:
+            raise FewshotError(f"{self.name} is not under {root} (set FEWSHOT_DATA or pass root=...).\n"
+                               f"{self.instructions(root)}")
+        return where
+
+    def fetch(self, root: Path) -> None:
+        """Download what is missing from the public home; raises FewshotError where that needs a hand."""
+        if self.find(root) is not None:
+            return
+        if not self.downloads or not all(item.direct for item in self.downloads):
+            raise FewshotError(f"{self.name} cannot be downloaded automatically.\n{self.instructions(root)}")
+        for item in self.downloads:
+            fetch(item, root)
+
+
+def load_dataset(name: str, split: str = "test", *, root: str | Path | None = None, image_size: int | None = None,
+                 on_error: str = "raise", cache: bool | str | Path | None = None, download: bool = False,
+                 **options) -> ImageBank:
+    """The images of one split as an `ImageBank` (uint8 [M, C, H, W]).
+
+    split        "train" (base classes), "val", "test" (novel classes) or "all"
+    root         folder of the data sets; the environment variable FEWSHOT_DATA, else ./data, unless given.
+                 For "folder" it is the folder of class folders itself
+    image_size   shorter side after an antialiased resize, then centre crop; each data set has a default
+    on_error     "raise" refuses unreadable images with one error that lists them; "skip" leaves them out with a warning
+    cache        folder for decoded images. True is the environment variable FEWSHOT_CACHE, else root/cache; False is
+                 nowhere; None is True for all data sets but "folder"
+    download     fetch missing files from the public home first, checksums verified
+    options      of the data set, e.g. protocol="vinyals", rotations=True for omniglot
+
+    Raises FewshotError on an unknown name, split or option (with the nearest names), on missing or damaged files
+    (with what to download and where to put it) and on unreadable images.
+    """
+    cls = DATASETS[name]
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in options:
+        if key not in known:
+            raise FewshotError(unknown_message(f"option of {name}", key, known))
+    check_choice("on_error", on_error, ("raise", "skip"))
+    check_split(split)
+    size = cls.image_size if image_size is None else image_size
+    if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 1024:
+        raise FewshotError(f"image_size={size!r}; give a whole number of pixels from 8 to 1024")
+    dataset = cls(**options)
+    folder = dataset.root(root)
+    if download:
+        dataset.fetch(folder)
+    cache = dataset.cached if cache is None else cache
+    if cache is True:
+        cache = os.environ.get("FEWSHOT_CACHE") or folder / "cache"
+    place = Path(cache).expanduser() if cache else None
+    return dataset.load(Request(folder, split, size, on_error, place))
+
+
+def dataset_table(root: str | Path | None = None) -> list[dict]:
+    """One row per registered data set, nothing decoded: name, description, licence, channels, image_size, state
+    ("built in", "present", "missing", "damaged" or "own images"), where, splits {split: {"classes", "images"}}, the
+    same as text in classes and images (train / val / test), and how to get it. A set whose files are not there has
+    its published number of classes and None images."""
+    root = default_root(root)
+    rows = []
+    for name in DATASETS:
+        dataset = DATASETS[name]()
+        row = {"name": name, "description": dataset.description, "licence": dataset.licence,
+               "channels": dataset.channels, "image_size": dataset.image_size, "state": "missing", "where": "",
+               "how": f"fewshot data --how {name}"}
+        counts = {split: (count, None) for split, count in dataset.classes.items()}
+        where = dataset.find(root)
+        if dataset.state != "present" or where is not None:
+            row.update(state=dataset.state, where=str(where) if dataset.state == "present" else "", how="")
+            try:
+                counts = dataset.counts(root)
+            except FewshotError as error:
+                row.update(state="damaged", how=str(error))
+        row["splits"] = {split: {"classes": classes, "images": images} for split, (classes, images) in counts.items()}
+        for position, column in enumerate(("classes", "images")):
+            numbers = [f"{count[position]:,}" for count in counts.values() if count[position] is not None]
+            row[column] = " / ".join(numbers)
+        rows.append(row)
+    return rows
+
+
+def instructions(name: str, root: str | Path | None = None) -> str:
+    """What to download for the data set `name`, where to put it, and how to check it."""
+    return DATASETS[name]().instructions(root)
+
+
+def default_root(root: str | Path | None = None) -> Path:
+    """`root`, else the environment variable FEWSHOT_DATA, else ./data."""
+    return Path(root or os.environ.get("FEWSHOT_DATA") or "data").expanduser()
+
+
+def check_choice(kind: str, value: object, known: Iterable[str]) -> None:
+    if value not in (known := list(known)):
+        raise FewshotError(unknown_message(kind, str(value), known))
+
+
+def check_split(split: str) -> None:
+    if split in (*SPLITS, "all"):
+        return
+    meant = _OTHER_NAMES.get(str(split).lower())
+    if meant:
+        raise FewshotError(f"unknown split {split!r}; did you mean {meant!r}?")
+    check_choice("split", split, (*SPLITS, "all"))
+
+
+@functools.cache
+def read_splits(name: str) -> dict:
+    """The committed class lists `splits/<name>.json`."""
+    return json.loads((importlib.resources.files("fewshot.datasets") / "splits" / f"{name}.json").read_text("utf-8"))
+
+
+def classes_of(lists: dict[str, list[str]], split: str) -> list[str]:
+    """Class names of one split; "all" is train, val, test in this order."""
+    return [name for part in (SPLITS if split == "all" else (split,)) for name in lists[part]]

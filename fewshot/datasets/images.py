@@ -1,0 +1,185 @@
+"""Data sets that are image files: list them, decode them once, keep the result in a cache."""
+
+from __future__ import annotations
+
+import abc
+import io
+import os
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from fewshot.banks import ImageBank
+from fewshot.datasets import cache
+from fewshot.datasets.base import SPLITS, Dataset, Request
+from fewshot.datasets.files import Tree
+from fewshot.errors import FewshotError
+
+# What Pillow raises on damaged input, over its many decoders, and zipfile on a damaged member.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error,
+               zipfile.BadZipFile, Image.DecompressionBombError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Files of one split with their labels, nothing decoded."""
+
+    files: list[tuple[Tree, str]]
+    labels: list[int]
+    class_names: tuple[str, ...]
+
+    @classmethod
+    def of_classes(cls, files: dict[str, list[tuple[Tree, str]]], class_names) -> Listing:
+        """All files of the named classes, class by class."""
+        class_names = tuple(class_names)
+        rows = [(file, label) for label, name in enumerate(class_names) for file in files[name]]
+        return cls([file for file, _ in rows], [label for _, label in rows], class_names)
+
+
+class ImageFiles(Dataset):
+    """A data set of encoded images; a subclass says which files belong to a split."""
+
+    inverted: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def listing(self, where: Path, split: str) -> Listing:
+        """The files of a split; raises FewshotError when classes are missing."""
+
+    def check_source(self, where: Path) -> None:
+        """Called once before decoding; may warn about files that differ from the published ones."""
+
+    def counts(self, root: Path) -> dict[str, tuple[int, int]]:
+        where = self.require(root)
+        listings = {split: self.listing(where, split) for split in SPLITS}
+        return {split: (len(one.class_names), len(one.files)) for split, one in listings.items()}
+
+    def load(self, request: Request) -> ImageBank:
+        where = self.require(request.root)
+        listing = self.listing(where, request.split)
+        size, labels, names = request.image_size, torch.tensor(listing.labels), listing.class_names
+        key = [self.channels, size, self.inverted, [(name, *tree.stamp(name)) for tree, name in listing.files]]
+        path = cache.path_for(request.cache, f"{self.name}-{request.split}", key)
+        kept = cache.read(path)
+        if kept is not None and len(kept["images"]) == len(labels):
+            images, rows = kept["images"], range(len(labels))
+        else:
+            self.check_source(where)
+            images, rows = decode_all(listing.files, size, self.channels, request.on_error, self.name)
+            images = 255 - images if self.inverted else images
+            if len(rows) == len(labels):
+                cache.write(path, {"images": images})
+            else:
+                labels, names = _without_empty(labels[list(rows)], names)
+        files = tuple(listing.files[row][1] for row in rows)
+        return ImageBank(images, labels, names, self.name, request.split, files)
+
+
+def need_classes(dataset: Dataset, wanted, found, where: Path) -> None:
+    """Raise unless every wanted class was found."""
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        raise FewshotError(f"{where} lacks {len(missing)} of {len(list(wanted))} classes of {dataset.name}: "
+                           f"{', '.join(missing[:10])}{more}; unpack or download it again "
+                           f"(fewshot data --how {dataset.name} prints how)")
+
+
+def decode_all(files: list[tuple[Tree, str]], size: int, channels: int, on_error: str,
+               label: str) -> tuple[Tensor, list[int]]:
+    """uint8 [M, C, size, size] of the readable files, and which of the files these are.
+
+    With on_error="raise" unreadable files raise one FewshotError with the first ten names and the total; with "skip"
+    they are left out with a warning that says the same.
+    """
+    images = np.empty((len(files), channels, size, size), dtype=np.uint8)
+    rows, bad = [], []
+    for row, image in enumerate(tqdm(_decoded(files, size, channels), total=len(files), unit=" images",
+                                     desc=f"decoding {label}", leave=False)):
+        if isinstance(image, Exception):
+            bad.append(f"{files[row][0].where(files[row][1])} ({image or type(image).__name__})")
+        else:
+            images[len(rows)] = image
+            rows.append(row)
+    if bad:
+        shown = "\n  ".join(bad[:10]) + (f"\n  and {len(bad) - 10} more" if len(bad) > 10 else "")
+        message = f"{len(bad)} of {len(files)} images of {label} cannot be read"
+        if on_error == "raise":
+            raise FewshotError(f'{message}; replace them or pass on_error="skip" to leave them out:\n  {shown}')
+        warnings.warn(f"{message} and are left out:\n  {shown}", stacklevel=4)
+    if not rows:
+        raise FewshotError(f"{label} has no readable image; check the folder and the file names")
+    return torch.from_numpy(images[:len(rows)]), rows
+
+
+def _decoded(files: list[tuple[Tree, str]], size: int, channels: int) -> Iterator[np.ndarray | Exception]:
+    def one(file: tuple[Tree, str]) -> np.ndarray | Exception:
+        try:
+            return decode(file[0].read(file[1]), size, channels)
+        except _UNREADABLE as error:
+            return error
+
+    # JPEG decoding and resizing release the interpreter lock; chunks keep few decoded images in flight.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(files), 1024):
+            yield from pool.map(one, files[start:start + 1024])
+
+
+def decode(data: bytes, size: int, channels: int) -> np.ndarray:
+    """uint8 [C, size, size]: EXIF orientation applied, transparency on white, shorter side resized to `size`
+    (antialiased bilinear), centre-cropped."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bit(image)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = fit(image.convert("RGB" if channels == 3 else "L"), size)
+    pixels = np.asarray(image)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """Centre square of the image, resized to `size`."""
+    width, height = image.size
+    side = min(width, height)
+    if (width, height) == (size, size):
+        return image
+    # Cropping first by an exact (fractional) box equals resize-then-crop without rounding the longer side.
+    left, top = (width - side) / 2, (height - side) / 2
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit greyscale scaled down by 256: Pillow's own conversion clips it to white."""
+    pixels = np.asarray(image, dtype=np.float64)
+    scale = 256 if pixels.max() > 255 else 1
+    return Image.fromarray(np.clip(pixels / scale, 0, 255).astype(np.uint8))
+
+
+def resize_pixels(images: Tensor, size: int) -> Tensor:
+    """Antialiased resize of uint8 [M, C, H, H] to [M, C, size, size]."""
+    if images.shape[-1] == size:
+        return images
+    parts = [torch.nn.functional.interpolate(part.float(), size=(size, size), mode="bilinear", antialias=True)
+             for part in images.split(1024)]
+    return torch.cat([part.round().clamp(0, 255).to(torch.uint8) for part in parts])
+
+
+def _without_empty(labels: Tensor, names: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:
+    """Classes that lost all their images disappear, so that no episode asks for them."""
+    present = labels.unique()
+    return torch.searchsorted(present, labels), tuple(names[i] for i in present.tolist())

@@ -1,0 +1,305 @@
+"""Figures in one style: light, colour-blind safe (Okabe-Ito), readable without colour. No pyplot, no global state."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from fewshot.errors import FewshotError
+from fewshot.evaluate import Result
+from fewshot.files import write_atomically
+from fewshot.labels import PROTOCOL, distinct_labels, natural, unique_results
+
+BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, BLACK = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00",
+                                                      "#F0E442", "#000000")
+COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK)  # yellow is too pale for a line on white
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":", "-.")
+GREY = "#5f6368"
+_IN_TITLES = ("dataset", "split", *PROTOCOL)  # what panel titles name, so labels need not
+# Names from data sets may hold `$`: mathematics in texts is off.
+STYLE = {
+    "backend": "agg", "figure.dpi": 100, "figure.facecolor": "white", "savefig.facecolor": "white",
+    "font.family": ["DejaVu Sans"], "font.size": 10, "axes.titlesize": 10, "axes.titlelocation": "left",
+    "axes.labelsize": 10, "axes.labelcolor": "#202124", "axes.edgecolor": GREY, "axes.linewidth": 0.8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": True,
+    "grid.color": "#e3e5e8", "grid.linewidth": 0.8, "text.color": "#202124", "text.parse_math": False,
+    "xtick.color": GREY, "ytick.color": GREY, "xtick.labelcolor": "#202124", "ytick.labelcolor": "#202124",
+    "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.6, "lines.markersize": 5.5,
+    "errorbar.capsize": 3, "pdf.fonttype": 42, "svg.fonttype": "none",
+}
+
+
+def _styled(draw: Callable) -> Callable:
+    """Build the figure under STYLE and leave matplotlib's settings as they were."""
+    @functools.wraps(draw)
+    def wrapper(*arguments, **options):
+        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+            figure = draw(*arguments, **options)
+            figure.draw_without_rendering()  # ticks are made now, so a later draw does not need the style
+        return figure
+
+    return wrapper
+
+
+@_styled
+def accuracy_against_shots(results: Iterable[Result]) -> Figure:
+    """Accuracy with 95 % intervals over the number of shots: a line per method (and backbone, seed, ... where they
+    vary), a panel per data set, ways and query distribution.
+
+    Raises FewshotError for no results and for a range of shots, which has no place on the axis.
+    """
+    results = unique_results(results)
+    panels: dict[tuple[str, ...], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    for label, result in zip(distinct_labels(results, _IN_TITLES), results, strict=True):
+        if not isinstance(result.run.shots, int):
+            raise FewshotError(f"shots={result.run.shots!r} is a range; this figure needs a fixed number of shots")
+        protocol = result.run.protocol.replace(f" {result.run.shots}-shot", "")
+        panels[(*_place(result, results), protocol)][label].append(result)
+    labels = sorted({label for panel in panels.values() for label in panel}, key=natural)
+    shots = sorted({r.run.shots for r in results})
+    across, legend_columns = min(2, len(panels)), _legend_columns(labels)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(6.4, 3.1 * down + 0.5 + 0.2 * -(-len(labels) // legend_columns)), layout="constrained")
+    grid = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[len(panels):]:
+        axes.set_visible(False)
+    order = sorted(panels, key=lambda key: [natural(part) for part in key])
+    for axes, key in zip(grid.flat, order, strict=False):
+        for label, line in panels[key].items():
+            line.sort(key=lambda r: r.run.shots)
+            axes.errorbar([r.run.shots for r in line], [100 * r.accuracy.mean for r in line],
+                          [100 * r.accuracy.half_width for r in line], label=label, **_look(labels.index(label)))
+        axes.set_title(", ".join(key))
+        axes.set_xscale("log", base=2)  # the gain of a shot shrinks: 1 to 5 deserves more room than 16 to 20
+        axes.set_xticks(shots, [str(k) for k in shots])
+        axes.set_xticks([], minor=True)
+        axes.set_xlim(shots[0] / 1.15, shots[-1] * 1.15)
+    drawn = list(grid.flat[:len(panels)])
+    _chance_lines(drawn, results)
+    for axes in drawn[-across:]:
+        axes.set_xlabel("shots per class")
+        axes.tick_params(labelbottom=True)  # also above an empty place
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy (%)")
+    handles = {label: handle for axes in grid.flat
+               for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend([handles[label] for label in labels], labels, loc="outside lower center", ncols=legend_columns)
+    return figure
+
+
+@_styled
+def accuracy_dots(results: Iterable[Result]) -> Figure:
+    """Accuracy with 95 % intervals, a panel per data set and protocol, sorted; open dots are transductive."""
+    results = unique_results(results)
+    panels: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+    for result in results:
+        panels[(*_place(result, results), result.run.protocol)].append(result)
+    names = dict(zip((r.run.key for r in results), distinct_labels(results, _IN_TITLES), strict=True))
+    order = sorted(panels, key=lambda key: [natural(part) for part in key])
+    heights = [len(panels[key]) + 1.4 for key in order]
+    figure = Figure(figsize=(6.4, 0.9 + 0.27 * sum(heights)), layout="constrained")
+    grid = figure.subplots(len(order), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+    for axes, key in zip(grid, order, strict=True):
+        panel = sorted(panels[key], key=lambda r: r.accuracy.mean)
+        for y, result in enumerate(panel):
+            accuracy = result.accuracy
+            axes.errorbar(100 * accuracy.mean, y, xerr=100 * accuracy.half_width, fmt="o", color=BLUE,
+                          markerfacecolor="white" if result.setting == "transductive" else BLUE)
+        axes.set_yticks(range(len(panel)), [_short(names[r.run.key], 44) for r in panel])
+        axes.set_ylim(-0.7, len(panel) - 0.3)
+        axes.set_title(", ".join(key))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(False, axis="y")
+        axes.margins(x=0.08)
+    grid[-1].set_xlabel("accuracy (%), 95 % interval over episodes")
+    if len({r.setting for r in results}) > 1:
+        marks = [Line2D([], [], marker="o", linestyle="", color=BLUE, markerfacecolor=fill, label=label)
+                 for fill, label in ((BLUE, "inductive"), ("white", "transductive"))]
+        figure.legend(handles=marks, loc="outside lower center", ncols=2)
+    return figure
+
+
+@_styled
+def training_curve(history: Sequence[dict], smoothing: float = 0.9) -> Figure:
+    """Training loss and validation accuracy over steps.
+
+    history     rows with `step` and `loss`, and at some steps `validation_accuracy` and `validation_half_width`
+                (fractions): history.json of a training run
+    smoothing   weight of the past in the exponential mean of the loss (0 draws the raw values only)
+    """
+    if not history:
+        raise FewshotError("an empty history; train for at least one step")
+    if not 0 <= smoothing < 1:
+        raise FewshotError(f"smoothing={smoothing}; it must be at least 0 and below 1")
+    losses = [(row["step"], row["loss"]) for row in history if row.get("loss") is not None]
+    checks = [(row["step"], 100 * row["validation_accuracy"], 100 * row["validation_half_width"])
+              for row in history if row.get("validation_accuracy") is not None]
+    figure = Figure(figsize=(6.4, 4.6 if losses and checks else 2.8), layout="constrained")
+    grid = figure.subplots(bool(losses) + bool(checks), 1, sharex=True, squeeze=False)[:, 0]
+    if losses:
+        steps, values = np.array(losses, dtype=float).T
+        grid[0].plot(steps, values, color=SKY, linewidth=0.8, alpha=0.8, label="loss")
+        if smoothing:
+            grid[0].plot(steps, _smooth(values, smoothing), color=BLUE, label=f"smoothed ({smoothing:g})")
+        grid[0].set_ylabel("training loss")
+        grid[0].legend(loc="upper right")
+    if checks:
+        steps, means, halves = np.array(checks, dtype=float).T
+        best = int(means.argmax())
+        grid[-1].fill_between(steps, means - halves, means + halves, color=GREEN, alpha=0.25, linewidth=0)
+        grid[-1].plot(steps, means, color=GREEN, marker="o", markersize=3.5)
+        grid[-1].plot(steps[best], means[best], marker="o", markersize=9, color=BLACK, fillstyle="none")
+        grid[-1].set_ylabel("validation accuracy (%)")
+        grid[-1].set_title(f"best {means[best]:.2f} ± {halves[best]:.2f} at step {steps[best]:.0f}")
+    grid[-1].set_xlabel("step")
+    return figure
+
+
+@_styled
+def episode_figure(support, support_labels, query, predictions, query_labels=None,
+                   class_names: Sequence[str] | None = None, max_shots: int = 5, max_queries: int = 6) -> Figure:
+    """One episode: a row per class with its support on the left and queries on the right.
+
+    support      [S, C, H, W] uint8, C = 1 or 3;  support_labels [S];  query [Q, C, H, W];  predictions [Q]
+    query_labels [Q] true classes: queries stand in the row of their true class, a solid green frame and a tick mark a
+                 right prediction, a dashed red frame and a cross a wrong one. None: they stand in the predicted row.
+    class_names  one per class of the episode
+
+    At most `max_shots` and `max_queries` images a row are drawn; the title says so. Raises FewshotError on wrong
+    shapes.
+    """
+    support, query = _images("support", support), _images("query", query)
+    support_labels, predictions = (np.asarray(torch.as_tensor(x)) for x in (support_labels, predictions))
+    truth = predictions if query_labels is None else np.asarray(torch.as_tensor(query_labels))
+    for name, values, images in (("support_labels", support_labels, support), ("predictions", predictions, query),
+                                 ("query_labels", truth, query)):
+        if values.shape != (len(images),):
+            raise FewshotError(f"{name} has shape {values.shape}; expected ({len(images)},), one for each image")
+    ways = int(max(support_labels.max(), predictions.max(), truth.max())) + 1
+    names = [f"class {n}" for n in range(ways)] if class_names is None else list(map(str, class_names))
+    if len(names) < ways:
+        raise FewshotError(f"{len(names)} class names for {ways} classes; give one per class of the episode")
+    rows = [(np.flatnonzero(support_labels == n)[:max_shots], np.flatnonzero(truth == n)[:max_queries])
+            for n in range(ways)]
+    shots, most = max(len(given) for given, _ in rows), max(len(asked) for _, asked in rows)
+    cell, gap, head = 1.08, 0.3, 0.3  # inches; laid out by hand, so that long names do not push the images apart
+    width, height = max(4.4, cell * (shots + most) + gap + 0.1), ways * (cell + 0.16) + head
+    figure = Figure(figsize=(width, height))
+
+    def draw(image: np.ndarray, row: int, left: float) -> Axes:
+        bottom = height - head - (row + 1) * (cell + 0.16) + 0.05
+        axes = figure.add_axes((left / width, bottom / height, 0.98 / width, 0.98 / height))
+        axes.imshow(image, interpolation="nearest")
+        axes.grid(False)
+        axes.set(xticks=[], yticks=[], anchor="SW")
+        _frame(axes, "#c8ccd1", "-", 0.8)
+        return axes
+
+    for n, (given, asked) in enumerate(rows):
+        for place, i in enumerate(given):
+            axes = draw(support[i], n, 0.05 + place * cell)
+            if place == 0:
+                axes.set_title(_short(names[n], 14 * shots), fontsize=8.5, fontweight="bold", pad=3)
+        for place, i in enumerate(asked):
+            axes = draw(query[i], n, 0.05 + gap + (shots + place) * cell)
+            named = _short(names[predictions[i]], 14)
+            if query_labels is None:
+                axes.set_title(named, fontsize=8, pad=4)
+                continue
+            right = predictions[i] == truth[i]
+            mark, dark = ("✓", "#00664b") if right else ("✗", "#a84300")
+            axes.set_title(f"{mark} {named}", fontsize=8, color=dark, pad=4)
+            _frame(axes, GREEN if right else RED, "-" if right else (0, (2.5, 1.5)), 2.4)
+    drawn = sum(len(asked) for _, asked in rows)
+    shown = f", {drawn} shown" if drawn < len(query) else ""
+    count = f" and queries: {(truth == predictions).sum()} of {len(query)} correct"
+    count = f", {len(query)} queries by predicted class" if query_labels is None else count
+    figure.text(0.05 / width, 1 - 0.05 / height, f"Support (left){count}{shown}", va="top")
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
+    """Write `path`.png and `path`.pdf, each complete or absent; equal figures give equal bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
+        place = path.with_name(f"{path.name}.{suffix}")
+        write_atomically(place, figure_bytes(figure, suffix, metadata))
+        written.append(place)
+    return written[0], written[1]
+
+
+def figure_bytes(figure: Figure, suffix: str = "png", metadata: dict | None = None) -> bytes:
+    """The figure as the content of a file."""
+    buffer = io.BytesIO()
+    dpi = min(200, 60_000 / max(figure.get_size_inches()))  # Agg draws at most 65 536 pixels a side
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(buffer, format=suffix, dpi=dpi, facecolor="white", metadata=metadata)
+    return buffer.getvalue()
+
+
+def _place(result: Result, results: list[Result]) -> tuple[str, ...]:
+    """Data set and split, for a title, where they vary."""
+    several = len({(r.run.dataset, r.run.split) for r in results}) > 1
+    return (f"{result.run.dataset} ({result.run.split})",) if several else ()
+
+
+def _look(i: int) -> dict:
+    """Colour, marker and dash of line i; the pairs repeat after 28 lines."""
+    dash, colour = divmod(i, len(COLOURS))
+    return {"color": COLOURS[colour], "marker": MARKERS[colour], "linestyle": LINES[dash % len(LINES)]}
+
+
+def _legend_columns(labels: list[str]) -> int:
+    """Legend columns that fit the width of a figure."""
+    return max(1, min(4, len(labels), 84 // (max(map(len, labels)) + 7)))
+
+
+def _chance_lines(panels: list[Axes], results: list[Result]) -> None:
+    """Where chance is, unless that would take more than half of the axis."""
+    ways, means = {r.run.ways for r in results}, [r.accuracy.mean for r in results]
+    if len(ways) != 1 or not isinstance(way := ways.pop(), int) or 1 / way < 2 * min(means) - max(means):
+        return
+    for axes in panels:
+        axes.axhline(100 / way, color=GREY, linewidth=1, linestyle=(0, (1, 2)))
+        axes.annotate("chance", (1, 100 / way), xycoords=("axes fraction", "data"), xytext=(-2, 3),
+                      textcoords="offset points", ha="right", color=GREY, fontsize=8.5)
+
+
+def _smooth(values: np.ndarray, weight: float) -> np.ndarray:
+    """Exponential mean, corrected for its start, so that the first value is the first loss."""
+    total, mass, smooth = 0.0, 0.0, []
+    for value in values:
+        total, mass = weight * total + value, weight * mass + 1
+        smooth.append(total / mass)
+    return np.array(smooth)
+
+
+def _images(name: str, images) -> np.ndarray:
+    """[n, C, H, W] uint8 -> [n, H, W, 3]."""
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != np.uint8 or len(images) == 0:
+        raise FewshotError(f"{name} has dtype {images.dtype} and shape {images.shape}; expected uint8 [n, C, H, W] "
+                           "with C = 1 or 3 and at least one image")
+    return np.broadcast_to(images, (len(images), 3, *images.shape[2:])).transpose(0, 2, 3, 1)
+
+
+def _frame(axes: Axes, colour: str, dash, width: float) -> None:
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=width, linestyle=dash)
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"

@@ -1,0 +1,66 @@
+"""Prototype adaptation in the manner of Hybrid Consistency Training; a reconstruction, not the authors' method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+from fewshot.methods.base import METHODS, IterativeMethod, Refinement
+from fewshot.ops.distances import cosine, l2_normalise
+from fewshot.ops.prototypes import one_hot, prototypes
+
+
+@METHODS.register("hct_adapt")
+@dataclass(frozen=True, eq=False)
+class HCTAdapt(IterativeMethod):
+    """Reconstruction from the abstract of the paper, which has no public code: "iteratively normalises features and
+    adapts prototypes" is taken from there, the exact steps and all constants are this project's. Its results are not
+    results of HCT, and the consistency training that the paper is about is not part of it.
+
+    `iterations` times: centre support and queries, each by its own mean, and scale every point to unit length; assign
+    u = softmax(scale cos(z, w)); move the prototypes w by `step_size` towards the means of support and u-weighted
+    queries, and scale them to unit length. The first prototypes are the class means of the normalised support;
+    logits = scale cos(z, w) with the last ones. Prototypes lie in the space of the normalised points.
+
+    Raises FewshotError for scale <= 0, step_size outside (0, 1] or iterations < 1.
+    """
+
+    assumes = ("balanced queries", "reconstruction from the paper's abstract")
+    source = "after Ye et al. 2020, arXiv:2011.10082; no public code"
+
+    scale: float = 10.0
+    step_size: float = 0.2
+    iterations: int = 20
+
+    def __post_init__(self):
+        if not self.scale > 0:
+            raise FewshotError(f"scale={self.scale}; give a positive number")
+        if not 0 < self.step_size <= 1:
+            raise FewshotError(f"step_size={self.step_size}; it must lie in (0, 1]")
+        if self.iterations < 1:
+            raise FewshotError(f"iterations={self.iterations}; at least 1 is needed")
+
+    def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
+        labels = one_hot(episodes.support_labels, episodes.ways, episodes.support.dtype).transpose(1, 2)  # [E, N, S]
+        means, trace = None, []
+        for _ in range(self.iterations):
+            episodes = episodes.with_features(_centred_unit)
+            if means is None:
+                means = l2_normalise(prototypes(episodes))
+            assigned = (self.scale * cosine(episodes.query, means)).softmax(-1)  # [E, Q, N]
+            total = labels @ episodes.support + assigned.transpose(1, 2) @ episodes.query
+            size = labels.sum(-1) + assigned.sum(1)
+            means = l2_normalise(torch.lerp(means, total / size.unsqueeze(-1), self.step_size))
+            if history:
+                trace.append(means)
+        steps = torch.full((len(episodes),), self.iterations, device=means.device)
+        return Refinement(self.scale * cosine(episodes.query, means), means, steps,
+                          torch.ones_like(steps, dtype=torch.bool), trace if history else None)
+
+
+def _centred_unit(x: Tensor) -> Tensor:
+    return l2_normalise(x - x.mean(dim=1, keepdim=True))

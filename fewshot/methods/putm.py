@@ -1,0 +1,166 @@
+"""PUTM: prototypes moved by conditional transport whose plan is produced by a small network trained on each episode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+from fewshot.methods.base import METHODS, IterativeMethod, Refinement
+from fewshot.ops.adam import Adam
+from fewshot.ops.distances import l2_normalise, squared_euclidean
+from fewshot.ops.features import power_transform
+from fewshot.ops.prototypes import one_hot, prototypes
+from fewshot.ops.span import principal_coordinates, to_span
+from fewshot.ops.transport import query_marginals
+
+VARIANTS = ("sane", "official")
+HIDDEN = (128, 64)
+SLOPE = 0.01  # of the leaky ReLU
+OFFICIAL_TASKS = 1000
+
+
+@METHODS.register("putm")
+@dataclass(frozen=True, eq=False)
+class PUTM(IterativeMethod):
+    """Features to a power, then unit length. A navigator network per episode maps (w_n - z_q)^2, elementwise, through
+    layers of 128, 64 and 1 to a distance d_qn. Its softmax of -d over classes is the forward plan f, that over queries
+    the backward plan b. `outer` times: `inner` Adam steps (betas 0.5 and 0.99) on the navigator minimise
+
+        (1 - balance) [rho mean_q sum_n c f + (1 - rho) mean_n sum_q c b] + balance mean_n (sum_q m_qn - t_n)^2
+
+    with c = |w - z|^2, m = rho f + (1 - rho) b and the target t; then the prototypes w move by `step_size` towards the
+    means of support and f-weighted queries. logits = -d of the last of `inner` further steps. The navigator and Adam's
+    state are kept between outer rounds, as in the official code, and f is the one before the last Adam step.
+
+    step_size      "auto": 0.2 for 1 shot (support items / ways), 0.1 otherwise
+    query_prior    "balanced", "unknown" or frequencies [N]; it sets the target and the defaults of:
+    rho, balance   None for 1 and 0.001 (balanced or given frequencies), 0.5 and 0 ("unknown"; the paper's Dirichlet
+                   protocol)
+    seed           of the initial weights, which are the same for every episode: an episode's answer depends neither on
+                   its batch mates nor on its place among them
+    variant        "sane": t_n = rho Q prior_n + (1 - rho), what the sums are for the prior; Glorot normal weights; the
+                   features are expressed in the principal axes of the episode's points, so that the order of the points
+                   does not matter.
+                   "official": t_n = 0.2 whatever Q and N; the axes of a QR factorisation of the points (support first);
+                   weights of variance 2 / (outputs (inputs + 1000)), which is what Glorot's rule gives when applied to
+                   the stacked weights of the 1000 tasks that the official program trains at once.
+
+    Slow: 1530 training steps of a network per episode by default. Squared differences per axis are not rotation
+    invariant: the axes are part of the method. The final bias of the network cancels in both plans and is left out.
+    """
+
+    assumes = ("balanced queries",)
+    source = "Tian et al. 2023, arXiv:2308.03047; RashLog/PUTM"
+
+    power: float = 0.6
+    outer: int = 50
+    inner: int = 30
+    learning_rate: float = 1e-3
+    step_size: float | str = "auto"
+    query_prior: str | Tensor | tuple[float, ...] = "balanced"
+    rho: float | None = None
+    balance: float | None = None
+    seed: int = 0
+    variant: str = "sane"
+
+    def __post_init__(self):
+        if self.variant not in VARIANTS:
+            raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
+        for name in ("rho", "balance"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise FewshotError(f"{name}={value}; it is a weight between 0 and 1")
+
+    @torch.no_grad()
+    def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
+        one_shot = episodes.support.shape[1] <= episodes.ways
+        step_size = (0.2 if one_shot else 0.1) if self.step_size == "auto" else self.step_size
+        episodes = episodes.with_features(lambda x: power_transform(x, self.power))
+        episodes = (to_span if self.variant == "official" else _to_principal_axes)(episodes)
+        episodes = episodes.with_features(l2_normalise)
+        query = episodes.query
+        labels = one_hot(episodes.support_labels, episodes.ways, query.dtype)
+        support_sums, support_counts = labels.transpose(1, 2) @ episodes.support, labels.sum(1)
+        rho, balance, target = self._balance(query, episodes.ways)
+        means, trace = prototypes(episodes), []
+        network = _Navigator(self._weights(query), self.learning_rate)
+        for _ in range(self.outer):
+            forward = network.train(query, means, self.inner, rho, balance, target).softmax(-1)
+            estimate = torch.baddbmm(support_sums, forward.transpose(1, 2), query)
+            estimate /= (support_counts + forward.sum(1)).unsqueeze(-1)
+            means = means + step_size * (estimate - means)
+            if history:
+                trace.append(means)
+        logits = network.train(query, means, self.inner, rho, balance, target)
+        steps = torch.full((len(episodes),), self.outer, device=query.device)
+        return Refinement(logits, means, steps, torch.ones_like(steps, dtype=torch.bool), trace or None)
+
+    def _balance(self, query: Tensor, ways: int) -> tuple[float, float, Tensor]:
+        """rho, balance and the target column sums [E, 1, N]."""
+        unknown = isinstance(self.query_prior, str) and self.query_prior == "unknown"
+        rho = self.rho if self.rho is not None else 0.5 if unknown else 1.0
+        balance = self.balance if self.balance is not None else 0.0 if unknown else 0.001
+        sums = query_marginals("balanced" if unknown else self.query_prior, query.new_empty(*query.shape[:2], ways))
+        target = torch.full_like(sums, 0.2) if self.variant == "official" else rho * sums + (1 - rho)
+        return rho, balance, target.to(query.dtype).unsqueeze(1)
+
+    def _weights(self, query: Tensor) -> list[Tensor]:
+        """Initial parameters [E, ...]: weight, bias, weight, bias, weight."""
+        generator = torch.Generator().manual_seed(self.seed)
+        sizes, parameters = (query.shape[-1], *HIDDEN, 1), []
+        for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+            spread = outputs * (inputs + OFFICIAL_TASKS) if self.variant == "official" else inputs + outputs
+            weight = torch.randn(inputs, outputs, generator=generator, dtype=torch.float64) * (2 / spread) ** 0.5
+            parameters += [weight, torch.zeros(1, outputs, dtype=torch.float64)]
+        return [p.to(query).expand(len(query), *p.shape).clone() for p in parameters[:-1]]
+
+
+class _Navigator:
+    """E three-layer networks trained side by side, with hand-written gradients."""
+
+    def __init__(self, parameters: list[Tensor], learning_rate: float):
+        self.adam = Adam(parameters, learning_rate, betas=(0.5, 0.99))
+
+    def train(self, query: Tensor, means: Tensor, steps: int, rho: float, balance: float, target: Tensor) -> Tensor:
+        """Take `steps` Adam steps; returns the scores -d [E, Q, N] before the last one."""
+        x = (query.unsqueeze(2) - means.unsqueeze(1)).square_().flatten(1, 2)  # [E, QN, D]
+        cost = squared_euclidean(query, means)  # [E, Q, N]
+        for _ in range(steps):
+            weight1, bias1, weight2, bias2, weight3 = self.adam.parameters
+            hidden1 = torch.nn.functional.leaky_relu_(torch.baddbmm(bias1, x, weight1), SLOPE)
+            hidden2 = torch.nn.functional.leaky_relu_(torch.baddbmm(bias2, hidden1, weight2), SLOPE)
+            scores = (hidden2 @ weight3).neg_().view_as(cost)
+            out = -_score_gradient(scores, cost, rho, balance, target).flatten(1).unsqueeze(-1)  # [E, QN, 1]
+            back2 = (out @ weight3.transpose(1, 2)).mul_(_slopes(hidden2))
+            back1 = (back2 @ weight2.transpose(1, 2)).mul_(_slopes(hidden1))
+            self.adam.step([x.transpose(1, 2) @ back1, back1.sum(1, keepdim=True), hidden1.transpose(1, 2) @ back2,
+                            back2.sum(1, keepdim=True), hidden2.transpose(1, 2) @ out])
+        return scores
+
+
+def _slopes(hidden: Tensor) -> Tensor:
+    """Derivative of the leaky ReLU from its output, which has the sign of its input."""
+    # Python numbers in torch.where would give float32 whatever the dtype of `hidden`.
+    return torch.where(hidden > 0, hidden.new_ones(()), hidden.new_full((), SLOPE))
+
+
+def _score_gradient(scores: Tensor, cost: Tensor, rho: float, balance: float, target: Tensor) -> Tensor:
+    """Gradient of the objective with respect to the scores [E, Q, N]."""
+    queries, ways = scores.shape[1:]
+    forward, backward = scores.softmax(2), scores.softmax(1)
+    excess = (rho * forward + (1 - rho) * backward).sum(1, keepdim=True) - target
+    excess *= 2 * balance / ways
+    by_forward = rho * (cost * ((1 - balance) / queries) + excess)
+    by_backward = (1 - rho) * (cost * ((1 - balance) / ways) + excess)
+    return (forward * (by_forward - (by_forward * forward).sum(2, keepdim=True))
+            + backward * (by_backward - (by_backward * backward).sum(1, keepdim=True)))
+
+
+def _to_principal_axes(episodes: Episodes) -> Episodes:
+    points = principal_coordinates(torch.cat([episodes.support, episodes.query], dim=1))
+    support, query = points.split([episodes.support.shape[1], episodes.query.shape[1]], dim=1)
+    return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways)

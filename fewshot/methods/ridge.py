@@ -1,0 +1,63 @@
+"""Ridge regression to one-hot targets, in closed form."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+from fewshot.methods.base import METHODS, Method, fitted
+from fewshot.ops.features import NORMS, normalise_episodes
+from fewshot.ops.linear import fit_ridge
+
+if TYPE_CHECKING:
+    from fewshot.banks import FeatureBank
+
+
+@METHODS.register("ridge")
+@dataclass(frozen=True, eq=False)
+class Ridge(Method):
+    """logits = scale (W x + b) with W, b the ridge regression of the one-hot labels on the normalised support.
+
+    regularisation  weight of |W|^2 against the summed squared error
+    scale           multiplies the outputs, which lie around 0 and 1: it sets how sharp the probabilities are, not the
+                    predictions
+    intercept       fit b without penalty (centres features and targets)
+    norm            "l2n" x/|x|, "cl2n" (needs `fit`), or "un" for features used as they are
+
+    Deviations from R2-D2: regularisation and scale are constants instead of meta-learned scalars, features are
+    L2-normalised, and there is an intercept. `norm="un", intercept=False` is the layer of the paper (eq. 6, solved in
+    the dimension of the support, its Woodbury form). Differentiable, so it can be trained through.
+    """
+
+    source = "Bertinetto et al. 2019, arXiv:1805.08136 (R2-D2), section 3.2"
+
+    regularisation: float = 1.0
+    scale: float = 10.0
+    intercept: bool = True
+    norm: str = "l2n"
+    base_mean: Tensor | None = fitted()
+
+    def __post_init__(self):
+        if not self.regularisation > 0:
+            raise FewshotError(f"regularisation={self.regularisation!r}; it must be positive, or the few "
+                               "support points do not determine the weights")
+        if not self.scale > 0:
+            raise FewshotError(f"scale={self.scale!r}; it must be positive, or the ranking of the classes is lost")
+        if self.norm not in NORMS:
+            raise FewshotError(f"norm={self.norm!r}; choose one of {', '.join(NORMS)}")
+
+    @property
+    def needs_base(self) -> bool:
+        return self.norm == "cl2n"
+
+    def fit(self, base_bank: FeatureBank) -> Ridge:
+        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
+
+    def __call__(self, episodes: Episodes) -> Tensor:
+        e = normalise_episodes(episodes, self.norm, self.base_mean)
+        return self.scale * fit_ridge(e.support, e.support_labels, e.ways, self.regularisation, self.intercept)(e.query)

@@ -1,0 +1,63 @@
+"""SimpleShot: nearest class mean of transformed features."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+from fewshot.methods.base import METHODS, Method, fitted
+from fewshot.ops.distances import cosine, squared_euclidean
+from fewshot.ops.features import NORMS, normalise_episodes
+from fewshot.ops.prototypes import prototypes
+
+if TYPE_CHECKING:
+    from fewshot.banks import FeatureBank
+
+
+@METHODS.register("simple_shot")
+@dataclass(frozen=True, eq=False)
+class SimpleShot(Method):
+    """logits = -scale |z_q - c_n|^2 with c_n the mean of the transformed support, not normalised again.
+
+    norm    "cl2n" centre by the mean feature of the base classes (needs `fit`), then x/|x|; "l2n" x/|x|; "un" nothing
+    metric  "euclidean", or "cosine": logits = scale cos(z_q, c_n), which does normalise the class means
+    scale   multiplies the logits; it changes probabilities, not predictions
+
+    The paper predicts the nearest mean and defines no probabilities: the squared distance as logit is our choice.
+    `norm="l2n", metric="cosine", scale=10` is the nearest-centroid classifier (NCC) of Luo et al. 2023
+    (arXiv:2301.12246); `norm="un", metric="cosine"` is what easyfsl calls SimpleShot when it is not given a mean.
+    """
+
+    source = "Wang et al. 2019, arXiv:1911.04623; mileyan/simple_shot"
+
+    norm: str = "cl2n"
+    metric: str = "euclidean"
+    scale: float = 1.0
+    base_mean: Tensor | None = fitted()
+
+    def __post_init__(self):
+        if self.norm not in NORMS:
+            raise FewshotError(f"norm={self.norm!r}; choose one of {', '.join(NORMS)}")
+        if self.metric not in ("euclidean", "cosine"):
+            raise FewshotError(f"metric={self.metric!r}; choose 'euclidean' or 'cosine'")
+        if not self.scale > 0:
+            raise FewshotError(f"scale={self.scale!r}; it must be positive, or the ranking of the classes is lost")
+
+    @property
+    def needs_base(self) -> bool:
+        return self.norm == "cl2n"
+
+    def fit(self, base_bank: FeatureBank) -> SimpleShot:
+        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
+
+    def __call__(self, episodes: Episodes) -> Tensor:
+        e = normalise_episodes(episodes, self.norm, self.base_mean)
+        means = prototypes(e)  # [E, N, D]
+        if self.metric == "cosine":
+            return self.scale * cosine(e.query, means)
+        return -self.scale * squared_euclidean(e.query, means)

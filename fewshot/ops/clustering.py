@@ -1,0 +1,202 @@
+"""Clustering of support and queries together, started from the class means: K-means, K-modes and their Laplacian forms.
+
+Everything here depends on the points through their inner products alone. Centres are therefore kept as weights
+[E, N, P] over the P points, and no step of the iteration touches the D feature dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewshot.errors import FewshotError
+from fewshot.ops.graphs import bound_updates, centred_gram, knn_affinity, squared_distances
+from fewshot.ops.prototypes import one_hot
+
+CENTRES = ("mean", "mode")
+
+
+@dataclass(frozen=True)
+class ClusteringOptions:
+    """See `cluster`; the defaults are those of imtiazziko/SLK-few-shot except for `clamp_support`."""
+
+    centres: str = "mean"
+    laplacian_weight: float = 0.0
+    neighbours: int = 2
+    bandwidth: float | None = None
+    clamp_support: bool = True
+    max_iterations: int = 100
+    tolerance: float = 1e-4
+    bound_iterations: int = 600
+    bound_tolerance: float = 1e-7
+    mode_iterations: int = 1000
+    mode_tolerance: float = 1e-5
+
+    def __post_init__(self):
+        if self.centres not in CENTRES:
+            raise FewshotError(f"centres={self.centres!r}; choose one of {', '.join(CENTRES)}")
+        if self.laplacian_weight < 0:
+            raise FewshotError(f"laplacian_weight={self.laplacian_weight}; give a number of at least 0 (0: no graph)")
+        if self.bandwidth is not None and not self.bandwidth > 0:
+            raise FewshotError(f"bandwidth={self.bandwidth}; give a positive length, or None to estimate it")
+        if self.max_iterations < 1:
+            raise FewshotError(f"max_iterations={self.max_iterations}; at least 1 is needed")
+
+
+@dataclass(frozen=True, eq=False)
+class Clustering:
+    """scores [E, P, N] (argmax: cluster), weights [E, N, P] with centres = weights @ points, iterations [E],
+    converged [E], history (if asked) of the weights after every iteration."""
+
+    scores: Tensor
+    weights: Tensor
+    iterations: Tensor
+    converged: Tensor
+    history: list[Tensor] | None
+
+
+@torch.no_grad()
+def cluster(points: Tensor, support_labels: Tensor, ways: int, options: ClusteringOptions,
+            history: bool = False) -> Clustering:
+    """Cluster points [E, P, D] whose first S rows are the support with support_labels [E, S].
+
+    Starts from nearest class means (support: its own class) and repeats: centres from the current clusters, then cost a
+    and new assignment.
+    centres           "mean": mean of the members, a = |x - c|^2 (K-means). "mode": mean-shift from the old centre over
+                      the members, a = -exp(-|x - c|^2 / 2 s^2) (K-modes)
+    laplacian_weight  0: hard assignment to the nearest centre, with scores -|x - c|^2 or -|x - c|^2 / 2 s^2. Above 0
+                      (SLK): `bound_updates` on the graph of the `neighbours` nearest other points
+    bandwidth         s; None estimates s^2 = sum_ij W_ij |x_i - x_j|^2 / 5P as the official code does (its 5 is a
+                      constant: the graph has 2P edges)
+    clamp_support     True: the support stays in its own classes. False, as in the official code: only at the start (and
+                      in the start of the bound updates), afterwards support items may change cluster
+    tolerance         an episode has converged when, from its third iteration on, its energy
+                      sum a Y - laplacian_weight sum Y (WY) changes by at most this fraction
+
+    Where support may move, a cluster can lose all members; the episode then ends with the previous state, as in the
+    official code, and reports converged = False.
+    """
+    episodes, total, dtype = len(points), points.shape[1], points.dtype
+    gram = centred_gram(points)
+    truth = one_hot(support_labels, ways, dtype).transpose(1, 2)  # [E, N, S]
+    shots = support_labels.shape[1]
+    distances = squared_distances(gram)
+    weights = torch.zeros(episodes, ways, total, dtype=dtype, device=points.device)
+    weights[..., :shots] = truth / truth.sum(-1, keepdim=True)
+    scores = -_centre_distances(weights, gram)  # [E, N, P]
+    members = _members(scores, truth, True)
+    affinity = _affinity(distances, options)
+    spread = _twice_variance(distances, affinity, options)  # [E, 1, 1]
+
+    final_scores, final_weights = scores.clone(), weights.clone()
+    iterations = torch.full((episodes,), options.max_iterations, device=points.device)
+    converged = torch.zeros(episodes, dtype=torch.bool, device=points.device)
+    alive, previous, trace = torch.arange(episodes, device=points.device), None, []
+    for step in range(options.max_iterations):
+        if options.centres == "mean":
+            weights = members / members.sum(-1, keepdim=True)
+            scores = -_centre_distances(weights, gram)
+            unary = -scores
+        else:
+            weights = _mean_shift(weights, members, gram, spread, options)
+            scores = -_centre_distances(weights, gram) / spread
+            unary = -scores.exp()
+        soft = None
+        if options.laplacian_weight:
+            found = bound_updates(unary.transpose(1, 2), affinity, options.laplacian_weight, options.bound_iterations,
+                                  options.bound_tolerance, support_labels[alive], hold_labels=options.clamp_support)
+            scores = found.scores.transpose(1, 2)
+            soft = scores.softmax(dim=1)
+        members = _members(scores, truth, options.clamp_support)
+        energy = _energy(members if soft is None else soft, unary, affinity, options)
+
+        emptied = (members.sum(-1) == 0).any(-1)
+        settled = torch.zeros_like(emptied)
+        if step > 1:
+            settled = ((energy - previous).abs() <= options.tolerance * previous.abs()) & ~emptied
+        kept = alive[~emptied]
+        final_scores[kept], final_weights[kept] = scores[~emptied], weights[~emptied]
+        if history:
+            trace.append(final_weights.clone())
+        done = emptied | settled
+        previous = energy
+        if done.any():
+            iterations[alive[done]], converged[alive[settled]] = step + 1, True
+            keep = ~done
+            alive, weights, members, gram, truth, spread, previous = (
+                x[keep] for x in (alive, weights, members, gram, truth, spread, previous))
+            affinity = None if affinity is None else affinity[keep]
+            if not len(alive):
+                break
+    return Clustering(final_scores.transpose(1, 2), final_weights, iterations, converged, trace if history else None)
+
+
+def _centre_distances(weights: Tensor, gram: Tensor) -> Tensor:
+    """|x_i - c_k|^2 as [E, N, P] for centres c = weights @ x."""
+    products = weights @ gram  # c_k . x_i
+    squares = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(1) + (products * weights).sum(-1, keepdim=True)
+    return squares.sub_(products, alpha=2).clamp_min_(0)
+
+
+def _members(scores: Tensor, truth: Tensor, clamp: bool) -> Tensor:
+    """Hard assignment [E, N, P], one-hot over N."""
+    members = one_hot(scores.argmax(dim=1), scores.shape[1], scores.dtype).transpose(1, 2).contiguous()
+    if clamp:
+        members[..., :truth.shape[-1]] = truth
+    return members
+
+
+def _affinity(distances: Tensor, options: ClusteringOptions) -> Tensor | None:
+    if options.laplacian_weight > 0 or (options.centres == "mode" and options.bandwidth is None):
+        return knn_affinity(distances, options.neighbours)
+    return None
+
+
+def _twice_variance(distances: Tensor, affinity: Tensor | None, options: ClusteringOptions) -> Tensor:
+    """2 s^2 [E, 1, 1] of the Gaussian kernel, positive also where points coincide with all their neighbours."""
+    if options.centres == "mean" or options.bandwidth is not None:
+        return distances.new_full((len(distances), 1, 1), 2 * (options.bandwidth or 1.0) ** 2)
+    variance = (affinity * distances).sum((1, 2)) / (5 * distances.shape[-1])
+    limits = torch.finfo(distances.dtype)
+    return (2 * variance).maximum(limits.eps * distances.mean((1, 2)) + limits.tiny).view(-1, 1, 1)
+
+
+def _mean_shift(weights: Tensor, members: Tensor, gram: Tensor, spread: Tensor, options: ClusteringOptions) -> Tensor:
+    """Follow each centre uphill in the kernel density of its members: c <- sum_j k(x_j, c) x_j / sum_j k(x_j, c).
+
+    An episode stops when none of its centres moves by more than mode_tolerance times the root mean square distance of
+    the points from their mean. (The official code compares the largest coordinate of the step with that of the centre,
+    which depends on the axes, and stops each centre alone.)
+    """
+    found = weights.clone()
+    alive = torch.arange(len(weights), device=weights.device)
+    limit = options.mode_tolerance**2 * gram.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)  # [E, 1]
+    outside = members == 0
+    products = weights @ gram
+    squares = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(1)
+    for _ in range(options.mode_iterations):
+        # Without |c|^2, which is the same for all members of a centre.
+        nearness = (2 * products - squares) / spread
+        shifted = nearness.masked_fill_(outside, -torch.inf).softmax(dim=-1)
+        shifted_products = shifted @ gram
+        step = ((shifted - weights) * (shifted_products - products)).sum(-1)  # squared length [E, N]
+        weights, products = shifted, shifted_products
+        done = (step <= limit).all(-1)
+        if done.any():
+            found[alive[done]] = weights[done]
+            keep = ~done
+            alive, weights, products, gram, squares, spread, outside, limit = (
+                x[keep] for x in (alive, weights, products, gram, squares, spread, outside, limit))
+            if not len(alive):
+                break
+    found[alive] = weights
+    return found
+
+
+def _energy(assignment: Tensor, unary: Tensor, affinity: Tensor | None, options: ClusteringOptions) -> Tensor:
+    cost = assignment * unary
+    if options.laplacian_weight:
+        cost -= options.laplacian_weight * assignment * (assignment @ affinity.transpose(1, 2))
+    return cost.sum((1, 2), dtype=torch.float64)

@@ -1,0 +1,270 @@
+"""EM pieces for Gaussian and Dirichlet mixtures whose components are the classes of an episode.
+
+Assignments u are stored as [E, N, Q]: with the few classes in front, the softmax over classes runs over contiguous
+memory and every M-step is one batched matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+from fewshot.ops.distances import cosine
+from fewshot.ops.prototypes import one_hot, prototypes
+
+SIMPLEX = ("auto", "rows", "text", "prototypes", "cosines")
+MM_CHECK = 50
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianStatistics:
+    """Everything a Gaussian EM with unit covariance needs of an episode, without its feature dimension.
+
+    A centroid is w_k = (p_k + sum_i u_ki z_i) / (n_k + sum_i u_ki), so inner products of queries z_i and support sums
+    p_k give all distances. One Gram matrix replaces two products with [Q, D] per iteration.
+
+    gram     [E, Q, Q]  z_i . z_j, of features shifted to the query mean
+    cross    [E, N, Q]  p_k . z_i
+    squares  [E, N]     p_k . p_k
+    counts   [E, N]     support items per class
+    halves   [E, 1, Q]  |z_i|^2 / 2
+    """
+
+    gram: Tensor
+    cross: Tensor
+    squares: Tensor
+    counts: Tensor
+    halves: Tensor
+
+    @classmethod
+    def of(cls, query: Tensor, sums: Tensor, counts: Tensor) -> GaussianStatistics:
+        """From query [E, Q, D] and class sums [E, N, D] of the support, both shifted to the query mean."""
+        gram = query @ query.transpose(1, 2)
+        return cls(gram, sums @ query.transpose(1, 2), sums.square().sum(-1), counts,
+                   gram.diagonal(dim1=1, dim2=2).unsqueeze(1) / 2)
+
+    def scaled(self, factor: Tensor) -> GaussianStatistics:
+        """The statistics of features multiplied by sqrt(factor)."""
+        return GaussianStatistics(self.gram * factor, self.cross * factor, self.squares * factor, self.counts,
+                                  self.halves * factor)
+
+    def scores(self, u: Tensor | None) -> Tensor:
+        """-|z_i - w_k|^2 / 2 as [E, N, Q] for the centroids of assignments u [E, N, Q]; None: of the support alone."""
+        if u is None:
+            products, squares, mass = self.cross, self.squares, self.counts
+        else:
+            products = torch.baddbmm(self.cross, u, self.gram)  # [E, N, Q]
+            squares = self.squares + (u * (self.cross + products)).sum(-1)
+            mass = self.counts + u.sum(-1)
+        mass = mass.unsqueeze(-1)
+        return products / mass - (squares.unsqueeze(-1) / mass.square() / 2 + self.halves)
+
+
+def gaussian_em(statistics: GaussianStatistics, prior_weights: Iterable, temperatures: Iterable,
+                history: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """Unroll len(prior_weights) steps of u = softmax_k((-|z - w_k|^2 / 2 + prior_weight v_k) / temperature),
+    v_k = log(mean_i u_ik + 1e-6) + 1, w from u. The first step starts from the support means and has no prior.
+
+    Returns the logits [E, N, Q] of the last step and its assignments (with `history` those of every step).
+    """
+    u, v, visited = None, 0.0, []
+    for weight, temperature in zip(prior_weights, temperatures, strict=True):
+        logits = statistics.scores(u) + weight * v
+        if isinstance(temperature, Tensor) or temperature != 1:
+            logits = logits / temperature
+        u = logits.softmax(1)
+        v = (u.mean(-1, keepdim=True) + 1e-6).log() + 1  # [E, N, 1]
+        visited = [*visited, u] if history else [u]
+    return logits, visited
+
+
+def centroids(sums: Tensor, counts: Tensor, query: Tensor, u: Tensor) -> Tensor:
+    """w_k = (p_k + sum_i u_ki z_i) / (n_k + sum_i u_ki), [E, N, D]."""
+    return torch.baddbmm(sums, u, query) / (counts + u.sum(-1)).unsqueeze(-1)
+
+
+def dirichlet_log_density(alpha: Tensor, log_x: Tensor) -> Tensor:
+    """log Dir(x_i | alpha_k) as [E, N, Q] for alpha [E, N, D] and log_x [E, Q, D]."""
+    constant = torch.lgamma(alpha.sum(-1)) - torch.lgamma(alpha).sum(-1)
+    return torch.baddbmm(constant.unsqueeze(-1), alpha - 1, log_x.transpose(1, 2))
+
+
+def dirichlet_mm(alpha: Tensor, mean_log: Tensor, steps: int = 1000, tolerance: float = 1e-11) -> tuple[Tensor, Tensor]:
+    """Maximise the Dirichlet likelihood of each row by majorise-minimise, warm-started at alpha.
+
+    alpha, mean_log [E, N, D]: parameters and mean log features. A step is a = (-b + sqrt(b^2 + 4c)) / (2c) with
+    c = 2 (a psi(a+1) - lnGamma(a+1)) / a^2 and b = psi(a+1) - psi(sum a) - c a - mean_log; it never lowers the
+    likelihood. Every 50 steps an episode stops when |da|^2 / |a|^2 < tolerance over its own parameters (the official
+    code takes the norm over the batch). Returns (alpha [E, N, D], met [E] bool: stopped before `steps` ran out).
+
+    Gradients are those of the unrolled loop, computed without its graph: see `_DirichletMM`.
+    """
+    return _DirichletMM.apply(alpha, mean_log, steps, tolerance)
+
+
+def _mm_terms(a: Tensor, mean_log: Tensor) -> tuple[Tensor, Tensor]:
+    """b / 2 and c, in few operations: tensors are small here, and thousands of steps make each one count."""
+    shifted = a + 1
+    psi, curve = torch.digamma(shifted), torch.lgamma(shifted)
+    curve.addcmul_(a, psi, value=-1).div_(a)  # -c a / 2
+    half_b = curve.add(psi.sub_(torch.digamma(a.sum(-1, keepdim=True))).sub_(mean_log), alpha=0.5)
+    # mean_log >= log(1e-15) keeps every parameter above about 0.02, so the limit of c at a = 0 is never needed.
+    return half_b, curve.div_(a * -0.5)
+
+
+def _mm_step(a: Tensor, mean_log: Tensor) -> Tensor:
+    half_b, c = _mm_terms(a, mean_log)
+    return torch.addcmul(c, half_b, half_b).sqrt_().sub_(half_b).div_(c)
+
+
+class _DirichletMM(torch.autograd.Function):
+    """The MM loop with the exact gradient of its unrolled steps.
+
+    The Jacobian of a step is a diagonal plus a rank-one matrix in closed form, so the backward pass needs only the
+    visited parameters; they are recomputed block by block from one checkpoint per 50 steps.
+    """
+
+    @staticmethod
+    def forward(ctx, alpha, mean_log, steps, tolerance):
+        result, met = alpha.clone(), torch.zeros(len(alpha), dtype=torch.bool, device=alpha.device)
+        active, a, y = torch.arange(len(alpha), device=alpha.device), alpha, mean_log
+        keep, blocks, taken = any(ctx.needs_input_grad), [], 0
+        while taken < steps and len(active):
+            length = min(MM_CHECK if taken else MM_CHECK + 1, steps - taken)
+            if keep:
+                blocks.append((active, a, length))
+            for _ in range(length):
+                previous, a = a, _mm_step(a, y)
+            taken += length
+            result[active] = a
+            if taken % MM_CHECK == 1:
+                change = (a - previous).square().sum((1, 2)) / previous.square().sum((1, 2))
+                moving = change >= tolerance
+                if not moving.all():
+                    met[active[~moving]] = True
+                    active, a, y = active[moving], a[moving], y[moving]
+        ctx.blocks, ctx.mean_log = blocks, mean_log
+        ctx.mark_non_differentiable(met)
+        return result, met
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad, _):
+        grad_alpha, grad_mean = grad.clone(), torch.zeros_like(grad)
+        for active, a, length in reversed(ctx.blocks):
+            y, visited = ctx.mean_log[active], [a]
+            for _ in range(length):
+                visited.append(_mm_step(visited[-1], y))
+            a, new = torch.stack(visited[:-1]), torch.stack(visited[1:])  # [T, e, N, D]
+            half_b, c = _mm_terms(a, y)
+            root = 2 * (c * new + half_b)
+            by_mean = new / root
+            bend = torch.polygamma(1, a + 1) - c
+            diagonal = bend * (by_mean + 2 * (1 / root - new) / (c * a))
+            common = torch.polygamma(1, a.sum(-1, keepdim=True))
+            g, total = grad_alpha[active], torch.zeros_like(y)
+            for step in reversed(range(length)):
+                weighted = by_mean[step] * g
+                total += weighted
+                g = diagonal[step] * g + common[step] * weighted.sum(-1, keepdim=True)
+            grad_alpha[active] = g
+            grad_mean[active] += total
+        return grad_alpha, grad_mean, None, None
+
+
+def simplex_features(episodes: Episodes, simplex: str, scale: Tensor | float = 30.0) -> tuple[Tensor, Tensor]:
+    """Support [E, S, N] and query [E, Q, N] as points of the simplex over classes, in float64.
+
+    simplex   "rows"        features are class probabilities already: kept, or sharpened to softmax(scale / 30 log x)
+                            where `scale` is a learned tensor
+              "text"        softmax(scale cos(z, text of the class)) from episodes.text
+              "prototypes"  softmax(scale cos(z, support mean of the class)): an extension to purely visual features
+              "cosines"     features are the cosines with the class texts: softmax(scale z)
+              "auto"        rows where D == ways and the rows of the episode sum to one; else text if given, else
+                            prototypes
+
+    Double precision: Dirichlet parameters reach 1e4 and more, where lnGamma in float32 is off by whole logits.
+    Raises FewshotError where the choice does not fit the episodes.
+    """
+    episodes = episodes.to(torch.float64)
+    support, query, ways = episodes.support, episodes.query, episodes.ways
+    fits = support.shape[-1] == ways
+    if simplex == "auto":
+        fallback = "prototypes" if episodes.text is None else "text"
+        rows = _on_simplex(support) & _on_simplex(query) if fits else torch.zeros(len(episodes), dtype=torch.bool)
+        if rows.all():
+            return simplex_features(episodes, "rows", scale)
+        other = simplex_features(episodes, fallback, scale)
+        if not rows.any():
+            return other
+        kept = simplex_features(episodes, "rows", scale)
+        return tuple(torch.where(rows[:, None, None], x, y) for x, y in zip(kept, other, strict=True))
+    if simplex in ("rows", "cosines") and not fits:
+        raise FewshotError(f"simplex={simplex!r} needs one feature per class; the features have D={support.shape[-1]} "
+                           f"for ways={ways}: choose simplex='text' (with episodes.text) or 'prototypes'")
+    if simplex == "rows":
+        if not isinstance(scale, Tensor):
+            return support, query
+        return tuple((scale / 30 * x.clamp_min(1e-15).log()).softmax(-1) for x in (support, query))
+    if simplex == "cosines":
+        return (scale * support).softmax(-1), (scale * query).softmax(-1)
+    if simplex == "text":
+        if episodes.text is None or episodes.text.shape[-1] != support.shape[-1]:
+            got = "none" if episodes.text is None else f"text of D={episodes.text.shape[-1]}"
+            raise FewshotError(f"simplex='text' needs episodes.text [E, N, D={support.shape[-1]}], got {got}: pass the "
+                               "class texts, or choose simplex='prototypes'")
+        anchors = episodes.text
+    else:
+        anchors = prototypes(episodes)
+    return (scale * cosine(support, anchors)).softmax(-1), (scale * cosine(query, anchors)).softmax(-1)
+
+
+def _on_simplex(x: Tensor) -> Tensor:
+    """[E] bool: all rows of the episode are probabilities (float32 and float16 rounding allowed for)."""
+    return ((x >= 0).all(-1) & ((x.sum(-1) - 1).abs() < 1e-3)).all(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class DirichletFit:
+    """logits [E, N, Q] of the last step, parameters alpha [E, N, D], met [E] (the last M-step reached its tolerance),
+    visited parameters of every step where asked."""
+
+    logits: Tensor
+    alpha: Tensor
+    met: Tensor
+    visited: list[Tensor]
+
+
+def dirichlet_em(support: Tensor | None, labels: Tensor | None, query: Tensor, prior_weights: Iterable,
+                 temperatures: Iterable, *, hard: bool = False, steps: int = 1000, tolerance: float = 1e-11,
+                 history: bool = False) -> DirichletFit:
+    """Unroll EM for one Dirichlet per class on simplex rows support [E, S, N] (None: zero-shot) and query [E, Q, N].
+
+    Starts from u = query and alpha = 1. A step: alpha by `dirichlet_mm` from the mean log features, v = log(mean u +
+    1e-15) + 1, u = softmax((log density + prior_weight v) / temperature), one-hot of its arg max if `hard`. A class
+    without any mass (only possible without support) keeps its parameters.
+    """
+    ways = query.shape[-1]
+    log_query, u = (query + 1e-15).log(), query.transpose(1, 2)  # u [E, N, Q]
+    sums, counts = 0.0, 0.0
+    if support is not None:
+        y = one_hot(labels, ways, query.dtype).transpose(1, 2)  # [E, N, S]
+        sums, counts = y @ (support + 1e-15).log(), y.sum(-1, keepdim=True)
+    alpha, visited = torch.ones_like(query[:, :1]).expand(-1, ways, -1).contiguous(), []
+    for weight, temperature in zip(prior_weights, temperatures, strict=True):
+        mass = counts + u.sum(-1, keepdim=True)  # [E, N, 1]
+        present = mass > 1e-15
+        mean_log = torch.where(present, (sums + u @ log_query) / mass.clamp_min(1e-15), -10.0)
+        fitted, met = dirichlet_mm(alpha, mean_log, steps, tolerance)
+        alpha = torch.where(present, fitted, alpha)
+        v = (u.mean(-1, keepdim=True) + 1e-15).log() + 1
+        logits = (dirichlet_log_density(alpha, log_query) + weight * v) / temperature
+        u = one_hot(logits.argmax(1), ways, query.dtype).transpose(1, 2) if hard else logits.softmax(1)
+        if history:
+            visited.append(alpha)
+    return DirichletFit(logits, alpha, met, visited)

@@ -1,0 +1,20 @@
+"""Reductions over the support points of each class."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def class_maximum(scores: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Largest of scores [E, Q, S] among the support points of each class, labels [E, S] -> [E, Q, N]."""
+    lowest = scores.new_full((*scores.shape[:2], ways), float("-inf"))
+    return lowest.scatter_reduce(2, labels.unsqueeze(1).expand_as(scores), scores, "amax")
+
+
+def class_logsumexp(scores: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """log sum exp of scores [E, Q, S] over the support points of each class -> [E, Q, N], without under- or overflow
+    and without a tensor of size Q N S."""
+    peak = class_maximum(scores.detach(), labels, ways)
+    owner = labels.unsqueeze(1).expand_as(scores)
+    shifted = (scores - peak.gather(2, owner)).exp()
+    return peak + scores.new_zeros(peak.shape).scatter_add(2, owner, shifted).log()

@@ -1,0 +1,145 @@
+"""One self-contained HTML page of results: no network, no scripts from elsewhere, readable without JavaScript."""
+
+from __future__ import annotations
+
+import base64
+import json
+import string
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from html import escape
+from importlib import resources
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from fewshot.errors import FewshotError
+from fewshot.evaluate import Result
+from fewshot.figures import accuracy_dots, figure_bytes
+from fewshot.files import write_atomically
+from fewshot.labels import distinct_labels, natural, unique_results
+from fewshot.tables import comparison_table, results_table
+
+_DOTS = ("Accuracy with 95 % intervals over episodes, sorted; the numbers are those of the table. Open dots are "
+         "transductive methods.")
+_DIFFERENCES = ("Accuracy of the row minus accuracy of the column on the same episodes, in percentage points ± half "
+                "width of the 95 % interval (Student t, paired; it covers episode sampling). †: the interval includes "
+                "zero (no correction for several comparisons).")
+_MATRIX = 25  # rows of a matrix that can still be read
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def write_report(path: str | Path, *, title: str, results: Iterable[Result],
+                 figures: Mapping[str, tuple[str | Path | Figure, str]] | None = None, text: str = "",
+                 commands: Sequence[str] = ()) -> Path:
+    """Write one HTML file with a sortable table, a dot plot, paired differences, figures and how to repeat the runs.
+
+    figures    name -> (PNG file or matplotlib Figure, caption); the dot plot of the results is always there
+    text       paragraphs above the results, separated by empty lines; plain text
+    commands   the exact commands that made the results
+
+    The file is complete or absent. Raises FewshotError without results and for a figure that is not a readable PNG.
+    """
+    results = unique_results(results)
+    table = results_table(results)
+    sections = [
+        "".join(f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip()),
+        "<h2>Accuracy</h2>", table.to_html("sortable"), _download(table.to_csv()),
+        _figure("accuracy", accuracy_dots(results), _DOTS),
+        *_comparisons(results),
+        *(["<h2>Figures</h2>"] if figures else []),
+        *(_figure(name, image, caption) for name, (image, caption) in (figures or {}).items()),
+        "<h2>How to repeat this</h2>", *_commands(commands), _runs(results), _versions(results)]
+    template = string.Template(resources.files("fewshot").joinpath("report_template.html").read_text("utf-8"))
+    page = template.substitute(title=escape(title), subtitle=escape(_subtitle(results)), body="\n".join(sections))
+    return write_atomically(path, page.encode())
+
+
+def _subtitle(results: list[Result]) -> str:
+    episodes = sum(len(r.correct) for r in results)
+    sets = sorted({f"{r.run.dataset} ({r.run.split})" for r in results}, key=natural)
+    written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    counted = "1 result" if len(results) == 1 else f"{len(results)} results"
+    return f"{counted} on {', '.join(sets)}, {episodes:,} episodes in all. Written {written}."
+
+
+def _comparisons(results: list[Result]) -> list[str]:
+    """A matrix for each group of results on the same episodes."""
+    groups = defaultdict(list)
+    for result in results:
+        groups[result.fingerprint].append(result)
+    parts = []
+    several = len({(r.run.dataset, r.run.split) for r in results}) > 1
+    for group in sorted(groups.values(), key=lambda g: natural(f"{g[0].run.dataset} {g[0].run.protocol}")):
+        if len(group) > 1:
+            place = f"{group[0].run.dataset} ({group[0].run.split}), " if several else ""
+            best = sorted(group, key=lambda r: -r.accuracy.mean)[:_MATRIX]
+            heading = f"{place}{group[0].run.protocol}, {len(group[0].correct)} episodes"
+            heading += f", the best {_MATRIX} of {len(group)} results" if len(group) > _MATRIX else ""
+            parts += [f"<h3>{escape(heading)}</h3>", comparison_table(best).to_html("sortable matrix", notes=False)]
+    return ["<h2>Paired differences</h2>", f'<p class="soft">{_DIFFERENCES}</p>', *parts] if parts else []
+
+
+def _figure(name: str, image: str | Path | Figure, caption: str) -> str:
+    if isinstance(image, Figure):
+        data = figure_bytes(image)
+    else:
+        try:
+            data = Path(image).read_bytes()
+        except OSError as error:
+            raise FewshotError(f"figure {name!r} cannot be read ({error}); pass a PNG file or a Figure") from None
+    if not data.startswith(_PNG):
+        raise FewshotError(f"figure {name!r}: {image} is not a PNG file; save it as PNG or pass the Figure")
+    width, height = (int.from_bytes(data[at:at + 4], "big") for at in (16, 20))
+    source = base64.b64encode(data).decode()
+    # Drawn at 200 dots an inch: half the pixels is the size on a page.
+    return (f'<figure><img src="data:image/png;base64,{source}" width="{width // 2}" height="{height // 2}" '
+            f'alt="{escape(f"{name}: {caption}")}">\n<figcaption>{escape(caption)}</figcaption></figure>')
+
+
+def _download(csv: str) -> str:
+    source = base64.b64encode(csv.encode()).decode()
+    return (f'<p class="screen"><a download="results.csv" href="data:text/csv;charset=utf-8;base64,{source}">'
+            "All numbers with all settings (CSV)</a></p>")
+
+
+def _commands(commands: Sequence[str]) -> list[str]:
+    if not commands:
+        return []
+    return ["<h3>Commands</h3>", f"<pre><code>{escape(chr(10).join(commands))}</code></pre>"]
+
+
+def _runs(results: list[Result]) -> str:
+    """What names a run and its episodes, then every setting."""
+    head = ("run", "result", "protocol", "episodes", "seed", "fingerprint", "weights", "commit", "seconds")
+    rows, settings = [], {}
+    named = zip(distinct_labels(results, ("protocol",)), results, strict=True)
+    for label, r in sorted(named, key=lambda pair: natural(f"{pair[0]} {pair[1].run.protocol}")):
+        cells = [_code(r.run.key), escape(label), escape(r.run.protocol), str(len(r.correct)), str(r.run.seed),
+                 _code(r.fingerprint, 12), _code(r.run.weights or "none", 12), _code(r.commit or "unknown"),
+                 f"{r.seconds:.2f}"]
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+        settings[r.run.key] = r.run.to_dict()
+    titles = "".join(f'<th scope="col">{name}</th>' for name in head)
+    return ('<h3>Runs</h3>\n<p class="soft">Results with the same fingerprint are on the same episodes.</p>\n'
+            '<div class="scroll" tabindex="0" role="region" aria-label="runs"><table class="sortable"><thead><tr>'
+            f'{titles}</tr></thead>\n<tbody>{chr(10).join(rows)}</tbody></table></div>\n'
+            "<details><summary>All settings of these runs</summary>\n"
+            f"<pre><code>{escape(json.dumps(settings, indent=1, default=str))}</code></pre></details>")
+
+
+def _versions(results: list[Result]) -> str:
+    found: dict[str, set[str]] = defaultdict(set)
+    for result in results:
+        for package, version in result.versions.items():
+            found[package].add(str(version))
+    rows = "".join(f'<tr><th scope="row">{escape(package)}</th><td>{escape(", ".join(sorted(used, key=natural)))}'
+                   "</td></tr>" for package, used in sorted(found.items()))
+    return ('<h3>Versions</h3>\n<div class="scroll"><table><thead><tr><th scope="col">package</th>'
+            f'<th scope="col">version</th></tr></thead><tbody>{rows}</tbody></table></div>')
+
+
+def _code(text: str, length: int | None = None) -> str:
+    """The start of an identifier; the whole of it shows on hovering."""
+    return f'<span class="code" title="{escape(text)}">{escape(text[:length])}</span>'

@@ -1,0 +1,154 @@
+"""`TrainConfig`: every setting of one training run, validated; its fingerprint guards resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+
+from fewshot.errors import FewshotError
+from fewshot.registry import unknown_message
+
+OPTIMISERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "step", "cosine")
+PRECISIONS = ("float32", "bfloat16")
+
+# name -> smallest allowed value
+_INTEGERS = {"ways": 2, "shots": 1, "queries": 1, "episodes_per_step": 1, "steps": 1, "accumulate": 1, "step_size": 1,
+             "warmup_steps": 0, "validation_ways": 2, "validation_shots": 1, "validation_queries": 1,
+             "validate_every": 0, "validation_episodes": 2, "early_stopping_patience": 0, "checkpoint_every": 1,
+             "log_every": 1, "seed": 0, "validation_seed": 0}
+# name -> (low, high, low itself allowed, high itself allowed)
+_NUMBERS = {"lr": (0, math.inf, False, False), "lr_min": (0, math.inf, True, False),
+            "weight_decay": (0, math.inf, True, False), "momentum": (0, 1, True, False), "gamma": (0, 1, False, True),
+            "gradient_clip": (0, math.inf, True, False), "ema_decay": (0, 1, True, False)}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `train`. The defaults are those of Prototypical Networks (Snell et al. 2017) on Omniglot except for
+    the number of ways: Adam, 1e-3, halved every 2 000 episodes, no weight decay.
+
+    method, parameters     name and hyper-parameters of the method whose episodic loss is minimised
+    ways, shots, queries   of training episodes (queries per class); validation_* those of validation episodes
+    episodes_per_step      E, the meta-batch: an optimiser step minimises the mean loss of E episodes
+    accumulate             passes a step is computed in, to save memory; must divide episodes_per_step. The gradient is
+                           that of one pass, except that BatchNorm sees the images of one pass at a time
+    steps                  optimiser steps
+    optimiser              "adam", "adamw" or "sgd" (with momentum and nesterov, which the others ignore)
+    lr, weight_decay       learning rate and weight decay (L2 for adam and sgd, decoupled for adamw)
+    schedule               "constant"; "step": times gamma every step_size steps, not below lr_min; "cosine": down to
+                           lr_min, which the step after the last one would have
+    warmup_steps           linear warm-up to the schedule's value
+    gradient_clip          largest gradient norm; 0 is off
+    precision              "float32", or "bfloat16" autocast of the backbone (the method's logits stay float32)
+    ema_decay              decay of the exponential moving average of the weights, which is then what is validated and
+                           kept; 0 is off. Step t uses min(ema_decay, (1 + t) / (10 + t)), so that early averages are
+                           not dominated by the random initial weights
+    validate_every         steps between validations; 0 is off (then the last weights are kept, not the best)
+    validation_episodes    the same episodes every time, fixed by validation_seed
+    early_stopping_patience   stop after so many validations without a new best; 0 is off
+    checkpoint_every       steps between checkpoints;  log_every: steps between rows of the history
+    seed                   of the training episodes and of random numbers inside the network (dropout)
+    """
+
+    method: str = "protonet"
+    parameters: dict = field(default_factory=dict)
+    ways: int = 20
+    shots: int = 1
+    queries: int = 5
+    episodes_per_step: int = 1
+    accumulate: int = 1
+    steps: int = 10_000
+    optimiser: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    nesterov: bool = False
+    schedule: str = "step"
+    step_size: int = 2000
+    gamma: float = 0.5
+    lr_min: float = 0.0
+    warmup_steps: int = 0
+    gradient_clip: float = 0.0
+    precision: str = "float32"
+    ema_decay: float = 0.0
+    validation_ways: int = 5
+    validation_shots: int = 1
+    validation_queries: int = 15
+    validate_every: int = 500
+    validation_episodes: int = 600
+    validation_seed: int = 0
+    early_stopping_patience: int = 0
+    checkpoint_every: int = 500
+    log_every: int = 20
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in _INTEGERS.items():
+            _check_integer(name, getattr(self, name), least)
+        for name, limits in _NUMBERS.items():
+            _check_number(name, getattr(self, name), *limits)
+        for name, known in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise FewshotError(unknown_message(name, str(getattr(self, name)), list(known)))
+        if not isinstance(self.parameters, dict):
+            raise FewshotError(f"parameters={self.parameters!r}; pass a dictionary of parameters of {self.method}")
+        if self.episodes_per_step % self.accumulate:
+            raise FewshotError(f"accumulate={self.accumulate} does not divide "
+                               f"episodes_per_step={self.episodes_per_step}; choose a divisor of it")
+        if not isinstance(self.nesterov, bool) or (self.nesterov and self.momentum == 0):
+            raise FewshotError(f"nesterov={self.nesterov!r} with momentum={self.momentum}; pass True or False, and "
+                               "True only with a positive momentum")
+        if self.warmup_steps >= self.steps:
+            raise FewshotError(f"warmup_steps={self.warmup_steps} leaves nothing of steps={self.steps}; lower it")
+        if self.lr_min > self.lr:
+            raise FewshotError(f"lr_min={self.lr_min} exceeds lr={self.lr}; the schedules only go down")
+        if self.early_stopping_patience and not self.validate_every:
+            raise FewshotError(f"early_stopping_patience={self.early_stopping_patience} with validate_every=0; early "
+                               "stopping needs validations: set validate_every")
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of the update number `step` (from 0): a pure function, so resuming needs no scheduler state."""
+        if self.schedule == "step":
+            rate = max(self.lr_min, self.lr * self.gamma ** (step // self.step_size))
+        elif self.schedule == "cosine":
+            progress = max(0, step - self.warmup_steps) / (self.steps - self.warmup_steps)
+            rate = self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2
+        else:
+            rate = self.lr
+        return rate * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else rate
+
+    def to_dict(self) -> dict:
+        """Plain values, as stored in checkpoints and provenance."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> TrainConfig:
+        """The inverse of `to_dict`; settings left out get their defaults, unknown ones raise with the nearest names."""
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise FewshotError(unknown_message("training setting", key, known))
+        return cls(**values)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits: equal for equal settings."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_integer(name: str, value, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise FewshotError(f"{name}={value!r}; expected an integer of at least {least}")
+
+
+def _check_number(name: str, value, low: float, high: float, with_low: bool, with_high: bool) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    above = number and (value > low or (with_low and value == low))
+    below = number and (value < high or (with_high and value == high))
+    if not (above and below):  # NaN fails both comparisons
+        span = f"{'[' if with_low else '('}{low}, {high}{']' if with_high else ')'}"
+        raise FewshotError(f"{name}={value!r}; expected a finite number in {span}")

@@ -1,0 +1,164 @@
+"""The folder of a training run: what identifies the run, and its result."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import load_file, save
+from torch import nn
+
+from fewshot import provenance
+from fewshot.backbones import load_weights, save_weights
+from fewshot.backbones.weights import state_sha256
+from fewshot.banks import ImageBank
+from fewshot.errors import FewshotError
+from fewshot.methods.base import Method
+from fewshot.statistics import Interval
+from fewshot.training.checkpoint import write_atomically
+from fewshot.training.config import TrainConfig
+from fewshot.training.learner import Learner
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
+HISTORY = ("history.csv", "history.json")
+WEIGHTS, METHOD_WEIGHTS, RESULT = "weights.safetensors", "method.safetensors", "result.json"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """A finished training run.
+
+    backbone, method   with the kept weights, in evaluation mode
+    steps, stopped     optimiser steps done, and why it ended: "all steps" or "early stopping"
+    best_step          the step whose weights are kept
+    validation         validation accuracy of these weights with its interval, None without validation. The best of
+                       several validations is biased upwards: report numbers on test classes
+    history            rows of history.csv as dictionaries
+    weights            the file of the backbone's weights
+    """
+
+    config: TrainConfig
+    backbone: nn.Module
+    method: Method
+    steps: int
+    stopped: str
+    best_step: int
+    validation: Interval | None
+    history: list[dict]
+    weights: Path
+
+    def __str__(self) -> str:
+        found = "not validated"
+        if self.validation is not None:
+            found = f"validation accuracy {self.validation.percent()} % ({self.validation.n} episodes)"
+        return f"{self.steps} steps ({self.stopped}); weights of step {self.best_step}, {found}: {self.weights}"
+
+
+def identify(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None, learner: Learner) -> dict:
+    """What must be equal for a run to be continued, as plain JSON values: settings, data, and initial weights."""
+    method = learner.method
+    fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
+    settings = {field.name: getattr(method, field.name) for field in fields}
+    run = {"config": config.to_dict(), "train_bank": _describe(train_bank),
+           "val_bank": _describe(val_bank) if config.validate_every and val_bank is not None else None,
+           "method": f"{type(method).__name__} {settings}",
+           "backbone": learner.backbone.describe(), "initial_weights": state_sha256(learner.state_dict())}
+    return json.loads(json.dumps(run))  # tuples become lists, as they do in the stored one
+
+
+def refuse_other_run(out: Path, stored: dict, run: dict) -> None:
+    """Raise FewshotError, naming what differs, unless the run stored in `out` is this one."""
+    old, new = _flat(stored), _flat(run)
+    names = [name for name in sorted({**old, **new}) if old.get(name) != new.get(name)]
+    if names:
+        changed = "; ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in names)
+        raise FewshotError(f"{out} holds a run with other settings ({changed}); use its settings to continue it, "
+                           "another folder for a new run, or resume=False to delete it")
+
+
+def is_finished(out: Path) -> bool:
+    return (out / WEIGHTS).is_file()
+
+
+def discard(out: Path) -> None:
+    """Delete the files of a run, and nothing else."""
+    (out / WEIGHTS).unlink(missing_ok=True)  # first: what a deletion cut short leaves must not look finished
+    for name in (CHECKPOINTS, TENSORBOARD):
+        shutil.rmtree(out / name, ignore_errors=True)
+    for name in (METHOD_WEIGHTS, RESULT, *HISTORY):
+        (out / name).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(out: Path) -> Iterator[None]:
+    """Hold the folder for this process; raises FewshotError while another one does. The lock ends with the process,
+    however that ends. Where the system has no such locks (Windows) nothing is checked."""
+    out.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    with open(out / ".lock", "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FewshotError(f"another process is training in {out}; wait for it or choose another folder") from None
+        for name in (WEIGHTS, METHOD_WEIGHTS, RESULT, *HISTORY):
+            for leftover in out.glob(f"{name}.*.tmp"):  # of a process killed while writing
+                leftover.unlink()
+        yield
+
+
+def write_result(out: Path, run: dict, learner: Learner, outcome: dict) -> None:
+    """Write result.json, the method's weights where it has any, and, last, those of the backbone."""
+    record = {"run": run, **outcome, "versions": provenance.versions(), "commit": provenance.commit()}
+    write_atomically(out / RESULT, json.dumps(record, indent=1).encode())
+    if _has_weights(learner.method):
+        state = {name: value.cpu().clone() for name, value in learner.method.state_dict().items()}
+        write_atomically(out / METHOD_WEIGHTS, save(state))
+    save_weights(learner.backbone, out / WEIGHTS, provenance=record)
+
+
+def read_result(out: Path, run: dict, config: TrainConfig, learner: Learner) -> TrainResult:
+    """The finished run in `out`; raises FewshotError if it is another one."""
+    record = json.loads((out / RESULT).read_text())
+    refuse_other_run(out, record["run"], run)
+    load_weights(learner.backbone, out / WEIGHTS)
+    if _has_weights(learner.method):
+        learner.method.load_state_dict(load_file(out / METHOD_WEIGHTS))
+    learner.eval()
+    validation = None
+    if record["validation_accuracy"] is not None:
+        validation = Interval(record["validation_accuracy"], record["validation_half_width"],
+                              config.validation_episodes)
+    history = json.loads((out / "history.json").read_text())
+    return TrainResult(config, learner.backbone, learner.method, record["steps"], record["stopped"],
+                       record["best_step"], validation, history, out / WEIGHTS)
+
+
+def _describe(bank: ImageBank) -> dict:
+    return {"name": bank.name, "split": bank.split, "content_hash": bank.content_hash}
+
+
+def _has_weights(method: Method) -> bool:
+    return isinstance(method, nn.Module) and bool(method.state_dict())
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    """{"config": {"lr": 1}, "backbone": {"name": "a"}} -> {"lr": 1, "backbone.name": "a"}."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and key != "parameters":
+            flat.update(_flat(value, "" if key == "config" else f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

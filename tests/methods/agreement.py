@@ -1,0 +1,63 @@
+"""Compare a method with the stored outputs of an official implementation, on every input that was run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from fewshot.methods.base import create_method
+from tests.oracle import inputs_of, load_inputs, load_outputs
+
+
+def prepared(name: str, params, raw: dict):
+    """The method with its parameters and, where it has one, the base mean that belongs to the inputs."""
+    method = create_method(name, **(params(raw) if callable(params) else params))
+    if getattr(method, "needs_base", False):
+        method = dataclasses.replace(method, base_mean=torch.from_numpy(raw["base_mean"]))
+    return method
+
+
+def check_soft(folder, name: str, params, official: str, only: tuple[str, ...] = ()) -> None:
+    """float64 against the official float64 run; float32 against the official float32 run, values and labels.
+
+    `only` names some of the inputs, for methods too slow to run on all of them in the quick suite. Official
+    probabilities are first divided by their sum over classes (PT-MAP's early stop leaves them up to 1e-3 off).
+    """
+    names = [inputs for inputs in inputs_of(folder, official) if not only or inputs in only]
+    assert names, f"no stored outputs of {official}"
+    for inputs in names:
+        outputs, description = load_outputs(folder, official, inputs)
+        primary = description["primary_output"]
+
+        def output(dtype, count, inputs=inputs, primary=primary):
+            episodes, raw = load_inputs(folder, inputs, dtype)
+            logits = prepared(name, params, raw)(episodes[:count])
+            return (logits.softmax(-1) if primary == "probs" else logits).numpy()
+
+        exact, official_single = outputs[f"{primary}_f64"], outputs[primary]
+        if primary == "probs":
+            exact, official_single = (p / p.sum(-1, keepdims=True) for p in (exact, official_single))
+        here = description["per_input"][inputs]
+        tolerance = here.get("tolerance_float64", description["expected_agreement"]["float64"])
+        np.testing.assert_allclose(output(torch.float64, len(exact)), exact, atol=tolerance, rtol=0, err_msg=inputs)
+        single = output(torch.float32, len(official_single))
+        tolerance = here["tolerance_float32"]
+        np.testing.assert_allclose(single, official_single, atol=tolerance, rtol=0, err_msg=inputs)
+        top = np.sort(official_single, axis=-1)
+        clear = top[..., -1] - top[..., -2] > 2 * tolerance
+        assert clear.mean() > 0.9
+        assert np.array_equal(single.argmax(-1)[clear], outputs["preds"][clear]), inputs
+
+
+def check_labels(folder, name: str, params, official: str) -> None:
+    """Every predicted label of every episode, in float64 and float32."""
+    names = inputs_of(folder, official)
+    assert names, f"no stored outputs of {official}"
+    for inputs in names:
+        outputs, _ = load_outputs(folder, official, inputs)
+        for dtype in (torch.float64, torch.float32):
+            episodes, raw = load_inputs(folder, inputs, dtype)
+            found = prepared(name, params, raw)(episodes).argmax(-1).numpy()
+            assert np.array_equal(found, outputs["preds"]), f"{inputs}, {dtype}: {(found != outputs['preds']).sum()}"

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import numpy as np
+import ot
+import pytest
+import torch
+
+from fewshot.errors import FewshotError
+from fewshot.ops.transport import assignment, entropic_plan, query_marginals, sinkhorn
+
+SOLVERS = pytest.mark.parametrize("solver", [entropic_plan, sinkhorn])
+
+
+def problems(episodes=4, queries=20, ways=4, seed=0, dtype=torch.float64):
+    """Squared distances with one exact zero each, and uneven marginals of total 1."""
+    generator = torch.Generator().manual_seed(seed)
+    cost = torch.rand(episodes, queries, ways, generator=generator, dtype=torch.float64) * 2
+    cost[:, 0, 0] = 0
+    rows = torch.rand(episodes, queries, generator=generator, dtype=torch.float64) + 0.1
+    cols = torch.rand(episodes, ways, generator=generator, dtype=torch.float64) + 0.1
+    return cost.to(dtype), (rows / rows.sum(1, keepdim=True)).to(dtype), (cols / cols.sum(1, keepdim=True)).to(dtype)
+
+
+def reference_inputs(folder):
+    raw, stored = np.load(folder / "inputs_sinkhorn_75x5.npz"), np.load(folder / "pot_sinkhorn__sinkhorn_75x5.npz")
+    return [torch.from_numpy(raw[key]) for key in ("cost", "row_marginals", "col_marginals")], raw["reg"], stored
+
+
+def test_newton_agrees_with_stored_plans_of_pot(oracles):
+    problem, regs, stored = reference_inputs(oracles)
+    for i, reg in enumerate(regs):
+        found = entropic_plan(*problem, float(reg), tolerance=1e-11)
+        assert found.converged.all() and found.iterations.max() <= 25
+        for key in ("plan_sinkhorn", "plan_sinkhorn_log"):
+            np.testing.assert_allclose(found.plan.numpy(), stored[key][i], atol=1e-9, rtol=0)
+
+
+@pytest.mark.slow
+def test_sinkhorn_agrees_with_stored_plans_of_pot(oracles):
+    problem, regs, stored = reference_inputs(oracles)
+    for i, reg in enumerate(regs):
+        found = sinkhorn(*problem, float(reg), tolerance=1e-13, max_iterations=20_000)
+        assert found.converged.all()
+        np.testing.assert_allclose(found.plan.numpy(), stored["plan_sinkhorn"][i], atol=1e-9, rtol=0)
+
+
+@SOLVERS
+@pytest.mark.parametrize("reg", [0.3, 0.05])
+def test_agrees_with_pot(solver, reg):
+    cost, rows, cols = problems()
+    found = solver(cost, rows, cols, reg, tolerance=1e-12)
+    assert found.converged.all()
+    for e in range(len(cost)):
+        for expected in (ot.sinkhorn(rows[e].numpy(), cols[e].numpy(), cost[e].numpy(), reg, stopThr=1e-13,
+                                     numItermax=10_000),
+                         ot.bregman.sinkhorn_log(rows[e].numpy(), cols[e].numpy(), cost[e].numpy(), reg, stopThr=1e-13,
+                                                 numItermax=10_000)):
+            np.testing.assert_allclose(found.plan[e].numpy(), expected, atol=1e-10)
+
+
+@pytest.mark.parametrize("reg", [1e-2, 1e-3, 1e-4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_small_regularisation_neither_underflows_nor_stalls(reg, dtype):
+    found = entropic_plan(*problems(episodes=8, queries=40, seed=1, dtype=dtype), reg)
+    _, rows, cols = problems(episodes=8, queries=40, seed=1, dtype=dtype)
+    assert found.converged.all() and torch.isfinite(found.plan).all()
+    torch.testing.assert_close(found.plan.sum(1), cols, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found.plan.sum(2), rows, atol=1e-6, rtol=0)
+
+
+def test_plans_approach_unregularised_transport():
+    cost, rows, cols = problems(episodes=2)
+    plan = entropic_plan(cost, rows, cols, 1e-4).plan
+    for e in range(2):
+        best = ot.emd2(rows[e].numpy(), cols[e].numpy(), cost[e].numpy())
+        assert best - 1e-7 <= float((plan[e] * cost[e]).sum()) < best + 1e-3
+
+
+def test_linear_and_logarithmic_sinkhorn_follow_the_same_iterates(monkeypatch):
+    problem = problems(seed=2)
+    linear = sinkhorn(*problem, 0.05, 1e-10)
+    monkeypatch.setattr("fewshot.ops.transport.LINEAR_RANGE", -1.0)
+    logarithmic = sinkhorn(*problem, 0.05, 1e-10)
+    assert torch.equal(linear.iterations, logarithmic.iterations)
+    torch.testing.assert_close(linear.plan, logarithmic.plan, atol=1e-13, rtol=0)
+    torch.testing.assert_close(linear.potentials, logarithmic.potentials, atol=1e-12, rtol=0)
+
+
+@SOLVERS
+def test_a_batch_of_easy_and_hopeless_ranges_stays_finite(solver):
+    """Cost / reg up to 4e5 in one episode and 1 in another: exp(-cost / reg) underflows in the first."""
+    cost, rows, cols = problems(episodes=3, dtype=torch.float32)
+    cost = cost * torch.tensor([1.0, 100.0, 1e4])[:, None, None]
+    found = solver(cost, rows, cols, 0.05, max_iterations=300)
+    assert torch.isfinite(found.plan).all()
+    alone = solver(cost[:1], rows[:1], cols[:1], 0.05, max_iterations=300)
+    torch.testing.assert_close(found.plan[:1], alone.plan, atol=1e-7, rtol=0)
+    assert found.converged[0] and found.iterations[0] == alone.iterations[0] < found.iterations[2]
+
+
+@SOLVERS
+def test_a_column_or_a_row_may_have_no_mass(solver):
+    cost, rows, cols = problems()
+    cols[:, 2] = 0
+    rows[:, 5] = 0
+    rows, cols = rows / rows.sum(1, keepdim=True), cols / cols.sum(1, keepdim=True)
+    found = solver(cost, rows, cols, 0.05, tolerance=1e-11)
+    assert found.converged.all() and (found.plan[:, :, 2] == 0).all() and (found.plan[:, 5] == 0).all()
+    kept = [0, 1, 3]
+    smaller = solver(cost[:, :, kept], rows, cols[:, kept], 0.05, tolerance=1e-11)
+    torch.testing.assert_close(found.plan[:, :, kept], smaller.plan, atol=1e-9, rtol=0)
+
+
+def test_large_regularisation_gives_the_product_of_the_marginals():
+    cost, rows, cols = problems()
+    product = rows.unsqueeze(2) * cols.unsqueeze(1)
+    torch.testing.assert_close(entropic_plan(cost, rows, cols, 1e6).plan, product, atol=1e-6, rtol=0)
+
+
+@SOLVERS
+def test_too_few_iterations_are_reported(solver):
+    found = solver(*problems(), 0.01, tolerance=1e-12, max_iterations=2)
+    assert not found.converged.any() and (found.iterations == 2).all() and torch.isfinite(found.plan).all()
+
+
+def test_a_good_start_saves_steps():
+    cost, rows, cols = problems()
+    cold = entropic_plan(cost, rows, cols, 0.02)
+    warm = entropic_plan(cost * 1.01, rows, cols, 0.02, start=cold.potentials)
+    assert (warm.iterations < cold.iterations).all() and warm.converged.all()
+
+
+def test_inputs_stay_and_many_classes_work():
+    cost, rows, cols = problems(episodes=2, queries=30, ways=100)
+    before = cost.clone(), rows.clone(), cols.clone()
+    found = entropic_plan(cost, rows, cols, 0.02)
+    assert found.converged.all()
+    assert all(torch.equal(a, b) for a, b in zip(before, (cost, rows, cols), strict=True))
+
+
+def test_query_marginals_and_free_columns():
+    cost = problems()[0]
+    assert torch.equal(query_marginals("balanced", cost), torch.full((4, 4), 5.0, dtype=torch.float64))
+    assert query_marginals((1, 0, 2, 1), cost)[0].tolist() == [5, 0, 10, 5]
+    torch.testing.assert_close(assignment(cost, 0.1, "unknown").plan, (-cost / 0.1).softmax(-1))
+    torch.testing.assert_close(assignment(cost, 0.1, "balanced").plan.sum(1), query_marginals("balanced", cost))
+
+
+def test_mistakes_are_named():
+    cost, rows, cols = problems()
+    with pytest.raises(FewshotError, match="reg=0"):
+        entropic_plan(cost, rows, cols, 0)
+    with pytest.raises(FewshotError, match="expected"):
+        sinkhorn(cost, cols, rows, 0.1)
+    with pytest.raises(FewshotError, match="equal, positive sums"):
+        entropic_plan(cost, rows, cols * 2, 0.1)
+    with pytest.raises(FewshotError, match="stop='never'"):
+        sinkhorn(cost, rows, cols, 0.1, stop="never")
+    for prior in ("even", (1, 1), (1, -1, 1, 1), (0, 0, 0, 0)):
+        with pytest.raises(FewshotError, match="query_prior"):
+            query_marginals(prior, cost)

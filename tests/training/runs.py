@@ -1,0 +1,98 @@
+"""Tiny training runs shared by the tests of this folder; imported by the processes that get killed, too."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from fewshot.backbones import Backbone, ImageTransform
+from fewshot.banks import ImageBank
+from fewshot.rng import isolated_rng
+from fewshot.sampler import EpisodeSampler
+from fewshot.training import TrainConfig, train
+
+SIZE = 8
+
+
+class Tiny(Backbone):
+    """One convolution, optional BatchNorm and dropout."""
+
+    def __init__(self, dropout: float = 0.3, batch_norm: bool = True):
+        super().__init__(192, ImageTransform(1, SIZE))
+        self.conv = nn.Conv2d(1, 12, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(12) if batch_norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+
+    def spatial(self, x: Tensor) -> Tensor:
+        return self.dropout(self.norm(self.conv(x)).relu())
+
+    def pool(self, x: Tensor) -> Tensor:
+        return x.flatten(1) / 5
+
+
+def tiny(seed: int = 0, **options) -> Tiny:
+    with isolated_rng(seed):
+        return Tiny(**options)
+
+
+def bank(split: str = "train", classes: int = 12, images: int = 12, seed: int = 0) -> ImageBank:
+    """Each class is a weak pattern under strong ones that say nothing about the class and are the same in every split:
+    what helps on new classes is to learn to ignore those."""
+    nuisance = torch.randn(4, SIZE * SIZE, generator=torch.Generator().manual_seed(99))
+    generator = torch.Generator().manual_seed(seed + (1000 if split == "val" else 0))
+    patterns = torch.randn(classes, 1, SIZE * SIZE, generator=generator)
+    strength = torch.randn(classes, images, 4, generator=generator)
+    pixels = 128 + 15 * patterns + 15 * strength @ nuisance + 5 * torch.randn(classes, images, 64, generator=generator)
+    labels = torch.arange(classes).repeat_interleave(images)
+    return ImageBank(pixels.clamp(0, 255).to(torch.uint8).view(-1, 1, SIZE, SIZE), labels, name="patterns", split=split)
+
+
+def config(**changes) -> TrainConfig:
+    small = {"ways": 4, "shots": 1, "queries": 3, "episodes_per_step": 2, "steps": 24, "lr": 0.01, "schedule": "cosine",
+             "validation_ways": 4, "validation_queries": 3, "validation_episodes": 10, "validate_every": 8,
+             "checkpoint_every": 5, "log_every": 3, "ema_decay": 0.9}
+    return TrainConfig(**{**small, **changes})
+
+
+def run(out, *, backbone=None, method=None, resume=True, **changes):
+    """Train in `out`; `method` is an instance of a method that is not registered."""
+    changes = changes if method is None else {"method": "custom", **changes}
+    return train(config(**changes), bank("train"), bank("val"), tiny() if backbone is None else backbone, method=method,
+                 out=out, progress=False, resume=resume)
+
+
+@contextlib.contextmanager
+def fails_at(step: int, episodes_per_step: int = 2):
+    """Training fails when it draws the episodes of this step."""
+    plain = EpisodeSampler.sample
+
+    def sample(self, images, start, count):
+        if images.split == "train" and start >= step * episodes_per_step:
+            raise ZeroDivisionError
+        return plain(self, images, start, count)
+
+    with mock.patch.object(EpisodeSampler, "sample", sample):
+        yield
+
+
+def run_in_child(out: str, connection, delay: float, **changes) -> None:
+    """Entry point of a child process: report when training begins, then slow every step down by `delay` seconds, so
+    that signals hit anywhere. Sends how the run ended."""
+    torch.set_num_threads(1)
+    plain = EpisodeSampler.sample
+
+    def slow(self, *args, **kwargs):
+        time.sleep(delay)
+        return plain(self, *args, **kwargs)
+
+    with mock.patch.object(EpisodeSampler, "sample", slow):
+        connection.send("started")
+        try:
+            run(out, **changes)
+            connection.send("finished")
+        except KeyboardInterrupt as stop:
+            connection.send(str(stop))
