@@ -70,7 +70,7 @@ def data(data_root: DataRoot = None,
 @app.command()
 def train(dataset: Dataset = "glyphs", backbone: Backbone = "conv4",
           method: Annotated[str, typer.Option(help="differentiable method; its episodic loss is minimised")] = "protonet",
-          out: Annotated[Path, typer.Option(help="folder for checkpoints, TensorBoard logs and weights")] = Path("runs/train"),
+          out: Annotated[Path, typer.Option(help="folder of checkpoints, TensorBoard logs, weights")] = Path("runs/train"),
           ways: Annotated[int, typer.Option(help="classes of a training episode")] = 20,
           shots: Annotated[int, typer.Option(help="support images a class")] = 1,
           queries: Annotated[int, typer.Option(help="query images a class")] = 5,

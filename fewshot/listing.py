@@ -15,13 +15,13 @@ def listing(kinds: tuple[str, ...]) -> Iterator[Table]:
 
 
 def _methods() -> Table:
-    from fewshot.methods import METHODS, method_parameters
+    from fewshot.methods import METHODS, create_method, method_parameters
 
     table = Table("method", "setting", "assumes", "hyper-parameters", title="Methods", title_justify="left")
     for name in METHODS:
-        cls = METHODS[name]
+        method = create_method(name)
         parameters = ", ".join(f"{key}={value}" for key, value in method_parameters(name).items())
-        table.add_row(name, cls.setting, ", ".join(cls.assumes), parameters)
+        table.add_row(name, method.setting, ", ".join(method.assumes), parameters)
     return table
 
 
@@ -38,8 +38,10 @@ def data_listing(root=None) -> Table:
     """Every data set: state, place, sizes, licence, how to get it."""
     from fewshot.datasets import dataset_table
 
-    table = Table("data set", "state", "where", "images", "classes", "licence", "how to get it", title="Data sets",
-                  title_justify="left")
+    table = Table("data set", "train / val / test", "place, licence, how to get it", title="Data sets", title_justify="left",
+                  show_lines=True)
     for row in dataset_table(root):
-        table.add_row(*(str(row[key]) for key in ("name", "state", "where", "images", "classes", "licence", "how")))
+        sizes = [f"{row[key]} {key}" for key in ("classes", "images") if row[key]]
+        facts = [f"{key}: {row[key]}" for key in ("where", "licence", "how") if row[key]]
+        table.add_row(f"{row['name']}\n[dim]{row['state']}[/dim]", "\n".join(sizes), "\n".join(facts))
     return table

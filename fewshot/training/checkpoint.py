@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import random
 import signal
 import threading
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from fewshot.errors import FewshotError
+from fewshot.files import write_atomically
 from fewshot.rng import isolated_rng
 
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
@@ -40,7 +40,6 @@ def save_checkpoint(folder: Path, step: int, state: dict) -> Path:
     The file is complete or absent (temporary file, fsync, rename). Its name carries the beginning of its sha256:
     PyTorch does not check the CRCs of the files it reads, so a flipped bit would go unnoticed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     data = buffer.getbuffer()
@@ -74,22 +73,6 @@ def load_checkpoint(folder: Path) -> dict | None:
 def latest_checkpoint(folder: Path) -> Path | None:
     paths = _newest_first(folder)
     return paths[0] if paths else None
-
-
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Replace `path` by a complete new file, also across a power failure."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    if os.name == "posix":  # the rename itself lives in the directory
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def rng_states() -> dict:

@@ -33,6 +33,7 @@ class TrainConfig:
 
     method, parameters     name and hyper-parameters of the method whose episodic loss is minimised
     ways, shots, queries   of training episodes (queries per class); validation_* those of validation episodes
+    small_classes          "refuse" or "drop" classes with too few images, as in EpisodeSampler
     episodes_per_step      E, the meta-batch: an optimiser step minimises the mean loss of E episodes
     accumulate             passes a step is computed in, to save memory; must divide episodes_per_step. The gradient is
                            that of one pass, except that BatchNorm sees the images of one pass at a time
@@ -47,7 +48,8 @@ class TrainConfig:
     ema_decay              decay of the exponential moving average of the weights, which is then what is validated and
                            kept; 0 is off. Step t uses min(ema_decay, (1 + t) / (10 + t)), so that early averages are
                            not dominated by the random initial weights
-    validate_every         steps between validations; 0 is off (then the last weights are kept, not the best)
+    validate_every         steps between validations, of which there is always one at the end; 0 is off (then the last
+                           weights are kept, not the best)
     validation_episodes    the same episodes every time, fixed by validation_seed
     early_stopping_patience   stop after so many validations without a new best; 0 is off
     checkpoint_every       steps between checkpoints;  log_every: steps between rows of the history
@@ -77,7 +79,8 @@ class TrainConfig:
     ema_decay: float = 0.0
     validation_ways: int = 5
     validation_shots: int = 1
-    validation_queries: int = 15
+    validation_queries: int = 5
+    small_classes: str = "refuse"
     validate_every: int = 500
     validation_episodes: int = 600
     validation_seed: int = 0
@@ -91,7 +94,8 @@ class TrainConfig:
             _check_integer(name, getattr(self, name), least)
         for name, limits in _NUMBERS.items():
             _check_number(name, getattr(self, name), *limits)
-        for name, known in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        for name, known in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", PRECISIONS),
+                            ("small_classes", ("refuse", "drop"))):
             if getattr(self, name) not in known:
                 raise FewshotError(unknown_message(name, str(getattr(self, name)), list(known)))
         if not isinstance(self.parameters, dict):
@@ -120,6 +124,10 @@ class TrainConfig:
         else:
             rate = self.lr
         return rate * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else rate
+
+    def validates_after(self, step: int) -> bool:
+        """Whether there is a validation when `step` updates are done."""
+        return self.validate_every > 0 and step > 0 and (step % self.validate_every == 0 or step == self.steps)
 
     def to_dict(self) -> dict:
         """Plain values, as stored in checkpoints and provenance."""

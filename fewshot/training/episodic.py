@@ -62,8 +62,8 @@ class _State:
         return self.learner.state_dict() if self.average is None else self.average
 
     def validated(self) -> bool:
-        """Whether the current step was validated, or is step 0, which never is."""
-        return not self.step or self.history[-1]["validation_accuracy"] is not None
+        """Whether the last row of the history, which must be that of the current step, was validated."""
+        return self.history[-1]["validation_accuracy"] is not None
 
     def validations_without_gain(self) -> int:
         return sum(row["validation_accuracy"] is not None and row["step"] > self.best["step"]
@@ -116,7 +116,8 @@ def train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None
 
 def _train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None, learner: Learner, run: dict,
            out: Path, progress: bool) -> None:
-    sampler = EpisodeSampler(train_bank, config.ways, config.shots, config.queries, config.seed)
+    sampler = EpisodeSampler(train_bank, config.ways, config.shots, config.queries, config.seed,
+                             small_classes=config.small_classes)
     validation = Validation(config, val_bank, learner) if config.validate_every else None
     parameters = [p for p in learner.parameters() if p.requires_grad]
     average = {name: value.clone() for name, value in learner.state_dict().items()} if config.ema_decay else None
@@ -133,7 +134,7 @@ def _train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | Non
         learner.train()
         while True:
             # Validate, save, stop: in this order, so that a run killed in one of them repeats only that.
-            if validation and state.step % config.validate_every == 0 and not state.validated():
+            if validation and config.validates_after(state.step) and not state.validated():
                 scored = validation.score(state.weights(), stop)
                 if scored is not None:
                     _remember(state, *scored, log)
@@ -178,8 +179,8 @@ def _train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | Non
             state.step += 1
             state.pending.append([loss, accuracy, norm.item()])
             log.bar.update()
-            validates = validation and state.step % config.validate_every == 0
-            if validates or state.step % config.log_every == 0 or state.step == config.steps:
+            last = state.step == config.steps
+            if last or state.step % config.log_every == 0 or config.validates_after(state.step):
                 columns = zip(*state.pending, strict=True)
                 loss, accuracy, norm = (sum(column) / len(state.pending) for column in columns)
                 state.history.append({"step": state.step, "loss": loss, "accuracy": accuracy, "gradient_norm": norm,

@@ -11,6 +11,7 @@ from fewshot.embed import embed_episodes
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.methods.base import METHODS, Method, create_method
+from fewshot.rng import isolated_rng
 from fewshot.training.config import TrainConfig
 
 
@@ -43,7 +44,8 @@ def make_learner(config: TrainConfig, backbone: nn.Module, method: Method | None
     """A learner of copies of `backbone` and `method` (created from the config where None), so that training leaves the
     caller's untouched. Raises FewshotError for a method that cannot be trained or is not the configured one."""
     if method is None:
-        method = create_method(config.method, **config.parameters)
+        with isolated_rng(config.seed):  # the weights of a method must be the same when the run is resumed
+            method = create_method(config.method, **config.parameters)
         if method.needs_base:
             raise FewshotError(f"{config.method} with these parameters needs statistics of the base features, which "
                                "change during training; choose other parameters or another method")

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from fewshot.files import write_atomically
 from fewshot.statistics import Interval
-from fewshot.training.checkpoint import write_atomically
 from fewshot.training.config import TrainConfig
 
 COLUMNS = ("step", "loss", "accuracy", "gradient_norm", "lr", "validation_accuracy", "validation_half_width")

@@ -18,9 +18,9 @@ from fewshot.backbones import load_weights, save_weights
 from fewshot.backbones.weights import state_sha256
 from fewshot.banks import ImageBank
 from fewshot.errors import FewshotError
+from fewshot.files import write_atomically
 from fewshot.methods.base import Method
 from fewshot.statistics import Interval
-from fewshot.training.checkpoint import write_atomically
 from fewshot.training.config import TrainConfig
 from fewshot.training.learner import Learner
 

@@ -32,7 +32,7 @@ class Validation:
                                "meaningless: pass the validation split")
         self.config, self.bank, self.learner = config, bank, copy.deepcopy(learner).eval()
         self.sampler = EpisodeSampler(bank, config.validation_ways, config.validation_shots, config.validation_queries,
-                                      config.validation_seed)
+                                      config.validation_seed, small_classes=config.small_classes)
 
     def score(self, weights: dict[str, Tensor], stop: StopRequest) -> tuple[Tensor, Tensor] | None:
         """(accuracy of every episode [episodes], picture of the first [3, H, W]); None if asked to stop meanwhile."""

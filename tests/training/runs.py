@@ -58,9 +58,9 @@ def config(**changes) -> TrainConfig:
     return TrainConfig(**{**small, **changes})
 
 
-def run(out, *, backbone=None, method=None, resume=True, **changes):
+def run(out, *, backbone=None, method=None, method_name="protonet", resume=True, **changes):
     """Train in `out`; `method` is an instance of a method that is not registered."""
-    changes = changes if method is None else {"method": "custom", **changes}
+    changes["method"] = method_name if method is None else "custom"
     return train(config(**changes), bank("train"), bank("val"), tiny() if backbone is None else backbone, method=method,
                  out=out, progress=False, resume=resume)
 

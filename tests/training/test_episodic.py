@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from fewshot.backbones import create_backbone, read_weights
+from fewshot.banks import ImageBank
 from fewshot.errors import FewshotError
-from fewshot.methods.base import Method
+from fewshot.methods.base import METHODS, Method
 from fewshot.methods.protonet import ProtoNet
 from fewshot.sampler import EpisodeSampler
 from fewshot.training import Learner, train
@@ -84,6 +85,22 @@ def test_the_weights_of_a_method_are_trained_and_stored(tmp_path):
     assert method.scale.item() == 1.0  # the caller's is left alone
     assert result.method.scale.item() != 1.0
     assert run(tmp_path, method=Scaled()).method.scale.item() == result.method.scale.item()
+
+
+def test_random_weights_of_a_method_come_from_the_seed(tmp_path, monkeypatch):
+    """The method is made anew when a run is resumed, at whatever state the process's generators are."""
+
+    class Random(Scaled):
+        def __init__(self):
+            super().__init__()
+            nn.init.uniform_(self.scale, 1, 2)
+
+    monkeypatch.setitem(METHODS._items, "random_scale", Random)
+    with fails_at(9), pytest.raises(ZeroDivisionError):
+        run(tmp_path / "a", method_name="random_scale")
+    torch.rand(3)
+    resumed, whole = (run(tmp_path / name, method_name="random_scale") for name in "ab")
+    assert resumed.method.scale.item() == whole.method.scale.item() > 0.5
 
 
 def test_bfloat16_learns_about_the_same(tmp_path):
@@ -175,6 +192,12 @@ def test_early_stopping(tmp_path, monkeypatch):
     assert (result.steps, result.best_step, result.stopped) == (8, 2, "early stopping")
     assert run(tmp_path / "stops", early_stopping_patience=3, **changes).stopped == "early stopping"
     assert run(tmp_path / "goes on", early_stopping_patience=0, **changes).steps == 50
+
+
+def test_the_end_is_validated_whatever_the_interval(tmp_path):
+    result = run(tmp_path, steps=11, validate_every=8)
+    assert [row["step"] for row in result.history if row["validation_accuracy"] is not None] == [8, 11]
+    assert run(tmp_path / "short", steps=3, validate_every=500).best_step == 3
 
 
 def test_the_best_weights_are_kept_and_score_what_is_reported(tmp_path):
@@ -349,6 +372,15 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path):
         return logits
 
     assert run(tmp_path, method=Failing(0, second), steps=1, validate_every=0).steps == 1
+
+
+def test_classes_with_too_few_images_are_refused_or_dropped(tmp_path):
+    with pytest.raises(FewshotError, match="class 0 .*has 12 images.*small_classes='drop'"):
+        run(tmp_path, queries=12)
+    uneven = bank()
+    some = ImageBank(uneven.images[8:], uneven.labels[8:], name="uneven", split="train")  # class 0 has 4 images left
+    changes = config(queries=5, steps=2, validate_every=0, small_classes="drop")
+    assert train(changes, some, None, tiny(), out=tmp_path, progress=False).steps == 2
 
 
 def test_test_classes_are_refused(tmp_path):

@@ -148,10 +148,10 @@ def kill_until_finished(children, out, kills: int, seed: int, **changes) -> int:
     """Kill the run at random moments, then let it finish; how many kills hit a running training."""
     chance, hits = random.Random(seed), 0
     for _ in range(kills):
-        process, _ = children(out, 0.01, **changes)
-        time.sleep(chance.uniform(0.02, 0.45))
-        hits += process.is_alive()
-        os.kill(process.pid, signal.SIGKILL)
+        process, connection = children(out, 0.04, **changes)
+        time.sleep(chance.uniform(0.05, 0.6))
+        hits += not connection.poll()
+        process.kill()
         process.join(10)
     process, connection = children(out, 0.0, **changes)
     assert connection.poll(120) and connection.recv() == "finished"
