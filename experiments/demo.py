@@ -23,6 +23,7 @@ from fewshot.evaluate import Result, evaluate
 from fewshot.figures import accuracy_against_shots, accuracy_dots, episode_figure, save_figure, training_curve
 from fewshot.files import write_atomically
 from fewshot.methods import create_method
+from fewshot.pipeline import FeatureSource
 from fewshot.report import write_report
 from fewshot.run import Run
 from fewshot.sampler import EpisodeSampler
@@ -53,11 +54,11 @@ def run_of(backbone: str, weights: Path | None, method: str, ways: int, shots: i
 
 def evaluate_all(weights: Path, out: Path) -> tuple[list[Result], list[Result]]:
     """(results of the table, further shots for the curve)."""
-    store, options = Store(out / "results"), {"progress": True, "cache": out / "cache"}
+    store, source = Store(out / "results"), FeatureSource(cache=out / "cache", progress=True)
     subjects = [("pixels", None, "protonet"), ("conv4", None, "protonet"), *(("conv4", weights, m) for m in METHODS)]
-    table = [evaluate(run_of(*subject, ways, shots), store=store, **options)
+    table = [evaluate(run_of(*subject, ways, shots), store=store, source=source, progress=True)
              for subject in subjects for ways, shots in PROTOCOLS]
-    curve = [evaluate(run_of(*subject, 5, shots), store=store, **options)
+    curve = [evaluate(run_of(*subject, 5, shots), store=store, source=source, progress=True)
              for subject in [("pixels", None, "protonet"), ("conv4", weights, "protonet"), ("conv4", weights, "pt_map")]
              for shots in CURVE_SHOTS]
     return table, curve

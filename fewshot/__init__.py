@@ -1,6 +1,8 @@
 """Few-shot learning research: the public names. They are loaded when first used, so that `import fewshot` is quick."""
 
 import importlib
+import sys
+from types import ModuleType
 
 _HOMES = {
     "load_dataset": "fewshot.datasets", "contact_sheet": "fewshot.datasets",
@@ -10,7 +12,7 @@ _HOMES = {
     "ImageBank": "fewshot.banks", "FeatureBank": "fewshot.banks", "embed": "fewshot.embed",
     "Run": "fewshot.run", "Result": "fewshot.evaluate", "evaluate": "fewshot.evaluate", "compare": "fewshot.evaluate",
     "Store": "fewshot.store", "train": "fewshot.training", "TrainConfig": "fewshot.training",
-    "fit_method": "fewshot.fit", "FewshotError": "fewshot.errors",
+    "tune": "fewshot.tune", "fit_run": "fewshot.tune", "fit_method": "fewshot.fit", "FewshotError": "fewshot.errors",
     "results_table": "fewshot.tables", "write_report": "fewshot.report",
 }
 
@@ -22,9 +24,19 @@ def __getattr__(name: str):
     if name not in _HOMES:
         raise AttributeError(f"module 'fewshot' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value  # a submodule of the same name (fewshot.embed) must not hide the function later
+    globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: object) -> None:
+        # Importing the submodule fewshot.evaluate, which others do, must not hide the public function of that name.
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -2,30 +2,61 @@
 
 from __future__ import annotations
 
-import ast
+import io
 import json
+import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fewshot import commands
 from fewshot.errors import FewshotError
+from fewshot.options import (
+    Alpha,
+    Backbone,
+    BaseFeatures,
+    DataRoot,
+    Dataset,
+    DataSettings,
+    Episodes,
+    Features,
+    KEff,
+    Queries,
+    Runs,
+    Seed,
+    Settings,
+    Split,
+    Transforms,
+    Weights,
+    described,
+    integers,
+    pairs,
+    source,
+    text_of,
+    words,
+)
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, suggest_commands=True,
+_UsageError = typer.BadParameter.__mro__[1]  # click's; newer versions of typer carry their own copy of click
+
+
+class _Stopped(Exception):
+    """The user's interruption; not a KeyboardInterrupt, which typer would turn into a bare exit code."""
+
+
+class _Commands(typer.core.TyperGroup):
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            raise _Stopped(*stop.args, getattr(stop, "signal", signal.SIGINT)) from stop
+
+
+app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, suggest_commands=True,
                   context_settings={"help_option_names": ["-h", "--help"]},
                   help="Few-shot learning: episodes, methods, and accuracy with intervals.")
-
-DataRoot = Annotated[Path | None, typer.Option("--data-root", envvar="FEWSHOT_DATA",
-                                               help="folder that holds the data sets (default: data)")]
-Dataset = Annotated[str, typer.Option(help="data set, see `fewshot data`; or a folder of class folders")]
-Backbone = Annotated[str, typer.Option(help="backbone, see `fewshot list backbones`")]
-Weights = Annotated[Path | None, typer.Option(help="weights file (.safetensors); untrained when left out")]
-Runs = Annotated[Path, typer.Option("--runs", help="folder of stored results")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",
-                                                    help="a hyper-parameter of the method; repeat for more")]
-DataSettings = Annotated[list[str] | None, typer.Option("--data-set", metavar="NAME=VALUE",
-                                                        help="an option of the data set, e.g. protocol=vinyals")]
 
 
 @app.command("list")
@@ -48,17 +79,18 @@ def list_names(kind: Annotated[str, typer.Argument(help="methods, backbones, dat
 def data(data_root: DataRoot = None,
          how: Annotated[str | None, typer.Option(help="print how to get this data set")] = None,
          sheet: Annotated[Path | None, typer.Option(help="draw a contact sheet (PNG) of --dataset's --split here")] = None,
-         dataset: Dataset = "glyphs", split: Annotated[str, typer.Option(help="train, val or test")] = "test"):
+         dataset: Dataset = "glyphs", split: Split = None):
     """Every data set: present or missing, where, images, classes per split, licence, how to get it."""
     from fewshot import datasets
 
     if how is not None:
-        typer.echo(datasets.instructions(how))
+        typer.echo(datasets.instructions(how, data_root))
     elif sheet is not None:
-        from fewshot.datasets.sheet import contact_sheet
+        from fewshot.files import write_atomically
 
-        contact_sheet(_load(dataset, split, data_root)).save(sheet)
-        typer.echo(f"wrote {sheet}")
+        picture = io.BytesIO()
+        datasets.contact_sheet(_load(dataset, split, data_root)).save(picture, "PNG")
+        typer.echo(f"wrote {write_atomically(sheet, picture.getvalue())}")
     else:
         from rich.console import Console
 
@@ -81,76 +113,87 @@ def train(dataset: Dataset = "glyphs", backbone: Backbone = "conv4",
           set_: Settings = None, data_set: DataSettings = None,
           config: Annotated[list[str] | None, typer.Option("--config", metavar="NAME=VALUE",
                                                            help="any other training setting, see TrainConfig")] = None,
-          data_root: DataRoot = None):
+          data_root: DataRoot = None,
+          resume: Annotated[bool, typer.Option(help="continue what is in --out, or delete it and start again")] = True):
     """Train a backbone episodically on the base classes; the same command resumes an interrupted run."""
-    from fewshot.backbones import create_backbone, input_for
+    from fewshot.backbones import check_backbone, create_backbone, input_for
     from fewshot.training import TrainConfig
     from fewshot.training import train as run_training
 
-    options = _pairs(data_set)
-    settings = {"method": method, "parameters": _pairs(set_), "ways": ways, "shots": shots, "queries": queries,
-                "steps": steps, "lr": lr, "schedule": schedule, "seed": seed, **_pairs(config)}
+    options = pairs(data_set)
+    settings = {"method": method, "parameters": pairs(set_), "ways": ways, "shots": shots, "queries": queries,
+                "steps": steps, "lr": lr, "schedule": schedule, "seed": seed, **pairs(config)}
     training = TrainConfig.from_dict(settings)
-    base, validation = (_load(dataset, split, data_root, **options) for split in ("train", "val"))
+    check_backbone(backbone)
+    base = _load(dataset, "train", data_root, **options)
+    validation = _load(dataset, "val", data_root, **options) if training.validate_every else None
     network = create_backbone(backbone, **input_for(backbone, base.images), seed=seed)
-    result = run_training(training, base, validation, network, out=out)
-    typer.echo(result)
+    typer.echo(run_training(training, base, validation, network, out=out, resume=resume))
 
 
 @app.command()
 def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")], dataset: Dataset = "glyphs",
-          split: Annotated[str, typer.Option(help="train, val, test or all")] = "test", backbone: Backbone = "conv4",
+          split: Split = None, backbone: Backbone = "conv4",
           weights: Weights = None, data_set: DataSettings = None, data_root: DataRoot = None,
           cache: Annotated[Path, typer.Option(help="folder for partial extractions")] = Path("runs/cache")):
     """Extract the features of one split once; an interrupted extraction continues."""
+    from fewshot.backbones import check_backbone
     from fewshot.embed import embed as extract
     from fewshot.pipeline import backbone_for
     from fewshot.run import Run
 
-    images = _load(dataset, split, data_root, **_pairs(data_set))
-    run = Run(dataset=dataset, backbone=backbone, weights=_text(weights))
+    check_backbone(backbone, weights)
+    images = _load(dataset, split, data_root, **pairs(data_set))
+    run = Run(dataset=images.name, backbone=backbone, weights=text_of(weights))
     features = extract(images, backbone_for(run, images), cache=cache, progress=True)
     typer.echo(f"wrote {features.save(out)}: {len(features)} x {features.features.shape[1]}")
 
 
 @app.command("eval")
-def evaluate(dataset: Dataset = "glyphs", split: Annotated[str, typer.Option(help="split the episodes come from")] = "test",
-             backbone: Backbone = "conv4", weights: Weights = None,
-             features: Annotated[Path | None, typer.Option(help="feature bank from `fewshot embed`, not images")] = None,
-             base_features: Annotated[Path | None, typer.Option(help="feature bank of the base classes")] = None,
+def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split = None, backbone: Backbone = "conv4",
+             weights: Weights = None,
+             features: Features = None, base_features: BaseFeatures = None,
              method: Annotated[str, typer.Option(help="methods, comma-separated; see `fewshot list methods`")] = "protonet",
              ways: Annotated[str, typer.Option(help="classes an episode, comma-separated")] = "5",
              shots: Annotated[str, typer.Option(help="support images a class, comma-separated")] = "1,5",
-             queries: Annotated[int, typer.Option(help="query images a class")] = 15,
+             queries: Queries = 15,
              query_distribution: Annotated[str, typer.Option(help="balanced, dirichlet, k_eff, natural; comma-separated")]
              = "balanced",
-             alpha: Annotated[float, typer.Option(help="concentration of the Dirichlet distribution")] = 2.0,
-             k_eff: Annotated[int | None, typer.Option(help="classes present among the queries (k_eff only)")] = None,
-             episodes: Annotated[int, typer.Option(help="number of episodes")] = 10_000,
-             seed: Annotated[int, typer.Option(help="seed of the episodes")] = 0,
-             transforms: Annotated[str, typer.Option(help="feature transforms, e.g. center_base,l2")] = "",
+             alpha: Alpha = 2.0, k_eff: KEff = None, episodes: Episodes = 10_000, seed: Seed = 0,
+             transforms: Transforms = "",
+             learned: Annotated[Path | None, typer.Option(help="values learned by `fewshot fit`")] = None,
              set_: Settings = None, data_set: DataSettings = None, data_root: DataRoot = None, runs: Runs = Path("runs"),
              json_file: Annotated[Path | None, typer.Option("--json", help="also write the results here")] = None):
     """Accuracy with 95 % intervals over episodes of cached features. Finished runs are not repeated."""
+    from fewshot.backbones import check_backbone
     from fewshot.banks import FeatureBank
     from fewshot.evaluate import evaluate as score
     from fewshot.files import write_atomically
+    from fewshot.pipeline import FeatureSource, pretraining_notes
     from fewshot.run import Run
     from fewshot.store import Store
     from fewshot.tables import results_table
 
+    options, distributions = pairs(data_set), words(query_distribution)
+    _check_eval(context, features, base_features, k_eff, distributions)
     bank = FeatureBank.load(features) if features else None
     base_bank = FeatureBank.load(base_features) if base_features else None
-    if bank is not None:
-        dataset, split, backbone = bank.name, bank.split, bank.provenance.get("backbone", "features")
-    wanted = [Run(dataset=dataset, split=split, backbone=backbone, weights=_text(weights), method=name, ways=n, shots=k,
-                  parameters=_pairs(set_), queries=queries, query_distribution=distribution, alpha=alpha, episodes=episodes,
-                  k_eff=k_eff if distribution == "k_eff" else None, seed=seed, transforms=transforms,
-                  data_options=_pairs(data_set))
-              for name in _split(method) for distribution in _split(query_distribution)
-              for n in _integers("--ways", ways) for k in _integers("--shots", shots)]
-    results = [score(run, bank, base_bank=base_bank, store=Store(runs), progress=True, root=data_root,
-                     cache=runs / "cache") for run in wanted]
+    if bank is None:
+        check_backbone(backbone, weights)
+        dataset, split, data_root = source(dataset, split, data_root, options)
+        subject, notes = {"dataset": dataset, "split": split, "backbone": backbone, "weights": text_of(weights)}, ()
+    else:
+        subject = described(bank)
+        notes = pretraining_notes(subject["backbone"], bank.provenance.get("pretrained_on"), bank.name)
+    values = _learned(learned, words(method))
+    wanted = [Run(**subject, method=name, ways=n, shots=k, parameters={**values.get(name, {}), **pairs(set_)},
+                  queries=queries, query_distribution=distribution, alpha=alpha, episodes=episodes,
+                  k_eff=k_eff if distribution == "k_eff" else None, seed=seed, transforms=transforms, data_options=options)
+              for name in words(method) for distribution in distributions
+              for n in integers("--ways", ways) for k in integers("--shots", shots)]
+    store, made = Store(runs), FeatureSource(data_root, runs / "cache", progress=True)
+    store.prepare()
+    results = [score(run, bank, base_bank=base_bank, store=store, progress=True, source=made, notes=notes) for run in wanted]
     results_table(results).print()
     if json_file:
         records = [{"run": r.run.to_dict(), "key": r.run.key, **r.summary()} for r in results]
@@ -168,16 +211,25 @@ def compare(results: Annotated[list[str], typer.Argument(help="two or more resul
 
 
 @app.command()
-def table(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all")] = None,
-          runs: Runs = Path("runs"),
+def table(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all. Or one file "
+                                                              "of experiments/: its results beside published ones")] = None,
+          runs: Runs = Path("runs"), data_root: DataRoot = None,
           form: Annotated[str, typer.Option("--format", help="terminal, markdown, csv or latex")] = "terminal"):
-    """One table of stored results."""
+    """One table of stored results. Nothing is evaluated."""
     from fewshot.registry import unknown_message
     from fewshot.tables import results_table
 
-    made = results_table(_results(results, runs))
-    forms = {"terminal": made.print, "markdown": lambda: typer.echo(made.to_markdown()),
-             "csv": lambda: typer.echo(made.to_csv()), "latex": lambda: typer.echo(made.to_latex())}
+    if results and results[0].endswith(".py"):
+        from fewshot.published import load_experiment, published_table
+        from fewshot.store import Store
+
+        if len(results) > 1:
+            raise FewshotError(f"{len(results)} arguments beside the experiment {results[0]}; give one experiment alone")
+        made = published_table(load_experiment(results[0]), Store(runs), data_root)
+    else:
+        made = results_table(_results(results, runs))
+    forms = {"terminal": made.print, "markdown": lambda: typer.echo(made.to_markdown(), nl=False),
+             "csv": lambda: typer.echo(made.to_csv(), nl=False), "latex": lambda: typer.echo(made.to_latex(), nl=False)}
     if form not in forms:
         raise FewshotError(unknown_message("format", form, list(forms)))
     forms[form]()
@@ -198,59 +250,91 @@ def report(results: Annotated[list[str] | None, typer.Argument(help="result fold
     typer.echo(f"wrote {write_report(out, title=title, results=found, figures=figures)}")
 
 
-def main() -> None:
-    """Entry point: a mistake of the user is one line on stderr, not a traceback."""
-    try:
-        app()
-    except FewshotError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(2)
+app.command()(commands.tune)
+app.command()(commands.fit)
 
 
-def _load(dataset: str, split: str, root, **options):
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. A mistake of the user is one line on stderr and exit code 2, not a traceback; an interruption is one
+    line and 128 + the signal. Without arguments: the help."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
+        try:
+            code = app(arguments or ["--help"], standalone_mode=False)
+        except _Stopped as stop:
+            *text, number = stop.args
+            _fail(text[0] if text else "interrupted; what was finished is kept", 128 + number)
+        except _UsageError as error:
+            _fail(f"error: {error.format_message()}")
+        except FewshotError as error:
+            _fail(f"error: {error}")
+        except OSError as error:  # a full disk, a folder without permission
+            _fail(f"error: {error}; choose another place, free disk space or change the permissions")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int = 2) -> None:
+    typer.secho(message, fg="red", err=True)
+    sys.exit(code)
+
+
+def _load(dataset: str, split: str | None, root: Path | None, **options):
     from fewshot.datasets import load_dataset
 
+    dataset, split, root = source(dataset, split, root, options)
     return load_dataset(dataset, split, root=root, **options)
 
 
+def _check_eval(context: typer.Context, features: Path | None, base_features: Path | None, k_eff: int | None,
+                distributions: list[str]) -> None:
+    """Options that would have no effect beside others are refused."""
+    given = [name for name in ("dataset", "split", "backbone", "weights", "data_set")
+             if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if features and given:
+        flags = ", ".join("--data-option" if name == "data_set" else f"--{name}" for name in given)
+        raise FewshotError(f"{flags} beside --features: the features know their data set and backbone; leave it out")
+    if base_features and not features:
+        raise FewshotError("--base-features without --features: with a data set its own base classes are used")
+    if k_eff is not None and "k_eff" not in distributions:
+        raise FewshotError(f"--k-eff={k_eff} with --query-distribution={','.join(distributions)}; it belongs to k_eff")
+
+
+def _learned(path: Path | None, methods: list[str]) -> dict[str, dict]:
+    """Method -> parameters of the file that `fewshot fit` wrote."""
+    if path is None:
+        return {}
+    from fewshot.fit import load_fitted
+
+    found = load_fitted(path)
+    if found.name not in methods:
+        raise FewshotError(f"{path} holds values of {found.name}, which is not among the methods {', '.join(methods)}")
+    return {found.name: found.parameters}
+
+
 def _results(keys: list[str] | None, runs: Path, least: int = 1):
+    """The named results, all of `runs` without names."""
     from fewshot.store import Store
 
     store = Store(runs)
-    found = [store.read(key if Path(key).is_dir() else runs / key) for key in keys or []] or list(store)
+    found = [store.read(_folder(key, runs)) for key in keys] if keys else list(store)
     if len(found) < least:
-        raise FewshotError(f"{len(found)} results in {runs}; this needs at least {least}: run `fewshot eval` first, or "
-                           "point --runs at the folder that holds them")
+        have = f"{len(found)} result{'' if len(found) == 1 else 's'} {'given' if keys else f'in {runs}'}"
+        raise FewshotError(f"{have}; this needs at least {least}: run `fewshot eval` first, or point --runs at the folder "
+                           "that holds them")
     return found
 
 
-def _pairs(items: list[str] | None) -> dict:
-    """`["temperature=10", "norm=l2n"]` -> {"temperature": 10, "norm": "l2n"}."""
-    values = {}
-    for item in items or []:
-        name, separator, text = item.partition("=")
-        if not separator or not name:
-            raise FewshotError(f"{item!r} is not NAME=VALUE")
-        try:
-            values[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[name] = text
-    return values
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _integers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in _split(text)]
-    except ValueError:
-        raise FewshotError(f"{option}={text!r}; expected integers separated by commas, e.g. 1,5") from None
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+def _folder(key: str, runs: Path) -> Path:
+    """The folder of a result, given as a path, a key or the start of one."""
+    if Path(key).is_dir():
+        return Path(key)
+    found = [path.parent for path in runs.glob("*/run.json") if path.parent.name.startswith(key)]
+    if len(found) != 1:
+        known = ", ".join(sorted(path.name for path in found)) if found else f"{len(list(runs.glob('*/run.json')))} others"
+        raise FewshotError(f"{len(found)} results in {runs} begin with {key!r} ({known}); the keys are in the column run of "
+                           "`fewshot table --format csv`")
+    return found[0]
 
 
 __all__ = ["app", "main"]

@@ -8,7 +8,6 @@ import shutil
 import warnings
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from fewshot.backbones.base import Backbone
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+from fewshot.provenance import versions
 
 
 def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: torch.device | str | None = None,
@@ -34,10 +34,12 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
     progress        show a progress bar
 
     Raises FewshotError for an empty bank, and naming the image where features are NaN or infinite. Damaged cache files
-    are extracted again, with a warning.
+    are extracted again, and a cache that cannot be written is done without, both with a warning.
     """
     if batch_size < 1 or shard_batches < 1:
         raise FewshotError(f"batch_size={batch_size}, shard_batches={shard_batches}; both must be at least 1")
+    if not isinstance(bank, ImageBank):
+        raise FewshotError(f"{type(bank).__name__} given; embed takes an ImageBank (load_dataset makes one)")
     if not len(bank):
         raise FewshotError(f"{bank.name}/{bank.split} holds no images to embed")
     provenance = describe(bank, backbone, batch_size)
@@ -52,7 +54,7 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
     features = _extract(bank, backbone, provenance, batch_size, device, shards, shard_batches, progress)
     result = FeatureBank(features, bank.labels, bank.class_names, bank.name, bank.split, provenance)
     if target is not None:
-        result.save(target)
+        _keep(result, target)
         shutil.rmtree(shards, ignore_errors=True)
     return result
 
@@ -83,7 +85,7 @@ def embed_episodes(episodes: Episodes, backbone: Backbone) -> Episodes:
 def describe(bank: ImageBank, backbone: Backbone, batch_size: int) -> dict:
     """Everything the features depend on, as plain JSON values: images, backbone, weights, transform, versions."""
     provenance = {"dataset": bank.name, "split": bank.split, "images_sha256": bank.content_hash, **backbone.describe(),
-                  "torch": torch.__version__, "timm": timm.__version__}
+                  "torch": torch.__version__, "timm": versions()["timm"]}
     if backbone.batch_norm == "batch":
         provenance["batch_size"] = batch_size
     return json.loads(json.dumps(provenance))
@@ -117,8 +119,8 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
                     _check_finite(features[low:high], bank, low, backbone)
                     bar.update(high - low)
                 if path is not None and stop - start < len(bank):
-                    FeatureBank(features[start:stop], bank.labels[start:stop], bank.class_names, bank.name, bank.split,
-                                made_by).save(path)
+                    _keep(FeatureBank(features[start:stop], bank.labels[start:stop], bank.class_names, bank.name,
+                                      bank.split, made_by), path)
     finally:
         backbone.train(training)
     return features
@@ -134,6 +136,15 @@ def _load(path: Path, provenance: dict) -> FeatureBank | None:
         warnings.warn(f"{error}; extracting it again", stacklevel=3)
         return None
     return found if found.provenance == provenance else None
+
+
+def _keep(bank: FeatureBank, path: Path) -> None:
+    """A cache that cannot be written costs time, not correctness: that is a warning."""
+    try:
+        bank.save(path)
+    except OSError as error:
+        warnings.warn(f"cannot keep features in {path.parent} ({error}); they will be extracted again next time",
+                      stacklevel=3)
 
 
 def _check_finite(features: Tensor, bank: ImageBank, start: int, backbone: Backbone) -> None:

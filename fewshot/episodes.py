@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,9 +50,10 @@ class Episodes:
         return self.support.shape[0]
 
     def __getitem__(self, which: int | slice | Tensor) -> Episodes:
-        """Some of the episodes, still batched: `episodes[3]` has E=1."""
-        if isinstance(which, int):
-            which = slice(which, which + 1) if which != -1 else slice(-1, None)
+        """Some of the episodes, still batched: `episodes[3]` has E=1. IndexError beyond the end, so a loop ends."""
+        if not isinstance(which, slice) and (not isinstance(which, Tensor) or which.ndim == 0):
+            position = range(len(self))[operator.index(which)]
+            which = slice(position, position + 1)
         return self._map(lambda x: x[which])
 
     def to(self, target: torch.device | str | torch.dtype) -> Episodes:
@@ -95,7 +97,10 @@ def _check(e: Episodes) -> None:
     for name in ("support", "query", "text", "unlabelled"):
         value = getattr(e, name)
         if value is not None:
-            _check_values(name, value)
+            _check_values(name, value, e.support)
+    if e.unlabelled is not None and (len(e.unlabelled) != len(e) or e.unlabelled.shape[2:] != e.support.shape[2:]):
+        raise FewshotError(f"unlabelled has shape {tuple(e.unlabelled.shape)}; expected [E, U, ...] with E={len(e)} and the "
+                           f"trailing shape {tuple(e.support.shape[2:])} of the support")
     low, high = int(e.support_labels.min()), int(e.support_labels.max())
     if low < 0 or high >= e.ways:
         raise FewshotError(f"support_labels span {low}..{high}; with ways={e.ways} they must lie in 0..{e.ways - 1}")
@@ -108,11 +113,13 @@ def _check(e: Episodes) -> None:
         raise FewshotError(f"text has shape {tuple(e.text.shape)}; expected [E, N, D] with E={len(e)}, N={e.ways}")
 
 
-def _check_values(name: str, value: Tensor) -> None:
-    if value.dtype == torch.uint8:
-        return
-    if not value.is_floating_point():
-        raise FewshotError(f"{name} has dtype {value.dtype}; pass floating-point features or uint8 images")
-    if not torch.isfinite(value).all():
+def _check_values(name: str, value: Tensor, support: Tensor) -> None:
+    is_image = value.dtype == torch.uint8 and value.ndim == 5
+    if not is_image and not value.is_floating_point():
+        raise FewshotError(f"{name} has dtype {value.dtype} and shape {tuple(value.shape)}; pass floating-point features "
+                           "or uint8 images [E, ., C, H, W]")
+    if value.dtype != support.dtype and name != "text":
+        raise FewshotError(f"{name} has dtype {value.dtype} and support {support.dtype}; convert one of them")
+    if not is_image and not torch.isfinite(value).all():
         bad = (~torch.isfinite(value)).nonzero()[0].tolist()
         raise FewshotError(f"{name} holds {float(value[tuple(bad)])} at index {bad}; remove or repair that item")

@@ -3,3 +3,17 @@
 
 class FewshotError(ValueError):
     """Wrong input. The message names the value, the limit and the remedy."""
+
+
+def check_positive(**values: float) -> None:
+    """Raise FewshotError for the first value that is not above 0 (or is NaN)."""
+    for name, value in values.items():
+        if not value > 0:
+            raise FewshotError(f"{name}={value!r}; give a positive number")
+
+
+def check_at_least(least: int, **values: int) -> None:
+    """Raise FewshotError for the first value below `least`."""
+    for name, value in values.items():
+        if value < least:
+            raise FewshotError(f"{name}={value!r}; it must be at least {least}")

@@ -24,6 +24,7 @@ from fewshot.statistics import Comparison, Interval, mean_interval, paired_diffe
 from fewshot.transforms import parse_transforms
 
 if TYPE_CHECKING:
+    from fewshot.pipeline import FeatureSource
     from fewshot.store import Store
 
 _SAMPLE = 2048  # episodes whose row numbers are drawn in one call
@@ -87,7 +88,7 @@ class Result:
 
 def evaluate(run: Run | None = None, bank: FeatureBank | None = None, *, base_bank: FeatureBank | None = None,
              method: Method | None = None, store: Store | None = None, progress: bool = False, root=None, cache=None,
-             notes: tuple[str, ...] = (), **settings) -> Result:
+             source: FeatureSource | None = None, notes: tuple[str, ...] = (), **settings) -> Result:
     """Accuracy of one method on the episodes of `run`.
 
     run         the specification, or give its settings as keywords: `evaluate(dataset="glyphs", shots=5)`
@@ -96,6 +97,7 @@ def evaluate(run: Run | None = None, bank: FeatureBank | None = None, *, base_ba
     method      an instance to use instead of creating `run.method` (e.g. one with learned weights)
     store       where finished results are kept: a run that is there is returned, not repeated
     progress    show a progress bar
+    source      a `FeatureSource` shared by many runs, so that each image and feature is loaded once
 
     Raises FewshotError for impossible requests, for a method that needs a base bank that is absent, and when a
     method returns logits that are not finite, naming the episode.
@@ -105,11 +107,18 @@ def evaluate(run: Run | None = None, bank: FeatureBank | None = None, *, base_ba
     elif settings:
         run = dataclasses.replace(run, **settings)
     if bank is None:
-        from fewshot.pipeline import banks_for  # loads torchvision and timm: only where images are needed
+        from fewshot.pipeline import FeatureSource  # loads torchvision and timm: only where images are needed
 
-        bank, base_bank, run, notes = banks_for(run, root=root, cache=cache, progress=progress)
+        bank, base_bank, run, notes = (source or FeatureSource(root, cache, progress)).banks(run)
     else:
         run = dataclasses.replace(run, data=bank.content_hash)
+    return evaluate_resolved(run, bank, base_bank=base_bank, method=method, store=store, progress=progress, notes=notes)
+
+
+def evaluate_resolved(run: Run, bank: FeatureBank, *, base_bank: FeatureBank | None = None, method: Method | None = None,
+                      store: Store | None = None, progress: bool = False, notes: tuple[str, ...] = ()) -> Result:
+    """As `evaluate`, for a run that states the identity of its data and weights already, as `banks_for` returns it: many
+    runs on one bank then need no second look at the images."""
     if store is not None and (found := store.load(run)) is not None:
         return found
     if store is not None and method is not None:

@@ -4,39 +4,82 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from fewshot.evaluate import Result, evaluate
 from fewshot.files import write_atomically
+from fewshot.pipeline import FeatureSource
+from fewshot.published import Experiment, Published, obstacle, published_table
 from fewshot.run import Run
 from fewshot.store import Store
 from fewshot.tables import comparison_table, results_table
 
 
-def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("backbone", "method")) -> list[Result]:
-    """Evaluate `runs` (finished ones are found in the store) and write `results/<name>.md` and `.csv` beside `file`.
+def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("backbone", "method"),
+                   published: Sequence[Published] = (), differences: bool = False) -> list[Result]:
+    """Evaluate `runs` (finished ones are found in the store) and write `results/<name>.md` and `.csv` beside `file`; with
+    `published` numbers also `results/<name>_published.md`, with `differences` a file of paired differences per protocol.
+    Runs whose data or weights are absent are left out, with the reason.
 
-    The command line takes --data-root, --runs and --episodes (fewer episodes for a trial, whose table is only printed).
+    The command line takes --data-root, --runs, and for a trial, whose table is only printed, --episodes (fewer) and
+    --dataset (only this one).
     """
     path = Path(file)
     parser = argparse.ArgumentParser(description=f"experiment {path.stem}; see the head of {path.name}")
     parser.add_argument("--data-root", type=Path, help="folder of the data sets (default: FEWSHOT_DATA, else data)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of stored results")
     parser.add_argument("--episodes", type=int, help="fewer episodes, for a trial")
+    parser.add_argument("--dataset", help="only the runs on this data set")
     arguments = parser.parse_args()
-    store = Store(arguments.runs)
+    wanted = [run for run in runs if arguments.dataset in (None, run.dataset)]
+    reasons = {run.key: obstacle(run, arguments.data_root) for run in wanted}
+    for reason, count in Counter(reasons.values()).items():
+        if reason is not None:
+            print(f"left out {count} of {len(wanted)} runs, missing: {reason}", flush=True)
+    wanted = [run for run in wanted if reasons[run.key] is None]
+    if not wanted:
+        raise SystemExit("no run can be made here")
+    store, source = Store(arguments.runs), FeatureSource(arguments.data_root, arguments.runs / "cache", progress=True)
     results = []
-    for number, run in enumerate(runs, 1):
+    for number, run in enumerate(wanted, 1):
         trial = run if arguments.episodes is None else dataclasses.replace(run, episodes=arguments.episodes)
-        results.append(evaluate(trial, store=store, progress=True, root=arguments.data_root, cache=arguments.runs / "cache"))
-        print(f"[{number}/{len(runs)}] {results[-1]!r} in {results[-1].seconds:.0f} s", flush=True)
+        results.append(evaluate(trial, store=store, progress=True, source=source))
+        print(f"[{number}/{len(wanted)}] {results[-1]!r} in {results[-1].seconds:.0f} s", flush=True)
     table = results_table(results, rows=rows)
     table.print()
-    if arguments.episodes is None:
+    if arguments.episodes is None and arguments.dataset is None:
         write_atomically(path.parent / "results" / f"{path.stem}.md", table.to_markdown().encode())
         write_atomically(path.parent / "results" / f"{path.stem}.csv", table.to_csv().encode())
+        for protocol in dict.fromkeys(r.run.protocol for r in results) if differences else ():
+            name = "differences_" + re.sub("[^a-z0-9]+", "_", protocol.lower()).strip("_")
+            write_differences(file, [r for r in results if r.run.protocol == protocol], name)
+        if published:
+            beside = published_table(Experiment(Path("experiments") / path.name, tuple(runs), tuple(published)), results,
+                                     arguments.data_root)
+            write_atomically(path.parent / "results" / f"{path.stem}_published.md", beside.to_markdown().encode())
     return results
+
+
+def weights_file(file: str, name: str) -> str:
+    """The path of `weights/<name>.safetensors` beside `file`."""
+    return str(Path(file).parent / "weights" / f"{name}.safetensors")
+
+
+def small_data_runs(file: str, method: str, *, shots: Sequence[int] = (1, 5),
+                    distributions: Sequence[str] = ("balanced", "dirichlet"), **settings) -> list[Run]:
+    """5-way runs, balanced and Dirichlet(2) unless other settings of `Run` are given, on data that need no registration:
+    Omniglot with the Conv-4 of experiments/omniglot_background.py, and Caltech-101 with EfficientNet-Lite0.
+
+    Omniglot gets 5 queries per class on average: of its 20 drawings, 15 queries and 5 shots would use all, and a
+    Dirichlet distribution could only come out balanced.
+    """
+    places = ({"dataset": "omniglot", "weights": weights_file(file, "conv4_omniglot_background"), "queries": 5},
+              {"dataset": "caltech101", "backbone": "efficientnet_lite0"})
+    return [Run(method=method, shots=count, query_distribution=distribution, **{**place, **settings})
+            for place in places for distribution in distributions for count in shots]
 
 
 def write_differences(file: str, results: Sequence[Result], name: str) -> None:

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import safetensors
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; at the end of the block it takes the place of `path` in one step.
 
     The folder is made where needed. When the block raises, the old file stays and the temporary one is removed.
+    Raises OSError where the disk does not take it, also when it was safetensors that met the full disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,6 +31,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+    except safetensors.SafetensorError as error:
+        raise OSError(f"cannot write {path} ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -53,6 +53,20 @@ class FitResult:
     best_epoch: int
     provenance: dict = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """Registry name of the method; raises FewshotError if it has none."""
+        names = [name for name in METHODS if METHODS[name] is type(self.method)]
+        if not names:
+            raise FewshotError(f"{type(self.method).__name__} is not a registered method; register it to save or run it")
+        return names[0]
+
+    @property
+    def parameters(self) -> dict:
+        """`Run.parameters` of the fitted method: hyper-parameters and learned values as plain numbers, so that the run's
+        key covers them."""
+        return {key: getattr(self.method, key) for key in method_parameters(self.name)}
+
 
 def fit_method(method: nn.Module, episodes: Episodes, query_labels: Tensor, *, epochs: int | None = None,
                lr: float | None = None, halve_every: int | None = None, batch: int | None = None,
@@ -133,12 +147,9 @@ def _describe(episodes: Episodes) -> dict:
 
 def save_fitted(path: str | Path, result: FitResult) -> Path:
     """Write values, hyper-parameters, history and provenance to a safetensors file, atomically."""
-    names = [name for name in METHODS if METHODS[name] is type(result.method)]
-    if not names:
-        raise FewshotError(f"{type(result.method).__name__} is not a registered method; register it to save it")
     # Learned values are tensors of the file; `None` in the constructor leaves room for them.
-    params = {key: getattr(result.method, key) for key in method_parameters(names[0]) if key != "learned"}
-    meta = {"method": names[0], "params": json.dumps(params), "history": json.dumps(result.history),
+    params = {key: value for key, value in result.parameters.items() if key != "learned"}
+    meta = {"method": result.name, "params": json.dumps(params), "history": json.dumps(result.history),
             "best_epoch": str(result.best_epoch), "provenance": json.dumps(result.provenance, sort_keys=True)}
     state = {name: value.detach().cpu().contiguous() for name, value in result.method.state_dict().items()}
     return write_atomically(path, save(state, metadata=meta))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -33,11 +35,14 @@ def result_field(result: Result, name: str) -> str:
     if name == "parameters":
         defaults = method_parameters(run.method)
         value = {key: v for key, v in value.items() if _listed(v) != _listed(defaults.get(key))}
-        return _pairs(value) or "defaults"
+        return parameter_text(value) or "defaults"
     if isinstance(value, dict):
-        return _pairs(value) or "none"
+        return parameter_text(value) or "none"
     if value is None or value == "":
         return "none"
+    if name == "weights" and value.startswith("random:"):
+        seed = value.removeprefix("random:")
+        return "untrained" if seed == "0" else f"untrained (seed {seed})"
     return value[:8] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
 
 
@@ -95,7 +100,8 @@ def natural(text: str) -> list:
 
 def _with_name(result: Result, name: str) -> str:
     text = result_field(result, name)
-    return text if name in ("parameters", "setting", "protocol") else f"{name.replace('_', ' ')} {text}"
+    plain = name in ("parameters", "setting", "protocol") or text.startswith("untrained")
+    return text if plain else f"{name.replace('_', ' ')} {text}"
 
 
 def _listed(value):
@@ -103,5 +109,13 @@ def _listed(value):
     return list(value) if isinstance(value, tuple) else value
 
 
-def _pairs(values: dict) -> str:
-    return ", ".join(f"{key}={value}" for key, value in values.items())
+def parameter_text(values: dict) -> str:
+    """`scale=10, norm=l2n`."""
+    return ", ".join(f"{key}={_short(value)}" for key, value in values.items())
+
+
+def _short(value) -> str:
+    """Learned values are dozens of numbers: a label has room for their digest only (the run holds them in full)."""
+    if not isinstance(value, dict):
+        return str(value)
+    return "#" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]

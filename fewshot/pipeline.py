@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 from fewshot.backbones import create_backbone, input_for
@@ -26,28 +27,56 @@ def backbone_for(run: Run, bank: ImageBank):
     return create_backbone(run.backbone, weights=run.weights, **settings)
 
 
-def pretraining_notes(backbone, dataset: str) -> tuple[str, ...]:
+def pretraining_notes(backbone: str, pretrained_on: str | None, dataset: str) -> tuple[str, ...]:
     """The warning that a table must carry when the backbone has seen the evaluated kind of classes."""
-    if backbone.pretrained_on and dataset in SEEN_IN_IMAGENET:
-        return (f"{backbone.name} was pre-trained on {backbone.pretrained_on}, which contains classes like those of "
-                f"{dataset}",)
+    if pretrained_on and dataset in SEEN_IN_IMAGENET:
+        contains = "may contain" if dataset == "folder" else "contains"
+        return (f"{backbone} was pre-trained on {pretrained_on}, which {contains} classes like those of {dataset}",)
     return ()
 
 
-def banks_for(run: Run, *, root=None, cache=None, progress: bool = False,
-              ) -> tuple[FeatureBank, FeatureBank | None, Run, tuple[str, ...]]:
-    """(features of the split, features of the base classes where needed, the run with identities, notes).
+def banks_for(run: Run, *, root=None, cache=None, progress: bool = False):
+    """`FeatureSource.banks` for a single run."""
+    return FeatureSource(root, cache, progress).banks(run)
 
-    In the returned run `weights` is the sha256 of the weights and `data` the content hash of the images, so that equal
-    runs mean equal numbers wherever the files lie.
+
+class FeatureSource:
+    """Loads images and embeds them, and remembers both: many runs on the same data and backbone pay once.
+
+    root      folder of the data sets;  cache: folder of extracted features;  progress: show bars
     """
-    cache = CACHE if cache is None else Path(cache)
-    images = load_dataset(run.dataset, run.split, root=root, **run.data_options)
-    backbone = backbone_for(run, images)
-    features = embed(images, backbone, cache=cache, progress=progress)
-    base = None
-    if create_method(run.method, **run.parameters).needs_base or parse_transforms(run.transforms).needs_base:
-        base = embed(load_dataset(run.dataset, "train", root=root, **run.data_options), backbone, cache=cache,
-                     progress=progress)
-    resolved = dataclasses.replace(run, weights=backbone.weights_id, data=images.content_hash)
-    return features, base, resolved, pretraining_notes(backbone, run.dataset)
+
+    def __init__(self, root=None, cache=None, progress: bool = False):
+        self.root, self.cache, self.progress = root, CACHE if cache is None else Path(cache), progress
+        self._images: dict[str, ImageBank] = {}
+        self._features: dict[str, tuple[FeatureBank, str, tuple[str, ...]]] = {}
+
+    def banks(self, run: Run) -> tuple[FeatureBank, FeatureBank | None, Run, tuple[str, ...]]:
+        """(features of the split, features of the base classes where needed, the run with identities, notes).
+
+        In the returned run `weights` is the identity of the weights and `data` the content hash of the images, so that
+        equal runs mean equal numbers wherever the files lie.
+        """
+        features, weights, notes = self._embedded(run)
+        base = None
+        if create_method(run.method, **run.parameters).needs_base or parse_transforms(run.transforms).needs_base:
+            base, _, _ = self._embedded(dataclasses.replace(run, split="train"))
+        data = features.provenance["images_sha256"]
+        return features, base, dataclasses.replace(run, weights=weights, data=data), notes
+
+    def images(self, run: Run) -> ImageBank:
+        key = json.dumps([run.dataset, run.split, run.data_options], sort_keys=True)
+        if key not in self._images:
+            self._images[key] = load_dataset(run.dataset, run.split, root=self.root, **run.data_options)
+        return self._images[key]
+
+    def _embedded(self, run: Run) -> tuple[FeatureBank, str, tuple[str, ...]]:
+        key = json.dumps([run.dataset, run.split, run.data_options, run.backbone, run.weights, run.backbone_options],
+                         sort_keys=True)
+        if key not in self._features:
+            images = self.images(run)
+            backbone = backbone_for(run, images)
+            features = embed(images, backbone, cache=self.cache, progress=self.progress)
+            notes = pretraining_notes(backbone.name, backbone.pretrained_on, run.dataset)
+            self._features[key] = features, backbone.weights_id, notes
+        return self._features[key]

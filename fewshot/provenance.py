@@ -32,6 +32,7 @@ def commit() -> str | None:
         return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed into somebody else's checkout: not ours
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if git("status", "--porcelain", ".").strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -15,14 +15,14 @@ class UnknownName(FewshotError):
     """A name that is not registered."""
 
 
-def nearest(name: str, known: list[str]) -> list[str]:
+def nearest(name: object, known: list[str]) -> list[str]:
     """Up to three names of `known` that look like `name`."""
     folded = {k.lower().replace("-", "_"): k for k in known}
-    hits = difflib.get_close_matches(name.lower().replace("-", "_"), folded, n=3, cutoff=0.5)
+    hits = difflib.get_close_matches(str(name).lower().replace("-", "_"), folded, n=3, cutoff=0.5)
     return [folded[hit] for hit in hits]
 
 
-def unknown_message(kind: str, name: str, known: list[str]) -> str:
+def unknown_message(kind: str, name: object, known: list[str]) -> str:
     hint = nearest(name, known)
     if hint:
         return f"unknown {kind} {name!r}; did you mean {' or '.join(map(repr, hint))}?"

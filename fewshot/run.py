@@ -7,11 +7,14 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from fewshot.errors import FewshotError
-from fewshot.methods.base import method_parameters
+from fewshot.methods.base import create_method, method_parameters
 from fewshot.registry import unknown_message
+from fewshot.sampler import QUERY_DISTRIBUTIONS
+from fewshot.transforms import parse_transforms
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,12 @@ class Run:
                          given by a user, replaced by the sha256 of the weights in stored results
     data                 content hash of the images, or of a feature bank supplied directly (then dataset and
                          backbone are labels only); filled in by `evaluate`
-    transforms           feature transforms before the method, e.g. "center_base,l2"
+    transforms           feature transforms before the method, e.g. "center_base,l2"; kept with all arguments written out
     method, parameters   every hyper-parameter; those left out are filled in with their defaults
     ways, shots, queries (queries per class), query_distribution, alpha, k_eff, episodes, seed: the protocol
+
+    Raises FewshotError for unknown names and wrong values of the method, the transforms and the query distribution; what
+    depends on the data is checked by `evaluate`.
     """
 
     dataset: str = "glyphs"
@@ -52,13 +58,20 @@ class Run:
         for key in self.parameters:
             if key not in defaults:
                 raise FewshotError(unknown_message(f"parameter of {self.method}", key, list(defaults)))
-        object.__setattr__(self, "parameters", {**defaults, **self.parameters})
+        # 10 and 10.0 are the same hyper-parameter and must give the same key.
+        given = {key: float(value) if isinstance(defaults[key], float) and type(value) is int else value
+                 for key, value in self.parameters.items()}
+        object.__setattr__(self, "parameters", {**defaults, **given})
+        create_method(self.method, **self.parameters)  # a wrong value is named now, not after the features are made
+        object.__setattr__(self, "transforms", str(parse_transforms(self.transforms)))
+        if self.query_distribution not in QUERY_DISTRIBUTIONS:
+            raise FewshotError(unknown_message("query distribution", self.query_distribution, list(QUERY_DISTRIBUTIONS)))
         if isinstance(self.episodes, bool) or not isinstance(self.episodes, int) or self.episodes < 2:
             raise FewshotError(f"episodes={self.episodes!r}; an interval needs an integer of at least 2")
 
     def to_dict(self) -> dict:
         """Plain values only, as stored in run.json."""
-        return {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
+        return {key: plain(value) for key, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict) -> Run:
@@ -82,11 +95,12 @@ class Run:
         return name + extra[self.query_distribution]
 
 
-def _plain(value):
-    if isinstance(value, torch.Tensor):
+def plain(value):
+    """Tensors and tuples as lists, NumPy numbers as Python's, all the way down: what JSON can hold."""
+    if isinstance(value, (torch.Tensor, np.generic)):
         return value.tolist()
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value

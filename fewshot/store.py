@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
+import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,12 +27,22 @@ class Store:
     def folder(self, run: Run) -> Path:
         return self.root / run.key
 
+    def prepare(self) -> None:
+        """Make the folder; raises FewshotError where results cannot be written, best asked before hours of work."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FewshotError(f"cannot make the folder {self.root} ({error}); choose another one for the results") from None
+        if not os.access(self.root, os.W_OK):
+            raise FewshotError(f"the folder {self.root} is not writable; choose another one for the results")
+
     def save(self, result: Result) -> Path:
         """Write the folder beside its place and move it there in one step; an earlier result of the run is replaced."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        self.prepare()
         place = self.folder(result.run)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=self.root))
+        temporary = self.root / f".{place.name}-{uuid.uuid4().hex[:8]}"
         try:
+            temporary.mkdir()
             _write_json(temporary / "run.json", result.run.to_dict())
             save_file({name: tensor.contiguous() for name, tensor in result.arrays().items()},
                       temporary / "episodes.safetensors")
@@ -39,9 +50,9 @@ class Store:
             if place.exists():
                 shutil.rmtree(place)
             os.replace(temporary, place)
-        except OSError as error:
+        except (OSError, safetensors.SafetensorError) as error:
             raise FewshotError(f"could not write the result to {place} ({error}); free disk space or choose another "
-                               "folder with --runs; nothing was kept") from error
+                               "folder for the results; nothing was kept") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return place
@@ -51,21 +62,29 @@ class Store:
         return self.read(self.folder(run)) if (self.folder(run) / "result.json").is_file() else None
 
     def __iter__(self) -> Iterator[Result]:
-        for path in sorted(self.root.glob("*/result.json")):
-            if not path.parent.name.startswith("."):
+        """All readable results. Others, such as those of a method that has lost a hyper-parameter since, are named in a
+        warning; folders without run.json (a training run also has a result.json) are none of ours."""
+        for path in sorted(self.root.glob("*/run.json")):
+            if path.parent.name.startswith(".") or not (path.parent / "result.json").is_file():
+                continue
+            try:
                 yield self.read(path.parent)
+            except FewshotError as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
 
     @staticmethod
     def read(folder: str | Path) -> Result:
+        """The result in one folder; raises FewshotError where there is none or it cannot be read."""
         folder = Path(folder)
         try:
             run = Run.from_dict(json.loads((folder / "run.json").read_text()))
             summary = json.loads((folder / "result.json").read_text())
             with safetensors.safe_open(folder / "episodes.safetensors", framework="pt") as handle:
                 arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-        except (OSError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-            raise FewshotError(f"{folder} holds no readable result ({error}); delete it and evaluate again") from error
-        return Result.from_parts(run, arrays, summary)
+            return Result.from_parts(run, arrays, summary)
+        except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
+            raise FewshotError(f"{folder} holds no readable result ({type(error).__name__}: {error}); delete it and "
+                               "evaluate again") from error
 
 
 def _write_json(path: Path, value: dict) -> None:

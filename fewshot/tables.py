@@ -24,7 +24,7 @@ BEST, TIED = "best", "tied"
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean and its half width (fractions), a mark (BEST, TIED or none) and the key of the run(s) behind it."""
+    """A mean and its half width (fractions, NaN if not known), a mark (BEST, TIED or none), the key of the run(s)."""
 
     mean: float
     half_width: float
@@ -39,6 +39,7 @@ class Table:
     headings  names of the parts of a row label;  labels  one tuple a row
     legend    mark -> what it means;  notes  sentences below the table
     records   long form, one dictionary a number;  signed  print `+` before positive means
+    together  so many neighbouring columns are not separated on a narrow terminal
     """
 
     headings: tuple[str, ...]
@@ -49,6 +50,7 @@ class Table:
     notes: tuple[str, ...]
     records: tuple[dict, ...]
     signed: bool = False
+    together: int = 1
 
     def to_dataframe(self, wide: bool = False) -> pd.DataFrame:
         """Long form: one row a number with all its fields. Wide: the table's shape, with the columns `accuracy_percent`
@@ -133,8 +135,8 @@ class Table:
         room = console.width - 1 - sum(3 + max(map(len, [name, *parts])) for name, *parts in
                                        zip(self.headings, *self.labels, strict=True))
         start = 0
-        while start < len(self.columns):
-            stop = start + 1
+        while self.labels and start < len(self.columns):
+            stop = start + self.together
             while stop < len(self.columns) and sum(3 + width for width in widths[start:stop + 1]) <= room:
                 stop += 1
             table = RichTable()
@@ -158,7 +160,9 @@ class Table:
     def _text(self, cell: Cell | None, style: dict[str, str]) -> str:
         if cell is None:
             return "–"
-        number = f"{100 * cell.mean:{'+' if self.signed else ''}.2f} ± {100 * cell.half_width:.2f}".replace("-", "−")
+        number = f"{100 * cell.mean:{'+' if self.signed else ''}.2f}".replace("-", "−")
+        if cell.half_width == cell.half_width:  # not NaN
+            number += f" ± {100 * cell.half_width:.2f}"
         return style.get(cell.mark, "{}").format(number)
 
     def _key_lines(self) -> list[str]:

@@ -86,7 +86,7 @@ def test_run_is_written_out_in_full():
     run = Run(method="protonet")
     assert run.parameters == {"temperature": 1.0}
     assert run.key == Run(method="protonet", parameters={"temperature": 1.0}).key
-    assert run.key != Run(parameters={"temperature": 2.0}).key
+    assert run.key == Run(parameters={"temperature": 1}).key != Run(parameters={"temperature": 2.0}).key
     assert Run.from_dict(json.loads(json.dumps(run.to_dict()))) == run
     with pytest.raises(FewshotError, match="did you mean 'shots'"):
         Run.from_dict({"shot": 1})
@@ -117,7 +117,16 @@ def test_damaged_results_are_named(tmp_path, name):
     (folder,) = tmp_path.iterdir()
     (folder / name).write_bytes((folder / name).read_bytes()[:-20])
     with pytest.raises(FewshotError, match="delete it and evaluate again"):
-        list(Store(tmp_path))
+        Store(tmp_path).read(folder)
+    with pytest.warns(UserWarning, match="left out: .* delete it and evaluate again"):
+        assert list(Store(tmp_path)) == []
+
+
+def test_other_folders_are_no_results(tmp_path):
+    """A training run in the same folder has a result.json, too."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "result.json").write_text("{}")
+    assert list(Store(tmp_path)) == []
 
 
 def test_failed_write_keeps_the_earlier_result(tmp_path, monkeypatch):

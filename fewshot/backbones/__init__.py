@@ -7,9 +7,15 @@ for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 from fewshot.backbones.base import BACKBONES, Backbone  # noqa: E402
-from fewshot.backbones.create import backbone_table, create_backbone, input_for, list_backbones  # noqa: E402
+from fewshot.backbones.create import (  # noqa: E402
+    backbone_table,
+    check_backbone,
+    create_backbone,
+    input_for,
+    list_backbones,
+)
 from fewshot.backbones.transform import ImageTransform  # noqa: E402
 from fewshot.backbones.weights import load_weights, read_weights, save_weights  # noqa: E402
 
-__all__ = ["BACKBONES", "Backbone", "ImageTransform", "backbone_table", "create_backbone", "input_for",
+__all__ = ["BACKBONES", "Backbone", "ImageTransform", "backbone_table", "check_backbone", "create_backbone", "input_for",
            "list_backbones", "load_weights", "read_weights", "save_weights"]

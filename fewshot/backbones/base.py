@@ -27,8 +27,9 @@ class Backbone(nn.Module):
     batch_norm      what BatchNorm uses in eval mode: "running" statistics, so that no image influences another's
                     features, or those of the "batch". In train mode it always uses and records those of the batch
 
-    Of the class: `weights` lists the named weights, the default first; `default_pretrained_on` says what those have
-    seen; `own_input` is True where size and channels of the input belong to the network rather than to the images.
+    Of the class: `weights` lists the named weights, the default first, or is ("none",) where there are none to load;
+    `default_pretrained_on` says what the default ones have seen; `own_input` is True where size and channels of the
+    input belong to the network rather than to the images.
     """
 
     weights: ClassVar[tuple[str, ...]] = ("random",)
@@ -101,11 +102,13 @@ class Backbone(nn.Module):
 
     @property
     def weights_id(self) -> str:
-        """"random:<seed>" while the weights are those of a fresh network, else the sha256 of the state dict as it is
-        now, so that features of a network that was trained further cannot pass for those of the untrained one."""
+        """"none" without weights, "random:<seed>" while they are those of a fresh network, else the sha256 of the state
+        dict as it is now: features of a network that was trained further cannot pass for those of the untrained one."""
         return self._weights_id(state_sha256(self.state_dict()))
 
     def _weights_id(self, sha256: str) -> str:
+        if self.weights == ("none",):
+            return "none"
         return f"random:{self.seed}" if sha256 == self.random_sha256 else sha256
 
     def describe(self) -> dict:

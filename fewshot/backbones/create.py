@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor
 
@@ -34,15 +33,12 @@ def create_backbone(name: str, *, channels: int = 3, image_size: int | None = No
 
     Raises FewshotError; for unknown names and options with the nearest known ones.
     """
-    cls, arguments = _find(name)
+    cls, arguments, chosen = check_backbone(name, weights)
     if channels not in (1, 3):
         raise FewshotError(f"channels={channels!r}; images have 1 or 3")
     if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
         raise FewshotError(f"image_size={image_size!r}; pass a positive number of pixels, or None for the default")
-    chosen = cls.weights[0] if weights is None else str(weights)
     is_file = chosen not in cls.weights
-    if is_file and not Path(chosen).is_file():
-        raise FewshotError(f"weights={chosen!r} is neither a file nor one of those of {name}: {', '.join(cls.weights)}")
     if len(cls.weights) > 1:
         arguments["weights"] = "random" if is_file else chosen
     options = _with_defaults(name, cls, options)
@@ -60,9 +56,23 @@ def create_backbone(name: str, *, channels: int = 3, image_size: int | None = No
     return backbone.eval()
 
 
+def check_backbone(name: str, weights: str | Path | None = None) -> tuple[type[Backbone], dict, str]:
+    """(class, arguments that the name implies, weights to use); raises FewshotError for an unknown name and for weights
+    that are not there. Quick: nothing is built or read."""
+    cls, arguments = _find(name)
+    chosen = cls.weights[0] if weights is None else str(weights)
+    if chosen not in cls.weights and not Path(chosen).is_file():
+        raise FewshotError(f"weights={chosen!r} is neither a file nor one of those of {name}: {', '.join(cls.weights)}")
+    return cls, arguments, chosen
+
+
 def list_backbones(timm_models: bool = False) -> list[str]:
     """Registered names, sorted; with `timm_models` those of timm follow as "timm/<model>"."""
-    return list(BACKBONES) + ([f"timm/{name}" for name in timm.list_models()] if timm_models else [])
+    if not timm_models:
+        return list(BACKBONES)
+    import timm
+
+    return [*BACKBONES, *(f"timm/{name}" for name in timm.list_models())]
 
 
 def input_for(name: str, images: Tensor) -> dict[str, int | None]:
@@ -87,8 +97,12 @@ def backbone_table() -> list[dict]:
 
 
 def _find(name: str) -> tuple[type[Backbone], dict]:
+    if name in BACKBONES:
+        return BACKBONES[name], {}
+    import timm  # takes seconds, with torchvision behind it: only for names that may be its
+
     if not name.startswith("timm/"):
-        if name not in BACKBONES and timm.is_model(name):
+        if timm.is_model(name):
             raise UnknownName(f"unknown backbone {name!r}; did you mean 'timm/{name}'?")
         return BACKBONES[name], {}
     model = name.removeprefix("timm/")

@@ -15,6 +15,8 @@ class Pixels(Backbone):
     image_size   default 28
     """
 
+    weights = ("none",)
+
     def __init__(self, channels: int, image_size: int | None):
         size = 28 if image_size is None else image_size
         super().__init__(channels * size**2, ImageTransform(channels, size))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torchvision.models import resnet18
 
 from fewshot.backbones.base import BACKBONES, Backbone
 from fewshot.backbones.transform import photograph_transform
@@ -25,6 +24,8 @@ class ResNet18(Backbone):
         super().__init__(512, photograph_transform(channels, image_size))
         if stem not in ("small", "imagenet"):
             raise FewshotError(f"stem={stem!r}; choose 'small' or 'imagenet'")
+        from torchvision.models import resnet18
+
         net = resnet18()
         first = dict(kernel_size=3, padding=1) if stem == "small" else dict(kernel_size=7, stride=2, padding=3)
         conv = nn.Conv2d(channels, 64, bias=False, **first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import timm
 from torch import Tensor
 
 from fewshot.backbones.base import Backbone
@@ -24,6 +23,8 @@ class TimmBackbone(Backbone):
     own_input = True
 
     def __init__(self, channels: int, image_size: int | None, model: str, weights: str = "random", **options):
+        import timm
+
         pretrained = weights == "pretrained"
         try:
             if image_size is not None and timm.get_pretrained_cfg_value(model, "fixed_input_size"):

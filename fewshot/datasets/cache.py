@@ -43,6 +43,6 @@ def write(path: Path | None, tensors: dict[str, Tensor]) -> None:
     try:
         with replacing(path) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    except (OSError, safetensors.SafetensorError) as error:
+    except OSError as error:
         warnings.warn(f"cannot keep decoded images in {path.parent} ({error}); they will be decoded again next time",
                       stacklevel=4)

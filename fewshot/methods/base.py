@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import inspect
+import numbers
+import types
+import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
@@ -18,6 +24,18 @@ if TYPE_CHECKING:
     from fewshot.banks import FeatureBank
 
 METHODS: Registry[type] = Registry("method")
+
+
+def _takes_its_inputs(function):
+    """Images given to a method on features are the first mistake one makes: it is named before any arithmetic."""
+    @functools.wraps(function)
+    def checked(self, episodes, *arguments, **options):
+        if self.inputs == "features" and episodes.support.ndim != 3:
+            raise FewshotError(f"{type(self).__name__} takes features [E, S, D]; support has shape "
+                               f"{tuple(episodes.support.shape)}: embed the images first (`fewshot.embed` for a bank)")
+        return function(self, episodes, *arguments, **options)
+
+    return checked
 
 
 class Method(abc.ABC):
@@ -36,6 +54,12 @@ class Method(abc.ABC):
     assumes: ClassVar[tuple[str, ...]] = ()
     needs_base: ClassVar[bool] = False
     source: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        for name in ("__call__", "refine"):
+            if name in cls.__dict__:
+                setattr(cls, name, _takes_its_inputs(cls.__dict__[name]))
 
     @abc.abstractmethod
     def __call__(self, episodes: Episodes) -> Tensor:
@@ -63,6 +87,23 @@ class Refinement:
     converged: Tensor
     history: list[Tensor] | None = None
 
+    @classmethod
+    def of_fixed_steps(cls, logits: Tensor, prototypes: Tensor, steps: int, history: list[Tensor] | None) -> Refinement:
+        """Of a method that always takes `steps` steps."""
+        taken = torch.full((len(logits),), steps, device=logits.device)
+        return cls(logits, prototypes, taken, torch.ones_like(taken, dtype=torch.bool), history)
+
+
+class BaseMean:
+    """Mixin for methods with the fields `norm` and `base_mean`: norm="cl2n" subtracts the mean of the base features."""
+
+    @property
+    def needs_base(self) -> bool:
+        return self.norm == "cl2n"
+
+    def fit(self, base_bank: FeatureBank):
+        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
+
 
 class IterativeMethod(Method):
     """A method with `refine`; calling it returns the refined logits."""
@@ -84,6 +125,7 @@ def create_method(name: str, **params) -> Method:
     for key in params:
         if key not in known:
             raise FewshotError(unknown_message(f"parameter of {name}", key, list(known)))
+    _check_types(name, cls, params)
     return cls(**params)
 
 
@@ -98,6 +140,25 @@ def method_parameters(name: str) -> dict[str, object]:
 def list_methods(setting: str | None = None) -> list[str]:
     """Registered names, sorted; optionally only those of one `setting`."""
     return [name for name in METHODS if setting is None or METHODS[name].setting == setting]
+
+
+_KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "a word", tuple: "a list", Tensor: "a tensor",
+          Mapping: "a dictionary", type(None): "None"}
+
+
+def _check_types(name: str, cls: type, params: dict) -> None:
+    """Values have the annotated types: a text where a number belongs is named here, not in the middle of a method."""
+    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
+    for key, value in params.items():
+        hint = hints[key]
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = [typing.get_origin(kind) or kind for kind in (typing.get_args(hint) if union else (hint,))]
+        # Integers are numbers; lists are what JSON makes of tuples; True is no number here.
+        wider = {float: numbers.Real, int: numbers.Integral, tuple: (tuple, list)}
+        allowed = tuple(wider.get(kind, kind) for kind in kinds)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+            expected = " or ".join(_KINDS.get(kind, kind.__name__) for kind in kinds)
+            raise FewshotError(f"{key}={value!r} of {name}; expected {expected}")
 
 
 def fitted(default=None):

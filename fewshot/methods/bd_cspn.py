@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewshot.banks import FeatureBank
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, Method, fitted
+from fewshot.methods.base import METHODS, BaseMean, Method, fitted
 from fewshot.ops.distances import cosine, squared_euclidean
-from fewshot.ops.features import normalise_episodes
+from fewshot.ops.features import check_norm, normalise_episodes
 from fewshot.ops.rectification import aligned_points, rectified_prototypes
 
 VARIANTS = ("paper", "code")
@@ -21,7 +19,7 @@ QUERIES = ("shifted", "unshifted")
 
 @METHODS.register("bd_cspn")
 @dataclass(frozen=True, eq=False)
-class BDCSPN(Method):
+class BDCSPN(BaseMean, Method):
     """Queries are shifted by mean(support) - mean(query) (cross-class bias), prototypes re-estimated from support and
     queries weighted by cosine similarity (intra-class bias), and queries classified by the new prototypes.
 
@@ -50,6 +48,7 @@ class BDCSPN(Method):
     base_mean: Tensor | None = fitted()
 
     def __post_init__(self):
+        check_norm(self.norm)
         if self.variant not in VARIANTS:
             raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
         if self.queries not in QUERIES:
@@ -58,13 +57,6 @@ class BDCSPN(Method):
             raise FewshotError(f"scale={self.scale!r}; give a positive number, or 'auto'")
         if not self.temperature > 0:
             raise FewshotError(f"temperature={self.temperature}; give a positive number")
-
-    @property
-    def needs_base(self) -> bool:
-        return self.norm == "cl2n"
-
-    def fit(self, base_bank: FeatureBank) -> BDCSPN:
-        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
 
     def __call__(self, episodes: Episodes) -> Tensor:
         episodes = normalise_episodes(episodes, self.norm, self.base_mean)

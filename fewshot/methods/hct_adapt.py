@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.methods.base import METHODS, IterativeMethod, Refinement
 from fewshot.ops.distances import cosine, l2_normalise
+from fewshot.ops.features import centred_unit
 from fewshot.ops.prototypes import one_hot, prototypes
 
 
@@ -48,7 +48,7 @@ class HCTAdapt(IterativeMethod):
         labels = one_hot(episodes.support_labels, episodes.ways, episodes.support.dtype).transpose(1, 2)  # [E, N, S]
         means, trace = None, []
         for _ in range(self.iterations):
-            episodes = episodes.with_features(_centred_unit)
+            episodes = episodes.with_features(centred_unit)
             if means is None:
                 means = l2_normalise(prototypes(episodes))
             assigned = (self.scale * cosine(episodes.query, means)).softmax(-1)  # [E, Q, N]
@@ -57,10 +57,5 @@ class HCTAdapt(IterativeMethod):
             means = l2_normalise(torch.lerp(means, total / size.unsqueeze(-1), self.step_size))
             if history:
                 trace.append(means)
-        steps = torch.full((len(episodes),), self.iterations, device=means.device)
-        return Refinement(self.scale * cosine(episodes.query, means), means, steps,
-                          torch.ones_like(steps, dtype=torch.bool), trace if history else None)
-
-
-def _centred_unit(x: Tensor) -> Tensor:
-    return l2_normalise(x - x.mean(dim=1, keepdim=True))
+        return Refinement.of_fixed_steps(self.scale * cosine(episodes.query, means), means, self.iterations,
+                                         trace if history else None)

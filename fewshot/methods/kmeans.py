@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewshot.banks import FeatureBank
 from fewshot.episodes import Episodes
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement, fitted
+from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.clustering import ClusteringOptions, cluster
-from fewshot.ops.features import normalise_episodes
+from fewshot.ops.features import check_norm, normalise_episodes
 from fewshot.ops.rectification import aligned_points
 
 
 @METHODS.register("kmeans")
 @dataclass(frozen=True, eq=False)
-class KMeans(IterativeMethod):
+class KMeans(BaseMean, IterativeMethod):
     """Hard K-means on the support and the shifted queries; logits = -|z - c|^2 with the final centres c.
 
     norm            "cl2n" (the published setting; needs fit), "l2n" or "un"
@@ -40,14 +38,8 @@ class KMeans(IterativeMethod):
     base_mean: Tensor | None = fitted()
 
     def __post_init__(self):
+        check_norm(self.norm)
         self.options()
-
-    @property
-    def needs_base(self) -> bool:
-        return self.norm == "cl2n"
-
-    def fit(self, base_bank: FeatureBank) -> KMeans:
-        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
 
     def options(self) -> ClusteringOptions:
         """What `cluster` is asked to do; raises FewshotError for a wrong hyper-parameter."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewshot.banks import FeatureBank
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement, fitted
-from fewshot.ops.features import normalise_episodes
+from fewshot.errors import FewshotError, check_at_least
+from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
+from fewshot.ops.features import check_norm, normalise_episodes
 from fewshot.ops.graphs import bound_updates, distances_to_centres_and_each_other, knn_affinity
 from fewshot.ops.prototypes import prototypes
 from fewshot.ops.rectification import aligned_points, rectified_prototypes
@@ -22,7 +20,7 @@ QUERIES = ("shifted", "unshifted")
 
 @METHODS.register("laplacian_shot")
 @dataclass(frozen=True, eq=False)
-class LaplacianShot(IterativeMethod):
+class LaplacianShot(BaseMean, IterativeMethod):
     """Assignments Y minimise sum_q Y_q . (log Y_q + |z_q - w|^2) - laplacian_weight sum_qp W_qp Y_q . Y_p, where W
     links each query to its nearest other queries; softmax(logits) = Y (bound updates, Algorithm 1).
 
@@ -57,18 +55,13 @@ class LaplacianShot(IterativeMethod):
     base_mean: Tensor | None = fitted()
 
     def __post_init__(self):
+        check_norm(self.norm)
         if self.queries not in QUERIES:
             raise FewshotError(f"queries={self.queries!r}; choose one of {', '.join(QUERIES)}")
         weight = self.laplacian_weight
         if weight != "auto" and (isinstance(weight, str) or weight < 0):
             raise FewshotError(f"laplacian_weight={weight!r}; give a number of at least 0, or 'auto'")
-
-    @property
-    def needs_base(self) -> bool:
-        return self.norm == "cl2n"
-
-    def fit(self, base_bank: FeatureBank) -> LaplacianShot:
-        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
+        check_at_least(1, neighbours=self.neighbours, max_iterations=self.max_iterations)
 
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement, fitted
-from fewshot.ops.features import NORMS, normalise_episodes
+from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
+from fewshot.ops.features import check_norm, normalise_episodes
 from fewshot.ops.linear import fit_logistic
-
-if TYPE_CHECKING:
-    from fewshot.banks import FeatureBank
 
 
 @METHODS.register("logistic_regression")
 @dataclass(frozen=True, eq=False)
-class LogisticRegression(IterativeMethod):
+class LogisticRegression(BaseMean, IterativeMethod):
     """Multinomial logistic regression fitted to the normalised support of each episode, the classifier of RFS.
 
     C               weight of the cross-entropy, summed over the support, against |W|^2 / 2; the intercept is free
@@ -48,19 +43,11 @@ class LogisticRegression(IterativeMethod):
     def __post_init__(self):
         if not self.C > 0:
             raise FewshotError(f"C={self.C!r}; it must be positive (a larger C regularises less)")
-        if self.norm not in NORMS:
-            raise FewshotError(f"norm={self.norm!r}; choose one of {', '.join(NORMS)}")
+        check_norm(self.norm)
         if self.max_iterations < 1:
             raise FewshotError(f"max_iterations={self.max_iterations!r}; at least one step is needed")
         if self.tolerance is not None and not self.tolerance > 0:
             raise FewshotError(f"tolerance={self.tolerance!r}; give a positive number, or None for the default")
-
-    @property
-    def needs_base(self) -> bool:
-        return self.norm == "cl2n"
-
-    def fit(self, base_bank: FeatureBank) -> LogisticRegression:
-        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
 
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:

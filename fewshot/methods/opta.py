@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_at_least, check_positive
 from fewshot.methods.base import METHODS, IterativeMethod, Refinement
 from fewshot.ops.distances import squared_euclidean
+from fewshot.ops.features import standardise
 from fewshot.ops.linear import fit_logistic
 from fewshot.ops.prototypes import prototypes
 from fewshot.ops.span import to_span
@@ -55,13 +56,15 @@ class OpTA(IterativeMethod):
             raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
         if self.keep is not None and not 0 <= self.keep <= 1:
             raise FewshotError(f"keep={self.keep}; it is a weight between 0 and 1")
+        check_positive(reg=self.reg, C=self.C)
+        check_at_least(0, passes=self.passes or 0)
 
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         one_shot = episodes.support.shape[1] <= episodes.ways
         passes = self.passes if self.passes is not None else 5 if one_shot else 1
         keep = self.keep if self.keep is not None else 0.0 if one_shot else 0.3
-        episodes = to_span(episodes.with_features(_standardise))
+        episodes = to_span(episodes.with_features(standardise))
         query = episodes.query
         first = means = prototypes(episodes)
         converged = torch.ones(len(episodes), dtype=torch.bool, device=query.device)
@@ -89,12 +92,3 @@ class OpTA(IterativeMethod):
         rows = cost.new_full(cost.shape[:2], 1 / queries)
         found = sinkhorn(cost.transpose(1, 2), cols + 1e-8, rows + 1e-8, self.reg, 1e-4, 1000, stop="potentials")
         return found.plan.transpose(1, 2), found.converged
-
-
-def _standardise(x: Tensor) -> Tensor:
-    """Mean 0 and unbiased standard deviation 1 over the last axis; a constant row becomes 0."""
-    centred = x - x.mean(-1, keepdim=True)
-    deviation = centred.square().sum(-1, keepdim=True).div(max(x.shape[-1] - 1, 1)).sqrt()
-    # Below this, the deviation is the rounding error of the mean.
-    flat = deviation <= 10 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)
-    return (centred / deviation.clamp_min(torch.finfo(x.dtype).tiny)).masked_fill(flat, 0)

@@ -50,7 +50,7 @@ class Paddle(IterativeMethod):
         logits, visited = gaussian_em(GaussianStatistics.of(moments.query, moments.sums, moments.counts),
                                       [self.prior_weight] * self.iterations, [1] * self.iterations, history)
         path = [moments.centroids(u) for u in visited]
-        return fixed_steps(logits, path, self.iterations, history)
+        return Refinement.of_fixed_steps(logits.transpose(1, 2), path[-1], self.iterations, path if history else None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +82,3 @@ def shifted_moments(episodes: Episodes, scale_by_range: bool = False) -> Moments
         inverse = torch.where(spread > rounding, spread, 1).reciprocal()
         query, means, origin = query * inverse, means * inverse, origin * inverse
     return Moments(query, means * counts.unsqueeze(-1), counts, origin)
-
-
-def fixed_steps(logits: Tensor, path: list[Tensor], iterations: int, history: bool) -> Refinement:
-    """The Refinement of a method that always takes `iterations` steps; logits [E, N, Q]."""
-    taken = torch.full((len(logits),), iterations, device=logits.device)
-    return Refinement(logits.transpose(1, 2), path[-1], taken, torch.ones_like(taken, dtype=torch.bool),
-                      path if history else None)

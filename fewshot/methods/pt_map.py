@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_at_least, check_positive
 from fewshot.methods.base import METHODS, IterativeMethod, Refinement
 from fewshot.ops.distances import l2_normalise, squared_euclidean
-from fewshot.ops.features import power_transform
+from fewshot.ops.features import centred_unit, power_transform
 from fewshot.ops.prototypes import one_hot, prototypes
 from fewshot.ops.span import to_span
 from fewshot.ops.transport import Transport, assignment, query_marginals, sinkhorn
@@ -56,11 +56,13 @@ class PTMAP(IterativeMethod):
             raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
         if not 0 < self.step_size <= 1:
             raise FewshotError(f"step_size={self.step_size}; it must lie in (0, 1]")
+        check_positive(power=self.power, scale=self.scale)
+        check_at_least(0, iterations=self.iterations)
 
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         episodes = to_span(episodes.with_features(lambda x: power_transform(x, self.power)))
-        episodes = episodes.with_features(lambda x: _centre(l2_normalise(x)))
+        episodes = episodes.with_features(lambda x: centred_unit(l2_normalise(x)))
         query = episodes.query
         labels = one_hot(episodes.support_labels, episodes.ways, query.dtype)
         support_sums, support_counts = labels.transpose(1, 2) @ episodes.support, labels.sum(1)  # [E, N, D], [E, N]
@@ -85,7 +87,3 @@ class PTMAP(IterativeMethod):
             return assignment(cost, 1 / self.scale, self.query_prior, start)
         rows, cols = cost.new_ones(cost.shape[:2]), query_marginals(self.query_prior, cost)
         return sinkhorn(cost, rows, cols, 1 / self.scale, 1e-6, 1000, stop="row_sums")
-
-
-def _centre(x: Tensor) -> Tensor:
-    return l2_normalise(x - x.mean(dim=1, keepdim=True))

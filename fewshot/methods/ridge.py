@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, Method, fitted
-from fewshot.ops.features import NORMS, normalise_episodes
+from fewshot.methods.base import METHODS, BaseMean, Method, fitted
+from fewshot.ops.features import check_norm, normalise_episodes
 from fewshot.ops.linear import fit_ridge
-
-if TYPE_CHECKING:
-    from fewshot.banks import FeatureBank
 
 
 @METHODS.register("ridge")
 @dataclass(frozen=True, eq=False)
-class Ridge(Method):
+class Ridge(BaseMean, Method):
     """logits = scale (W x + b) with W, b the ridge regression of the one-hot labels on the normalised support.
 
     regularisation  weight of |W|^2 against the summed squared error
@@ -48,15 +43,7 @@ class Ridge(Method):
                                "support points do not determine the weights")
         if not self.scale > 0:
             raise FewshotError(f"scale={self.scale!r}; it must be positive, or the ranking of the classes is lost")
-        if self.norm not in NORMS:
-            raise FewshotError(f"norm={self.norm!r}; choose one of {', '.join(NORMS)}")
-
-    @property
-    def needs_base(self) -> bool:
-        return self.norm == "cl2n"
-
-    def fit(self, base_bank: FeatureBank) -> Ridge:
-        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
+        check_norm(self.norm)
 
     def __call__(self, episodes: Episodes) -> Tensor:
         e = normalise_episodes(episodes, self.norm, self.base_mean)

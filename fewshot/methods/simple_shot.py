@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, Method, fitted
+from fewshot.methods.base import METHODS, BaseMean, Method, fitted
 from fewshot.ops.distances import cosine, squared_euclidean
-from fewshot.ops.features import NORMS, normalise_episodes
+from fewshot.ops.features import check_norm, normalise_episodes
 from fewshot.ops.prototypes import prototypes
-
-if TYPE_CHECKING:
-    from fewshot.banks import FeatureBank
 
 
 @METHODS.register("simple_shot")
 @dataclass(frozen=True, eq=False)
-class SimpleShot(Method):
+class SimpleShot(BaseMean, Method):
     """logits = -scale |z_q - c_n|^2 with c_n the mean of the transformed support, not normalised again.
 
     norm    "cl2n" centre by the mean feature of the base classes (needs `fit`), then x/|x|; "l2n" x/|x|; "un" nothing
@@ -41,19 +36,11 @@ class SimpleShot(Method):
     base_mean: Tensor | None = fitted()
 
     def __post_init__(self):
-        if self.norm not in NORMS:
-            raise FewshotError(f"norm={self.norm!r}; choose one of {', '.join(NORMS)}")
+        check_norm(self.norm)
         if self.metric not in ("euclidean", "cosine"):
             raise FewshotError(f"metric={self.metric!r}; choose 'euclidean' or 'cosine'")
         if not self.scale > 0:
             raise FewshotError(f"scale={self.scale!r}; it must be positive, or the ranking of the classes is lost")
-
-    @property
-    def needs_base(self) -> bool:
-        return self.norm == "cl2n"
-
-    def fit(self, base_bank: FeatureBank) -> SimpleShot:
-        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
 
     def __call__(self, episodes: Episodes) -> Tensor:
         e = normalise_episodes(episodes, self.norm, self.base_mean)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement, fitted
+from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.distances import squared_euclidean
-from fewshot.ops.features import NORMS, centre_episodes, normalise_episodes
+from fewshot.ops.features import NORMS, centre_episodes, check_norm, normalise_episodes
 from fewshot.ops.prototypes import one_hot, weighted_means
 from fewshot.ops.span import to_span
-
-if TYPE_CHECKING:
-    from fewshot.banks import FeatureBank
 
 
 @METHODS.register("soft_kmeans")
 @dataclass(frozen=True, eq=False)
-class SoftKMeans(IterativeMethod):
+class SoftKMeans(BaseMean, IterativeMethod):
     """Alternate u_qn = softmax_n(-scale |z_q - w_n|^2) and w_n = (sum of the support of n + sum_q u_qn z_q) /
     (shots of n + sum_q u_qn), from the class means on. The support keeps its labels; logits = -scale |z_q - w_n|^2.
 
@@ -53,15 +48,7 @@ class SoftKMeans(IterativeMethod):
             raise FewshotError(f"iterations={self.iterations!r}; at least one assignment is needed")
         if not self.tolerance >= 0:
             raise FewshotError(f"tolerance={self.tolerance!r}; give 0 (all iterations) or a positive number")
-        if self.norm not in ("me", *NORMS):
-            raise FewshotError(f"norm={self.norm!r}; choose one of me, {', '.join(NORMS)}")
-
-    @property
-    def needs_base(self) -> bool:
-        return self.norm == "cl2n"
-
-    def fit(self, base_bank: FeatureBank) -> SoftKMeans:
-        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
+        check_norm(self.norm, ("me", *NORMS))
 
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         if self.norm == "me":

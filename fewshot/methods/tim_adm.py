@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fewshot.episodes import Episodes
+from fewshot.errors import check_at_least, check_positive
 from fewshot.methods.base import METHODS, IterativeMethod, Refinement
 from fewshot.ops.distances import l2_normalise, squared_euclidean
 from fewshot.ops.entropy import check_weights, soft_assignments
@@ -41,6 +42,8 @@ class TIMADM(IterativeMethod):
 
     def __post_init__(self):
         check_weights(self.cross_entropy, self.marginal, self.conditional)
+        check_positive(scale=self.scale)
+        check_at_least(0, iterations=self.iterations)
 
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
@@ -62,10 +65,8 @@ class TIMADM(IterativeMethod):
             means = moved / target.sum(2, keepdim=True)
             if history:
                 trace.append(means)
-        steps = torch.full((len(episodes),), self.iterations, device=means.device)
         logits = squared_euclidean(episodes.query, means) * (-self.scale / 2)  # [E, Q, N]
-        return Refinement(logits.to(dtype), means.to(dtype), steps, torch.ones_like(steps, dtype=torch.bool),
-                          trace if history else None)
+        return Refinement.of_fixed_steps(logits.to(dtype), means.to(dtype), self.iterations, trace if history else None)
 
     def _assignments(self, p: torch.Tensor) -> torch.Tensor:
         """q [E, N, Q] from the query probabilities p [E, N, Q]."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fewshot.episodes import Episodes
+from fewshot.errors import check_at_least, check_positive
 from fewshot.methods.base import METHODS, IterativeMethod, Refinement
 from fewshot.ops.distances import l2_normalise, squared_euclidean
 from fewshot.ops.entropy import check_weights, maximise_information
@@ -42,12 +43,17 @@ class TIMGD(IterativeMethod):
 
     def __post_init__(self):
         check_weights(self.cross_entropy, self.marginal, self.conditional)
+        check_positive(scale=self.scale, learning_rate=self.learning_rate)
+        check_at_least(0, iterations=self.iterations)
 
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         episodes = episodes.with_features(l2_normalise)
         means, trace = maximise_information(episodes, self.scale, (self.cross_entropy, self.marginal, self.conditional),
-                                            1.0, self.iterations, self.learning_rate, history)
-        steps = torch.full((len(episodes),), self.iterations, device=means.device)
+                                            self.entropy_order(episodes), self.iterations, self.learning_rate, history)
         logits = squared_euclidean(episodes.query, means) * (-self.scale / 2)  # [E, Q, N]
-        return Refinement(logits, means, steps, torch.ones_like(steps, dtype=torch.bool), trace or None)
+        return Refinement.of_fixed_steps(logits, means, self.iterations, trace or None)
+
+    def entropy_order(self, episodes: Episodes) -> float:
+        """alpha of Tsallis' entropy; 1 is Shannon's."""
+        return 1.0

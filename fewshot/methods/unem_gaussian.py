@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.methods.base import METHODS, IterativeMethod, Refinement
-from fewshot.methods.paddle import fixed_steps, shifted_moments
+from fewshot.methods.paddle import shifted_moments
 from fewshot.ops.mixtures import GaussianStatistics, gaussian_em
 
 
@@ -89,4 +89,4 @@ class UNEMGaussian(UnrolledEM):
         statistics = GaussianStatistics.of(moments.query, moments.sums, moments.counts).scaled(scale.square())
         logits, visited = gaussian_em(statistics, *self.schedule(moments.query), history)
         path = [scale * moments.centroids(u) for u in visited]
-        return fixed_steps(logits, path, self.layers, history)
+        return Refinement.of_fixed_steps(logits.transpose(1, 2), path[-1], self.layers, path if history else None)

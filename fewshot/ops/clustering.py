@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_at_least
 from fewshot.ops.graphs import bound_updates, centred_gram, knn_affinity, squared_distances
 from fewshot.ops.prototypes import one_hot
 
@@ -41,8 +41,7 @@ class ClusteringOptions:
             raise FewshotError(f"laplacian_weight={self.laplacian_weight}; give a number of at least 0 (0: no graph)")
         if self.bandwidth is not None and not self.bandwidth > 0:
             raise FewshotError(f"bandwidth={self.bandwidth}; give a positive length, or None to estimate it")
-        if self.max_iterations < 1:
-            raise FewshotError(f"max_iterations={self.max_iterations}; at least 1 is needed")
+        check_at_least(1, max_iterations=self.max_iterations, neighbours=self.neighbours)
 
 
 @dataclass(frozen=True, eq=False)

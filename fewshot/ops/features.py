@@ -12,6 +12,11 @@ from fewshot.ops.distances import l2_normalise
 NORMS = ("un", "l2n", "cl2n")
 
 
+def check_norm(norm: str, known: tuple[str, ...] = NORMS) -> None:
+    if norm not in known:
+        raise FewshotError(f"norm={norm!r}; choose one of {', '.join(known)}")
+
+
 def normalise_episodes(episodes: Episodes, norm: str, base_mean: Tensor | None = None) -> Episodes:
     """SimpleShot's three normalisations: "un" nothing, "l2n" x/|x|, "cl2n" (x - m)/|x - m| with m = base_mean [D],
     the mean feature of the base classes (never of the episode)."""
@@ -19,8 +24,7 @@ def normalise_episodes(episodes: Episodes, norm: str, base_mean: Tensor | None =
         return episodes
     if norm == "l2n":
         return episodes.with_features(l2_normalise)
-    if norm != "cl2n":
-        raise FewshotError(f"norm={norm!r}; choose one of {', '.join(NORMS)}")
+    check_norm(norm)
     if base_mean is None:
         raise FewshotError("norm='cl2n' subtracts the mean feature of the base classes: call method.fit(base_bank) first, "
                            "or choose norm='l2n'")
@@ -31,8 +35,8 @@ def normalise_episodes(episodes: Episodes, norm: str, base_mean: Tensor | None =
 def power_transform(x: Tensor, beta: float, epsilon: float = 1e-6) -> Tensor:
     """sign(x) (|x| + epsilon)^beta elementwise. For non-negative features this is PT-MAP's (x + epsilon)^beta;
     keeping the sign makes signed features finite too."""
-    magnitude = (x.abs() + epsilon).pow(beta)
-    return magnitude.where(x >= 0, -magnitude)
+    # copysign is several times faster than torch.where; adding 0 makes -0.0 positive, as it must count.
+    return (x.abs() + epsilon).pow(beta).copysign(x + 0.0)
 
 
 def centre_episodes(episodes: Episodes, separately: bool = False) -> Episodes:
@@ -79,8 +83,16 @@ def tukey_transform(x: Tensor, beta: float) -> Tensor:
 
 def standardise(x: Tensor) -> Tensor:
     """Mean 0 and (unbiased) standard deviation 1 over the channels of each point; a constant point becomes zero."""
-    deviation = x.std(dim=-1, keepdim=True)
-    return (x - x.mean(dim=-1, keepdim=True)) / deviation.where(deviation > 0, 1)
+    centred = x - x.mean(-1, keepdim=True)
+    deviation = centred.square().sum(-1, keepdim=True).div(max(x.shape[-1] - 1, 1)).sqrt()
+    # Below this, the deviation is the rounding error of the mean.
+    flat = deviation <= 10 * torch.finfo(x.dtype).eps * x.abs().amax(-1, keepdim=True)
+    return (centred / deviation.clamp_min(torch.finfo(x.dtype).tiny)).masked_fill(flat, 0)
+
+
+def centred_unit(x: Tensor) -> Tensor:
+    """x [E, A, D] minus its mean over the A points, each then divided by its length."""
+    return l2_normalise(x - x.mean(dim=1, keepdim=True))
 
 
 def channel_importance(x: Tensor, k: float = 1.3, released: bool = False) -> Tensor:

@@ -13,6 +13,9 @@ def first_non_finite(learner: nn.Module, episodes: Episodes) -> str:
 
     Runs the network once more, so call it only when training is over anyway.
     """
+    for module in learner.modules():
+        if hasattr(module, "vectorise"):
+            module.vectorise = False  # hooks cannot look into tensors under vmap
     weights = _first_bad(dict(learner.named_parameters()))
     if weights:
         return f"the weights of {weights}"

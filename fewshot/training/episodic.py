@@ -103,6 +103,12 @@ def train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None
     Raises FewshotError for wrong settings, for a folder that holds another run, and for a loss or gradient that is not
     finite; TrainingInterrupted after SIGINT or SIGTERM, once the state is saved.
     """
+    for name, bank in (("train_bank", train_bank), ("val_bank", val_bank)):
+        if bank is not None and not isinstance(bank, ImageBank):
+            raise FewshotError(f"{name} is a {type(bank).__name__}; pass an ImageBank (load_dataset makes one)")
+    if train_bank.split == "test":
+        raise FewshotError("train_bank is the split 'test'; numbers on classes that were trained on are no few-shot "
+                           "accuracy: pass the split 'train'")
     out = Path(out)
     learner = make_learner(config, backbone, method)
     run = identify(config, train_bank, val_bank, learner)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.embed import embed_episodes
@@ -28,12 +30,24 @@ class Learner(nn.Module):
         self.backbone, self.method, self.precision = backbone, method, precision
 
     def forward(self, episodes: Episodes) -> Tensor:
+        return self._apply_to(episodes, self.method)  # [E, Q, N]
+
+    def loss(self, episodes: Episodes, query_labels: Tensor) -> tuple[Tensor, Tensor]:
+        """(mean loss of the episodes to minimise, logits [E, Q, N]): by the method's own `loss(episodes, query_labels)`
+        where it has one, else the cross-entropy of the queries."""
+        if hasattr(self.method, "loss"):
+            return self._apply_to(episodes, lambda prepared: self.method.loss(prepared, query_labels))
+        logits = self(episodes)
+        return F.cross_entropy(logits.float().flatten(0, 1), query_labels.flatten()), logits
+
+    def _apply_to(self, episodes: Episodes, method: Callable):
+        """`method` of the episodes as it takes them: images, or the features of the backbone."""
         half = self.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             if self.method.inputs == "images":
-                return self.method(episodes.with_features(self.backbone.transform))  # [E, Q, N]
+                return method(episodes.with_features(self.backbone.transform))
             features = embed_episodes(episodes, self.backbone)
-        return self.method(features.to(torch.float32) if half else features)  # [E, Q, N]
+        return method(features.to(torch.float32) if half else features)
 
     @property
     def device(self) -> torch.device:
@@ -46,12 +60,18 @@ def make_learner(config: TrainConfig, backbone: nn.Module, method: Method | None
     if method is None:
         with isolated_rng(config.seed):  # the weights of a method must be the same when the run is resumed
             method = create_method(config.method, **config.parameters)
+        if hasattr(method, "with_backbone"):
+            method = method.with_backbone(backbone, config.ways, seed=config.seed)
         if method.needs_base:
             raise FewshotError(f"{config.method} with these parameters needs statistics of the base features, which "
                                "change during training; choose other parameters or another method")
-    elif config.method in METHODS and not isinstance(method, METHODS[config.method]):
+    elif config.method in METHODS and not isinstance(getattr(method, "settings", method), METHODS[config.method]):
         raise FewshotError(f"config.method is {config.method!r}, but the method passed is a {type(method).__name__}; "
                            "make them agree")
+    ways = getattr(method, "ways", None)
+    if config.validate_every and ways not in (None, config.validation_ways):
+        raise FewshotError(f"validation_ways={config.validation_ways}, but {config.method} has a head of {ways} outputs; "
+                           "validate with as many ways as you train with, or choose proto_maml")
     # Copied together: a method may hold the same backbone.
     learner = Learner(*copy.deepcopy((backbone, method)), config.precision)
     if not any(p.requires_grad for p in learner.parameters()):

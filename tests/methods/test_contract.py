@@ -13,9 +13,19 @@ from fewshot.methods import METHODS, IterativeMethod, create_method
 from tests.conftest import random_episodes
 
 NAMES = [name for name in METHODS if METHODS[name].inputs == "features"]
-TRANSDUCTIVE = [name for name in NAMES if METHODS[name].setting == "transductive"]
-INDUCTIVE = [name for name in NAMES if METHODS[name].setting == "inductive"]
-every_method = pytest.mark.parametrize("name", NAMES)
+# Fewer steps of the same code for the methods that take seconds with their defaults: what is promised here does not
+# depend on the number of steps. The defaults themselves are run under the slow marker.
+QUICK = {"alpha_tim": {"iterations": 100}, "tim_gd": {"iterations": 100}, "putm": {"outer": 4, "inner": 6},
+         "em_dirichlet": {"mm_steps": 60}, "hard_em_dirichlet": {"mm_steps": 60}, "unem_dirichlet": {"mm_steps": 60}}
+DEFAULTS = "-defaults"
+
+
+def cases(names: list[str]):
+    slow = [pytest.param(name + DEFAULTS, marks=pytest.mark.slow) for name in names if name in QUICK]
+    return pytest.mark.parametrize("name", [*names, *slow])
+
+
+every_method = cases(NAMES)
 
 
 @functools.cache
@@ -24,8 +34,10 @@ def base_bank(dim: int = 16) -> FeatureBank:
     return FeatureBank(features, torch.arange(400) % 20)
 
 
-def ready(name: str, dim: int = 16):
-    return create_method(name).fit(base_bank(dim))
+def ready(case: str, dim: int = 16):
+    name = case.removesuffix(DEFAULTS)
+    settings = QUICK.get(name, {}) if name == case else {}
+    return create_method(name, **settings).fit(base_bank(dim))
 
 
 def probabilities(name: str, episodes: Episodes) -> torch.Tensor:
@@ -102,7 +114,7 @@ def test_batch_invariance(name, dtype):
     torch.testing.assert_close(probabilities(name, both), alone, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", INDUCTIVE)
+@cases([name for name in NAMES if METHODS[name].setting == "inductive"])
 def test_inductive_methods_see_one_query_at_a_time(name):
     episodes = random_episodes()
     changed = episodes.query.clone()
@@ -111,7 +123,7 @@ def test_inductive_methods_see_one_query_at_a_time(name):
     torch.testing.assert_close(after, before, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("name", TRANSDUCTIVE)
+@cases([name for name in NAMES if METHODS[name].setting == "transductive"])
 def test_transductive_methods_use_the_other_queries(name):
     """Otherwise the declared setting, which tables print, would be wrong."""
     episodes = random_episodes(spread=1.5)
@@ -205,7 +217,7 @@ def test_threads_do_not_matter(name):
     torch.testing.assert_close(one, two, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if issubclass(METHODS[n], IterativeMethod)])
+@cases([name for name in NAMES if issubclass(METHODS[name], IterativeMethod)])
 def test_refinement_reports_every_episode(name):
     episodes = random_episodes()
     with torch.no_grad():
@@ -220,8 +232,8 @@ def test_refinement_reports_every_episode(name):
         assert refinement.history, f"{name} has prototypes but kept no history"
 
 
-@every_method
+@pytest.mark.parametrize("name", NAMES)
 def test_describes_itself(name):
-    cls = METHODS[name]
-    assert cls.setting in ("inductive", "transductive") and cls.source and cls.__doc__
-    assert isinstance(cls.assumes, tuple)
+    method = ready(name)  # an instance: what a method assumes may depend on its hyper-parameters
+    assert method.setting in ("inductive", "transductive") and method.source and type(method).__doc__
+    assert isinstance(method.assumes, tuple) and all(isinstance(text, str) for text in method.assumes)

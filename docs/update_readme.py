@@ -1,0 +1,43 @@
+"""Put the tables of experiments/results/*.csv into README.md, between `<!-- table: NAME -->` and `<!-- end -->`.
+
+    python docs/update_readme.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def table(name: str) -> str:
+    """Rows: backbone and method; columns: protocols in the order of the file."""
+    path = ROOT / "experiments" / "results" / f"{name}.csv"
+    if not path.is_file():
+        return f"*experiments/results/{name}.csv has not been made yet.*"
+    found = pd.read_csv(path, comment="#")
+    found["cell"] = [f"{a:.2f} ± {h:.2f}" for a, h in zip(found.accuracy_percent, found.half_width_percent, strict=True)]
+    trained = found.weights.astype(str).str.fullmatch("[0-9a-f]{64}")
+    found["backbone"] += [" (trained)" if t and d in ("omniglot", "glyphs") else "" if t or b == "pixels" else " (untrained)"
+                          for t, d, b in zip(trained, found.dataset, found.backbone, strict=True)]
+    protocols = list(dict.fromkeys(found.sort_values(["ways", "shots", "query_distribution"]).protocol))
+    wide = found.pivot(index=["backbone", "method", "setting"], columns="protocol", values="cell")[protocols]
+    order = found.drop_duplicates(["backbone", "method"])
+    keys = sorted(zip(order.backbone, order.method, order.setting, strict=True),
+                  key=lambda key: (key[0].endswith("(trained)"), key[0], key[2], key[1]))
+    lines = [f"| backbone | method | setting | {' | '.join(protocols)} |", f"|---|---|---|{'---:|' * len(protocols)}"]
+    lines += [f"| {' | '.join(key)} | {' | '.join(map(str, wide.loc[key]))} |" for key in keys]
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    return re.sub(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table(m[2])}\n{m[3]}", text, flags=re.S)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text()))
+    print(f"updated {readme}")

@@ -1,0 +1,102 @@
+"""Options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fewshot.errors import FewshotError
+
+if TYPE_CHECKING:
+    from fewshot.banks import FeatureBank
+
+DataRoot = Annotated[Path | None, typer.Option("--data-root", envvar="FEWSHOT_DATA",
+                                               help="folder that holds the data sets (default: data)")]
+Dataset = Annotated[str, typer.Option(help="data set, see `fewshot data`; or the path of a folder of class folders")]
+Split = Annotated[str | None, typer.Option(help="train, val, test or all (default: test; all for a folder without a "
+                                           "split file)")]
+Backbone = Annotated[str, typer.Option(help="backbone, see `fewshot list backbones`")]
+Weights = Annotated[Path | None, typer.Option(help="weights file (.safetensors) or a name such as random; left out: those "
+                                          "of ImageNet for efficientnet_lite0, else untrained")]
+Features = Annotated[Path | None, typer.Option(help="feature bank from `fewshot embed`, not images")]
+BaseFeatures = Annotated[Path | None, typer.Option(help="feature bank of the base classes")]
+Transforms = Annotated[str, typer.Option(help="feature transforms, e.g. center_base,l2")]
+Runs = Annotated[Path, typer.Option("--runs", help="folder of stored results")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",
+                                                    help="a hyper-parameter of the method; repeat for more")]
+DataSettings = Annotated[list[str] | None, typer.Option("--data-option", metavar="NAME=VALUE", help="an option of the data "
+                                                        "set, e.g. protocol=vinyals, splits=FILE; repeat for more")]
+Queries = Annotated[int, typer.Option(help="query images a class")]
+Alpha = Annotated[float, typer.Option(help="concentration of the Dirichlet distribution")]
+KEff = Annotated[int | None, typer.Option(help="classes present among the queries (k_eff only)")]
+Seed = Annotated[int, typer.Option(help="seed of the episodes")]
+Episodes = Annotated[int, typer.Option(help="number of episodes")]
+
+
+def pairs(items: list[str] | None) -> dict:
+    """`["temperature=10", "norm=l2n"]` -> {"temperature": 10, "norm": "l2n"}."""
+    return {name: literal(text) for name, text in named(items)}
+
+
+def value_lists(items: list[str] | None) -> dict[str, list]:
+    """`["scale=5,10", "norm=l2n,un"]` -> {"scale": [5, 10], "norm": ["l2n", "un"]}; commas in brackets separate nothing."""
+    return {name: [literal(part.strip()) for part in re.split(r",(?![^()\[\]]*[)\]])", text) if part.strip()]
+            for name, text in named(items)}
+
+
+def named(items: list[str] | None) -> list[tuple[str, str]]:
+    """(name, text) of every NAME=TEXT; raises FewshotError for anything else and for a name that comes twice."""
+    found: dict[str, str] = {}
+    for item in items or []:
+        name, separator, text = item.partition("=")
+        if not separator or not name:
+            raise FewshotError(f"{item!r} is not NAME=VALUE")
+        if name in found:
+            raise FewshotError(f"{name} is given twice: {found[name]} and {text}")
+        found[name] = text
+    return list(found.items())
+
+
+def literal(text: str):
+    """A Python literal, else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def source(dataset: str, split: str | None, root: Path | None, options: dict) -> tuple[str, str, Path | None]:
+    """(data set, split, root) that the user means: a path is the data set `folder` at that place."""
+    from fewshot.datasets import DATASETS
+
+    if dataset not in DATASETS and ("/" in dataset or Path(dataset).is_dir()):
+        dataset, root = "folder", Path(dataset)
+    return dataset, split or ("all" if dataset == "folder" and "splits" not in options else "test"), root
+
+
+def described(bank: FeatureBank) -> dict[str, str | None]:
+    """What a feature bank says about itself, as settings of a `Run`."""
+    return {"dataset": bank.name, "split": bank.split, "backbone": bank.provenance.get("backbone", "features"),
+            "weights": bank.provenance.get("weights_id")}
+
+
+def words(text: str) -> list[str]:
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise FewshotError(f"{text!r} is an empty list; give one value, or several separated by commas")
+    return found
+
+
+def integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in words(text)]
+    except ValueError:
+        raise FewshotError(f"{option}={text!r}; expected integers separated by commas, e.g. 1,5") from None
+
+
+def text_of(path: Path | None) -> str | None:
+    return None if path is None else str(path)

@@ -1,0 +1,314 @@
+"""The command line as a user meets it. A mistake is one line on stderr and exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewshot.banks import FeatureBank
+from fewshot.cli import main
+from fewshot.training import TrainingInterrupted
+
+EVAL = ["eval", "--backbone", "pixels", "--episodes", "60", "--queries", "5"]
+TRAIN = ["train", "--steps", "6", "--ways", "3", "--queries", "2", "--config", "validate_every=0", "--config",
+         "checkpoint_every=2"]
+
+
+@pytest.fixture(scope="session")
+def glyph_cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path, monkeypatch, glyph_cache):
+    """Commands write into an empty folder, find no data there, and share one thread; glyphs are rendered once."""
+    monkeypatch.setenv("FEWSHOT_CACHE", str(glyph_cache))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEWSHOT_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def features(tmp_path_factory):
+    """A small feature bank on disk."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(8).repeat_interleave(12)
+    centres = torch.randn(8, 6, generator=generator)
+    bank = FeatureBank(centres[labels] + torch.randn(96, 6, generator=generator), labels, name="toy", split="test",
+                       provenance={"backbone": "resnet18", "weights_id": "a" * 64, "pretrained_on": None})
+    return str(bank.save(tmp_path_factory.mktemp("bank") / "toy.safetensors"))
+
+
+@pytest.fixture
+def run(capsys):
+    """Call the entry point as the shell does: (exit code, stdout, stderr)."""
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def mistake(run):
+    """The one line that a mistaken command answers with."""
+    def call(*arguments: str) -> str:
+        code, out, err = run(*arguments)
+        assert code == 2 and "Traceback" not in err, err
+        return err.partition("error: ")[2].rstrip("\n")  # a finished progress bar may stand before it
+
+    return call
+
+
+def images_in(folder, classes=4, each=9):
+    generator = np.random.default_rng(0)
+    for name in range(classes):
+        (folder / f"class{name}").mkdir(parents=True)
+        for number in range(each):
+            pixels = np.clip(generator.normal(60 * name, 20, (12, 12, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"class{name}" / f"{number}.png")
+
+
+def test_the_main_job_in_processes_of_its_own(tmp_path):
+    """eval on glyphs with pixels, its JSON, and a second call that finds the finished runs."""
+    command = [sys.executable, "-m", "fewshot", *EVAL, "--json", "out.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    records = json.loads((tmp_path / "out.json").read_text())
+    assert [r["run"]["shots"] for r in records] == [1, 5]
+    assert 0.6 < records[0]["accuracy"] < records[1]["accuracy"] < 1 and records[0]["interval95"] > 0
+    assert records[0]["run"]["weights"] == "none"
+    assert f"{100 * records[0]['accuracy']:.2f} ± {100 * records[0]['interval95']:.2f}" in done.stdout
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {records[0]["key"], records[1]["key"], "cache"}
+
+
+def test_training_is_interrupted_and_resumed(tmp_path, run):
+    command = [sys.executable, "-m", "fewshot", *TRAIN, "--config", "steps=100000", "--out", "interrupted"]
+    command[command.index("--steps"):command.index("--steps") + 2] = []
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = time.monotonic()
+    while not list(tmp_path.glob("interrupted/checkpoints/*.pt")) and process.poll() is None:
+        assert time.monotonic() - started < 100, "no checkpoint was written"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "interrupted by SIGTERM at step" in err and "resume with the same command" in err and "Traceback" not in err
+    code, out, err = run(*TRAIN, "--out", "interrupted")
+    assert code == 2 and "steps: 100000 there, 6 here" in err, "another run must not be continued by accident"
+    code, out, err = run(*TRAIN, "--out", "interrupted", "--no-resume")
+    assert code == 0 and "6 steps (all steps)" in out and (tmp_path / "interrupted" / "weights.safetensors").is_file()
+    assert run(*TRAIN, "--out", "interrupted")[1] == out, "a finished run is returned"
+
+
+def test_results_are_compared_tabulated_and_reported(tmp_path, run, features):
+    code, out, _ = run("eval", "--features", features, "--method", "protonet, soft_kmeans", "--shots", "1,2", "--queries",
+                       "4", "--episodes", "80", "--query-distribution", "balanced,dirichlet", "--runs", "store")
+    assert code == 0 and out.count("protonet") >= 1 and "Dirichlet(2)" in out and "resnet18" in out
+    keys = {(r["run"]["method"], r["run"]["shots"], r["run"]["query_distribution"]): key for key, r in stored(tmp_path)}
+    assert len(keys) == 8
+    pair = [keys["protonet", 1, "balanced"], keys["soft_kmeans", 1, "balanced"]]
+    code, out, _ = run("compare", *pair, "--runs", "store")
+    assert code == 0 and "80 paired episodes" in out
+    assert run("compare", pair[0][:12], f"store/{pair[1]}", "--runs", "store")[1] == out, "a key's start or a path will do"
+    forms = {"terminal": "5-way 1-shot", "markdown": "| ---", "csv": "accuracy_percent", "latex": r"\toprule"}
+    for form, part in forms.items():
+        code, out, _ = run("table", "--runs", "store", "--format", form)
+        assert code == 0 and part in out
+    code, out, _ = run("report", "--runs", "store", "--out", "pages/report.html", "--title", "Mine")
+    page = (tmp_path / "pages" / "report.html").read_text()
+    assert code == 0 and "<h1>Mine</h1>" in page and "Accuracy against shots." in page
+
+
+def stored(folder):
+    for path in sorted(folder.glob("store/*/run.json")):
+        yield path.parent.name, {"run": json.loads(path.read_text())}
+
+
+def test_embedding_then_evaluating_the_file(tmp_path, run):
+    images_in(tmp_path / "mine")
+    code, out, _ = run("embed", "--dataset", "mine", "--backbone", "pixels", "--out", "bank.safetensors")
+    assert code == 0 and out == "wrote bank.safetensors: 36 x 21168\n"
+    code, out, _ = run("eval", "--features", "bank.safetensors", "--ways", "3", "--queries", "3", "--shots", "1",
+                       "--episodes", "20")
+    assert code == 0 and "folder, split all" in out and "pixels" in out
+
+
+@pytest.mark.parametrize("how", [["--dataset", "mine"], ["--dataset", "folder", "--data-root", "mine"]])
+def test_own_images_in_one_flag(tmp_path, run, how):
+    images_in(tmp_path / "mine")
+    code, out, _ = run(*EVAL, *how, "--ways", "3", "--shots", "1")
+    assert code == 0 and "folder, split all" in out
+
+
+def test_own_images_with_splits(tmp_path, run):
+    images_in(tmp_path / "mine", classes=6)
+    rows = [f"class{n},{split}" for n, split in enumerate(["train", "train", "train", "test", "test", "test"])]
+    (tmp_path / "splits.csv").write_text("\n".join(["class,split", *rows]))
+    code, out, _ = run(*EVAL, "--dataset", "./mine", "--data-option", "splits=splits.csv", "--ways", "3", "--shots", "1",
+                       "--method", "simple_shot")
+    assert code == 0 and "folder, split test" in out
+
+
+def test_lists(run):
+    code, out, _ = run("list", "methods")
+    assert code == 0 and "protonet" in out and "temperature=1.0" in out
+    assert "conv4" in run("list", "backbones")[1] and "omniglot" in run("list", "datasets")[1]
+    code, out, _ = run("data")
+    assert code == 0 and "glyphs" in out and "built in" in out and "missing" in out
+    code, out, _ = run("data", "--how", "omniglot", "--data-root", "elsewhere")
+    assert code == 0 and "elsewhere/omniglot/images_background.zip" in out and "MD5" in out
+
+
+def test_contact_sheet(tmp_path, run):
+    code, out, _ = run("data", "--sheet", "pictures/glyphs.png", "--split", "val")
+    assert code == 0 and Image.open(tmp_path / "pictures" / "glyphs.png").format == "PNG"
+
+
+def test_help_shows_defaults(run):
+    code, out, _ = run()
+    assert code == 0 and "eval" in out and "compare" in out
+    code, out, _ = run("eval", "--help")
+    assert code == 0 and "10000" in out and "--set" in out and "pixels" not in out
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["evl"], "No such command 'evl'. Did you mean 'eval'?"),
+    (["eval", "--shot", "1"], "--shots"),
+    (["eval", "--queries", "many"], "'--queries'"),
+    (["eval", "--shots", "1;5"], "--shots='1;5'; expected integers separated by commas"),
+    (["eval", "--shots", ""], "--shots=''; expected integers"),
+    (["eval", "--method", " , "], "is an empty list"),
+    (["eval", "--method", "protnet"], "unknown method 'protnet'; did you mean 'protonet'?"),
+    (["eval", "--set", "temprature=1"], "unknown parameter of protonet 'temprature'; did you mean 'temperature'?"),
+    (["eval", "--set", "temperature=hot"], "temperature='hot' of protonet; expected a number"),
+    (["eval", "--set", "temperature=0"], "temperature=0; it must be positive"),
+    (["eval", "--set", "temperature"], "'temperature' is not NAME=VALUE"),
+    (["eval", "--set", "temperature=1", "--set", "temperature=2"], "temperature is given twice"),
+    (["eval", "--method", "kmeans", "--set", "norm=l3"], "norm='l3'; choose one of un, l2n, cl2n"),
+    (["eval", "--method", "kmeans", "--set", "max_iterations=1.5"], "max_iterations=1.5 of kmeans; expected an integer"),
+    (["eval", "--method", "pt_map", "--set", "scale=0"], "scale=0; give a positive number"),
+    (["eval", "--backbone", "conv5"], "unknown backbone 'conv5'; did you mean 'conv4'?"),
+    (["eval", "--weights", "lost.safetensors"], "weights='lost.safetensors' is neither a file nor one of those of conv4"),
+    (["eval", "--dataset", "glyph"], "unknown dataset 'glyph'; did you mean 'glyphs'?"),
+    (["eval", "--dataset", "./nothing"], "nothing is not a folder"),
+    (["eval", "--dataset", "folder"], "needs root=..."),
+    (["eval", "--split", "novel"], "did you mean 'test'?"),
+    (["eval", "--query-distribution", "balancd"], "did you mean 'balanced'?"),
+    (["eval", "--k-eff", "3"], "--k-eff=3 with --query-distribution=balanced"),
+    (["eval", "--query-distribution", "k_eff", "--backbone", "pixels"], "k_eff=None"),
+    (["eval", "--transforms", "l3"], "unknown transform 'l3'; did you mean 'l2'?"),
+    (["eval", "--episodes", "1"], "episodes=1"),
+    (["eval", "--backbone", "pixels", "--ways", "500", "--queries", "5"], "ways=500 but only 94 classes"),
+    (["eval", "--backbone", "pixels", "--ways", "1"], "ways=1"),
+    (["eval", "--backbone", "pixels", "--queries", "50"], "50 queries need 51"),
+    (["eval", "--features", "lost.safetensors"], "no feature bank at lost.safetensors"),
+    (["eval", "--features", "bank", "--weights", "w"], "--weights beside --features"),
+    (["eval", "--base-features", "bank"], "--base-features without --features"),
+    (["eval", "--data-option", "protocl=vinyals", "--dataset", "omniglot"], "did you mean 'protocol'"),
+    (["train", "--config", "ema=0.9"], "'ema_decay'"),
+    (["train", "--lr", "-1"], "lr=-1.0"),
+    (["train", "--backbone", "conv5"], "did you mean 'conv4'?"),
+    (["train", "--backbone", "pixels"], "nothing to train"),
+    (["embed"], "Missing option '--out'"),
+    (["list", "method"], "did you mean 'methods'?"),
+    (["data", "--how", "omniglt"], "did you mean 'omniglot'"),
+    (["table"], "0 results in runs; this needs at least 1: run `fewshot eval` first"),
+    (["table", "lost"], "0 results in runs begin with 'lost'"),
+    (["report"], "0 results in runs"),
+    (["compare", "lost", "found"], "begin with 'lost'"),
+    (["compare"], "Missing argument"),
+])
+def test_mistakes_are_one_line(mistake, arguments, message):
+    line = mistake(*arguments)
+    assert message in line and "\n" not in line
+
+
+def test_a_missing_data_set_comes_with_instructions(mistake):
+    message = mistake("eval", "--dataset", "omniglot")
+    for part in ("--data-root", "FEWSHOT_DATA", "images_background.zip", "MD5 68d2efa1b917", "data/omniglot"):
+        assert part in message
+
+
+def test_damaged_files_are_named(tmp_path, mistake, features):
+    damaged = tmp_path / "damaged.safetensors"
+    for content in (b"no safetensors file", b""):
+        damaged.write_bytes(content)
+        assert "damaged.safetensors is not a readable weights file" in mistake("eval", "--weights", damaged)
+        assert "damaged.safetensors is not a readable feature bank" in mistake("eval", "--features", damaged)
+    data = bytearray(Path(features).read_bytes())
+    data[-40] ^= 1
+    damaged.write_bytes(data)
+    assert "does not match its checksum" in mistake("eval", "--features", damaged)
+    (tmp_path / "data" / "omniglot").mkdir(parents=True)
+    for part in ("background", "evaluation"):
+        (tmp_path / "data" / "omniglot" / f"images_{part}.zip").write_bytes(b"PK\3\4 cut short")
+    assert "is not a readable zip file" in mistake("eval", "--dataset", "omniglot")
+
+
+def test_wrong_format(mistake, run, features):
+    run("eval", "--features", features, "--shots", "1", "--queries", "4", "--episodes", "10")
+    assert "unknown format 'latx'; did you mean 'latex'?" in mistake("table", "--format", "latx")
+    (key,) = [name for name in os.listdir("runs") if name != "cache"]
+    assert "1 result given; this needs at least 2" in mistake("compare", key)
+
+
+def test_a_place_that_cannot_be_written(tmp_path, mistake, features):
+    (tmp_path / "file").write_text("in the way")
+    small = ["--shots", "1", "--queries", "4", "--episodes", "10"]
+    assert "file/runs" in mistake("eval", "--features", features, *small, "--runs", "file/runs")
+    message = mistake("eval", "--features", features, *small, "--json", "file/out.json")
+    assert "file" in message and "choose another place" in message
+    assert "choose another place" in mistake("data", "--sheet", "file/sheet.png")
+
+
+def test_results_that_no_longer_read_are_left_out_with_a_warning(tmp_path, run, features):
+    run("eval", "--features", features, "--shots", "1,2", "--queries", "4", "--episodes", "10")
+    first = sorted(tmp_path.glob("runs/*/run.json"))[0]
+    first.write_text(first.read_text().replace('"temperature"', '"temp"'))
+    code, out, err = run("table", "--format", "csv")
+    assert code == 0 and len(out.splitlines()) == 2
+    assert err.startswith("warning: left out: ") and "'temp'" in err and "\n" not in err.strip()
+
+
+@pytest.mark.parametrize(("raised", "code", "message"), [
+    (KeyboardInterrupt(), 130, "interrupted; what was finished is kept"),
+    (TrainingInterrupted(12, signal.SIGTERM), 143, "interrupted by SIGTERM at step 12"),
+    (TrainingInterrupted(12, signal.SIGINT), 130, "interrupted by SIGINT at step 12"),
+])
+def test_interruptions(run, monkeypatch, features, raised, code, message):
+    def interrupt(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(sys.modules["fewshot.evaluate"], "evaluate", interrupt)
+    found, out, err = run("eval", "--features", features)
+    assert found == code and err.startswith(message) and len(err.splitlines()) == 1 and not out
+
+
+def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch, features):
+    def bug(*_, **__):
+        raise ZeroDivisionError("inside")
+
+    monkeypatch.setattr(sys.modules["fewshot.evaluate"], "evaluate", bug)
+    with pytest.raises(ZeroDivisionError):
+        main(["eval", "--features", features])
+
+
+def test_the_callers_warnings_are_left_alone(run):
+    before = warnings.showwarning
+    run("list", "methods")
+    assert warnings.showwarning is before

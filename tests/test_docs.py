@@ -1,0 +1,30 @@
+"""The README says what the committed result files say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_readme_tables_are_those_of_the_result_files():
+    spec = importlib.util.spec_from_file_location("update_readme", ROOT / "docs" / "update_readme.py")
+    update_readme = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(update_readme)
+    text = (ROOT / "README.md").read_text()
+    assert update_readme.filled(text) == text, "run python docs/update_readme.py"
+    assert text.count(" ± ") > 50, "the result tables are missing"
+
+
+def test_links_of_the_documents_lead_somewhere():
+    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_readme_example_runs():
+    """The first Python block, with fewer episodes."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    exec(compile(code.replace("episodes=2000", "episodes=200"), "README.md", "exec"), {})
