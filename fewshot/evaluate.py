@@ -87,21 +87,23 @@ class Result:
 
 
 def evaluate(run: Run | None = None, bank: FeatureBank | None = None, *, base_bank: FeatureBank | None = None,
-             method: Method | None = None, store: Store | None = None, progress: bool = False, root=None, cache=None,
+             method: str | Method | None = None, store: Store | None = None, progress: bool = False, root=None, cache=None,
              source: FeatureSource | None = None, notes: tuple[str, ...] = (), **settings) -> Result:
     """Accuracy of one method on the episodes of `run`.
 
     run         the specification, or give its settings as keywords: `evaluate(dataset="glyphs", shots=5)`
     bank        features of the split; without it the data set is loaded and embedded (cached in `cache`)
     base_bank   features of the base classes, for methods and transforms that need their statistics
-    method      an instance to use instead of creating `run.method` (e.g. one with learned weights)
+    method      a name, as any other setting of the run; or an instance to use instead of creating `run.method`
     store       where finished results are kept: a run that is there is returned, not repeated
     progress    show a progress bar
     source      a `FeatureSource` shared by many runs, so that each image and feature is loaded once
 
-    Raises FewshotError for impossible requests, for a method that needs a base bank that is absent, and when a
-    method returns logits that are not finite, naming the episode.
+    Raises FewshotError for impossible requests, for a method that needs a base bank that is absent or not of base
+    classes, and when a method returns logits that are not finite, naming the episode.
     """
+    if isinstance(method, str):
+        settings, method = {"parameters": {}, **settings, "method": method}, None
     if run is None:
         run = Run(**settings)
     elif settings:
@@ -111,7 +113,7 @@ def evaluate(run: Run | None = None, bank: FeatureBank | None = None, *, base_ba
 
         bank, base_bank, run, notes = (source or FeatureSource(root, cache, progress)).banks(run)
     else:
-        run = dataclasses.replace(run, data=bank.content_hash)
+        run = _labelled(run, bank, base_bank)
     return evaluate_resolved(run, bank, base_bank=base_bank, method=method, store=store, progress=progress, notes=notes)
 
 
@@ -145,6 +147,24 @@ def compare(a: Result, b: Result, confidence: float = 0.95) -> Comparison:
                            f"{a.run.seed}, data {a.run.dataset} against {b.run.protocol}, {b.run.episodes}, {b.run.seed}, "
                            f"{b.run.dataset}); evaluate both with the same data, protocol, seed and episodes")
     return paired_difference(a.correct, b.correct, confidence)
+
+
+def _labelled(run: Run, bank: FeatureBank, base_bank: FeatureBank | None) -> Run:
+    """`run` with the identities of the banks it was given."""
+    for name, given in (("bank", bank), ("base_bank", base_bank)):
+        if given is not None and not isinstance(given, FeatureBank):
+            raise FewshotError(f"{name} is a {type(given).__name__}; pass a FeatureBank (fewshot.embed(images, backbone))")
+    if base_bank is not None:
+        if base_bank.split == "test" or base_bank.identity == bank.identity:
+            raise FewshotError(f"base_bank holds split {base_bank.split!r} of {base_bank.name}; statistics come from base "
+                               "classes (split 'train'), never from those that are evaluated")
+        if base_bank.features.shape[1] != bank.features.shape[1]:
+            raise FewshotError(f"base_bank has {base_bank.features.shape[1]} features an item, bank "
+                               f"{bank.features.shape[1]}; extract both with the same backbone")
+    made_by = bank.provenance.get("backbone", "features" if run.backbone == Run.backbone else run.backbone)
+    return dataclasses.replace(run, data=bank.content_hash, dataset=bank.name, split=bank.split, backbone=made_by,
+                               weights=bank.provenance.get("weights_id", run.weights),
+                               base=base_bank.content_hash if base_bank is not None and run.needs_base else None)
 
 
 def _required(base_bank: FeatureBank | None, method: Method) -> FeatureBank:

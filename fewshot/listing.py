@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -21,7 +22,7 @@ def _methods() -> Table:
     for name in METHODS:
         method = create_method(name)
         parameters = ", ".join(f"{key}={value}" for key, value in method_parameters(name).items())
-        table.add_row(name, method.setting, ", ".join(method.assumes), parameters)
+        table.add_row(name, method.setting, ", ".join(method.assumes), escape(parameters))
     return table
 
 
@@ -42,6 +43,6 @@ def data_listing(root=None) -> Table:
                   show_lines=True)
     for row in dataset_table(root):
         sizes = [f"{row[key]} {key}" for key in ("classes", "images") if row[key]]
-        facts = [f"{key}: {row[key]}" for key in ("where", "licence", "how") if row[key]]
+        facts = [escape(f"{key}: {row[key]}") for key in ("where", "licence", "how") if row[key]]
         table.add_row(f"{row['name']}\n[dim]{row['state']}[/dim]", "\n".join(sizes), "\n".join(facts))
     return table

@@ -10,9 +10,7 @@ from fewshot.backbones import create_backbone, input_for
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.datasets import load_dataset
 from fewshot.embed import embed
-from fewshot.methods.base import create_method
 from fewshot.run import Run
-from fewshot.transforms import parse_transforms
 
 CACHE = Path("runs/cache")
 # Data sets whose classes also occur in ImageNet-1k: an ImageNet-trained backbone has seen such objects with labels.
@@ -54,15 +52,14 @@ class FeatureSource:
     def banks(self, run: Run) -> tuple[FeatureBank, FeatureBank | None, Run, tuple[str, ...]]:
         """(features of the split, features of the base classes where needed, the run with identities, notes).
 
-        In the returned run `weights` is the identity of the weights and `data` the content hash of the images, so that
-        equal runs mean equal numbers wherever the files lie.
+        In the returned run `weights` is the identity of the weights, and `data` and `base` are the content hashes of the
+        images, so that equal runs mean equal numbers wherever the files lie.
         """
         features, weights, notes = self._embedded(run)
-        base = None
-        if create_method(run.method, **run.parameters).needs_base or parse_transforms(run.transforms).needs_base:
-            base, _, _ = self._embedded(dataclasses.replace(run, split="train"))
-        data = features.provenance["images_sha256"]
-        return features, base, dataclasses.replace(run, weights=weights, data=data), notes
+        base = self._embedded(dataclasses.replace(run, split="train"))[0] if run.needs_base else None
+        resolved = dataclasses.replace(run, weights=weights, data=features.provenance["images_sha256"],
+                                       base=base.provenance["images_sha256"] if base else None)
+        return features, base, resolved, notes
 
     def images(self, run: Run) -> ImageBank:
         key = json.dumps([run.dataset, run.split, run.data_options], sort_keys=True)

@@ -26,6 +26,8 @@ class Run:
                          given by a user, replaced by the sha256 of the weights in stored results
     data                 content hash of the images, or of a feature bank supplied directly (then dataset and
                          backbone are labels only); filled in by `evaluate`
+    base                 content hash of the base classes' images or features, where the method or a transform uses them;
+                         filled in by `evaluate`
     transforms           feature transforms before the method, e.g. "center_base,l2"; kept with all arguments written out
     method, parameters   every hyper-parameter; those left out are filled in with their defaults
     ways, shots, queries (queries per class), query_distribution, alpha, k_eff, episodes, seed: the protocol
@@ -39,6 +41,7 @@ class Run:
     backbone: str = "conv4"
     weights: str | None = None
     data: str | None = None
+    base: str | None = None
     transforms: str = ""
     method: str = "protonet"
     parameters: dict = field(default_factory=dict)
@@ -70,8 +73,8 @@ class Run:
             raise FewshotError(f"episodes={self.episodes!r}; an interval needs an integer of at least 2")
 
     def to_dict(self) -> dict:
-        """Plain values only, as stored in run.json."""
-        return {key: plain(value) for key, value in dataclasses.asdict(self).items()}
+        """Plain values only, as stored in run.json; `base` only where it matters."""
+        return {key: plain(value) for key, value in dataclasses.asdict(self).items() if key != "base" or value is not None}
 
     @classmethod
     def from_dict(cls, values: dict) -> Run:
@@ -80,6 +83,11 @@ class Run:
             if key not in known:
                 raise FewshotError(unknown_message("run setting", key, known))
         return cls(**values)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the method or a transform needs statistics of the base classes."""
+        return create_method(self.method, **self.parameters).needs_base or parse_transforms(self.transforms).needs_base
 
     @property
     def key(self) -> str:

@@ -82,7 +82,7 @@ class EpisodeSampler:
         labels = np.asarray(getattr(labels, "labels", labels))
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0:
             raise FewshotError(f"labels have shape {labels.shape} and dtype {labels.dtype}; expected [M] integers")
-        self.items = len(labels)
+        self._labels = labels
         self.ways, self.shots = _range("ways", ways, 2), _range("shots", shots, 1)
         self.queries, self.seed, self.alpha = _integer("queries", queries, 1), _integer("seed", seed), float(alpha)
         self.query_distribution, self.k_eff = query_distribution, k_eff
@@ -126,9 +126,9 @@ class EpisodeSampler:
                                                      items[where, :n], keys[where])
 
     def check_bank(self, bank: ImageBank | FeatureBank) -> None:
-        if len(bank) != self.items:
-            raise FewshotError(f"the bank has {len(bank)} items, the sampler was built from {self.items} labels; "
-                               "build it from this bank's labels")
+        if not np.array_equal(bank.labels.numpy(), self._labels):
+            raise FewshotError(f"the labels of the bank ({len(bank)} items) are not those the sampler was built from "
+                               f"({len(self._labels)} items); build it from this bank")
 
     # -- checks ----------------------------------------------------------------------------------------------------
 

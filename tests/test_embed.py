@@ -217,6 +217,15 @@ def test_wrong_arguments():
         embed(image_bank(), conv4(), batch_size=0)
     with pytest.raises(FewshotError, match="no images"):
         embed(image_bank(0), conv4())
+    with pytest.raises(FewshotError, match="FeatureBank given; embed takes an ImageBank"):
+        embed(FeatureBank(torch.zeros(2, 3), [0, 1]), conv4())
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.warns(UserWarning, match="cannot keep features in"):
+        found = embed(image_bank(), conv4(), cache=tmp_path / "file", progress=False)
+    assert torch.equal(found.features, embed(image_bank(), conv4(), progress=False).features)
 
 
 def test_progress_bar_can_be_silenced(capsys):

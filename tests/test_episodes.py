@@ -37,6 +37,9 @@ def nan_query():
     ({"query": torch.zeros(2, 0, 16, dtype=torch.float64)}, "empty"),
     ({"query": torch.zeros(2, 4, 16, dtype=torch.int64)}, "floating-point"),
     ({"text": torch.zeros(2, 4, 16)}, "text has shape"),
+    ({"query": torch.zeros(2, 4, 16)}, "query has dtype torch.float32 and support torch.float64"),
+    ({"query": torch.zeros(2, 4, 16, dtype=torch.uint8)}, r"uint8 images \[E, ., C, H, W\]"),
+    ({"unlabelled": torch.zeros(2, 4, 15, dtype=torch.float64)}, "unlabelled has shape"),
 ])
 def test_wrong_input_is_named(changes, message):
     with pytest.raises(FewshotError, match=message):
@@ -53,6 +56,10 @@ def test_frozen_and_sliceable():
         e.ways = 4
     assert len(e) == 2 and len(e[1]) == 1 and len(e[-1]) == 1
     assert torch.equal(e[1].query, e.query[1:]) and torch.equal(e[-1].query, e.query[1:])
+    assert torch.equal(e[torch.tensor(1)].query, e.query[1:]) and len(e[torch.tensor([True, False])]) == 1
+    assert [len(one) for one in e] == [1, 1], "a loop over episodes ends"
+    with pytest.raises(IndexError):
+        e[2]
 
 
 def test_to_changes_floats_and_keeps_labels():

@@ -50,8 +50,7 @@ def test_chance_on_labels_that_mean_nothing():
     features = torch.randn(360, 16, generator=torch.Generator().manual_seed(5))
     bank = FeatureBank(features, torch.arange(12).repeat_interleave(30))
     for method in ("protonet", "nearest_neighbour", "soft_kmeans"):
-        accuracy = evaluate(RUN, bank, method=None, episodes=2000).accuracy if method == "protonet" else evaluate(
-            dataclasses.replace(RUN, method=method, parameters={}), bank, episodes=2000).accuracy
+        accuracy = evaluate(RUN, bank, method=method, episodes=2000).accuracy
         # The classes are fixed finite samples, so their means differ a little: one point above chance is allowed.
         assert abs(accuracy.mean - 0.2) < 0.012, method
 
@@ -159,7 +158,37 @@ def test_methods_that_need_base_statistics_say_so():
     run = Run(dataset="toy", method="simple_shot", episodes=50)
     with pytest.raises(FewshotError, match="base_bank"):
         evaluate(run, toy_bank())
-    assert evaluate(run, toy_bank(), base_bank=toy_bank(seed=4)).accuracy.n == 50
+    assert evaluate(run, toy_bank(), base_bank=base_of(toy_bank(seed=4))).accuracy.n == 50
+
+
+def base_of(bank):
+    return dataclasses.replace(bank, split="train")
+
+
+def test_base_statistics_are_part_of_the_run(tmp_path):
+    run, store = Run(method="simple_shot", episodes=50), Store(tmp_path)
+    a, b = (evaluate(run, toy_bank(), base_bank=base_of(toy_bank(seed=s)), store=store) for s in (4, 5))
+    assert a.run.key != b.run.key and len(list(store)) == 2
+    plain = Run(method="protonet", episodes=50)
+    assert evaluate(plain, toy_bank(), base_bank=base_of(toy_bank(seed=4))).run == evaluate(plain, toy_bank()).run
+
+
+@pytest.mark.parametrize(("base", "message"), [
+    (toy_bank(seed=4), "split 'test'"), (base_of(toy_bank(dim=8)), "8 features an item, bank 16"), ("none", "is a str")])
+def test_base_banks_of_the_wrong_kind_are_refused(base, message):
+    with pytest.raises(FewshotError, match=message):
+        evaluate(Run(method="simple_shot", episodes=50), toy_bank(), base_bank=base)
+
+
+def test_results_are_labelled_by_the_bank_they_come_from():
+    result = evaluate(toy_bank_run := Run(episodes=50), toy_bank(provenance={"backbone": "resnet12", "weights_id": "abc"}))
+    assert (result.run.dataset, result.run.backbone, result.run.weights) == ("toy", "resnet12", "abc")
+    assert evaluate(toy_bank_run, toy_bank()).run.backbone == "features"
+
+
+def test_a_method_can_be_named_like_any_other_setting():
+    result = evaluate(bank=toy_bank(), method="nearest_neighbour", episodes=50)
+    assert result.run.method == "nearest_neighbour"
 
 
 @dataclass(frozen=True, eq=False)

@@ -159,8 +159,9 @@ def test_sample_returns_features_of_the_rows():
     episodes, labels = sampler.sample(bank, start=7, count=5)
     indices = sampler.indices(7, 5)
     assert torch.equal(episodes.support[..., 0].long(), indices.support) and torch.equal(labels, indices.query_labels)
-    with pytest.raises(FewshotError, match="1200 labels"):
-        sampler.sample(FeatureBank(torch.zeros(3, 1), [0, 1, 2]))
+    for other in (FeatureBank(torch.zeros(3, 1), [0, 1, 2]), FeatureBank(torch.zeros(1200, 1), LABELS[::-1].copy())):
+        with pytest.raises(FewshotError, match="1200 items.*build it from this bank"):
+            sampler.sample(other)
 
 
 def test_published_rounding_matches_the_rule_written_as_a_loop():

@@ -35,6 +35,12 @@ def made(shift=0.0, noise_seed=None, noise=0.02, *, fingerprint="e", setting="in
                   converged=converged, iterations=iterations)
 
 
+def test_untrained_weights_are_called_that():
+    sha = "3f" * 32
+    labels = distinct_labels([made(weights=sha), made(weights="random:0"), made(weights="random:4")])
+    assert labels == ["protonet (weights 3f3f3f3f)", "protonet (untrained)", "protonet (untrained (seed 4))"]
+
+
 def cell(table, label, column=0):
     return table.cells[[row[1] for row in table.labels].index(label)][column]
 

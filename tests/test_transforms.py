@@ -10,7 +10,7 @@ from fewshot.banks import FeatureBank
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.methods import create_method
-from fewshot.ops.features import channel_importance
+from fewshot.ops.features import channel_importance, power_transform
 from fewshot.registry import UnknownName
 from fewshot.transforms import TRANSFORMS, TransformChain, parse_transforms
 from tests.conftest import random_episodes
@@ -269,3 +269,9 @@ def test_agrees_with_official_code(oracles, case):
         top = np.sort(outputs[primary], -1)
         clear = top[..., -1] - top[..., -2] > 2 * single_tolerance
         assert np.array_equal(single.argmax(-1)[clear], outputs["preds"][clear])
+
+
+def test_power_keeps_signs_and_counts_negative_zero_as_zero():
+    x = torch.tensor([-4.0, -0.0, 0.0, 4.0], dtype=torch.float64)
+    torch.testing.assert_close(power_transform(x, 0.5), torch.tensor([-2.0, 1e-3, 1e-3, 2.0], dtype=torch.float64),
+                               atol=1e-6, rtol=0)

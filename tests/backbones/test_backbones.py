@@ -134,6 +134,12 @@ def test_isolated_rng_restores_after_an_error_and_checks_the_seed():
             pass
 
 
+def test_pixels_have_no_weights():
+    backbone = create_backbone("pixels")
+    assert backbone.weights_id == backbone.describe()["weights_id"] == "none"
+    assert create_backbone("pixels", weights="none").weights_id == "none"  # how a stored run names them
+
+
 def test_weights_id_follows_training():
     backbone = create_backbone("conv4", image_size=28)
     with torch.no_grad():

@@ -386,6 +386,8 @@ def test_classes_with_too_few_images_are_refused_or_dropped(tmp_path):
 def test_test_classes_are_refused(tmp_path):
     with pytest.raises(FewshotError, match="split 'test'"):
         train(config(), bank(), bank("test"), tiny(), out=tmp_path, progress=False)
+    with pytest.raises(FewshotError, match="train_bank is the split 'test'"):
+        train(config(), bank("test"), bank(), tiny(), out=tmp_path, progress=False)
     with pytest.raises(FewshotError, match="no validation bank"):
         train(config(), bank(), None, tiny(), out=tmp_path, progress=False)
 
