@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -123,7 +124,8 @@ def write_result(out: Path, run: dict, learner: Learner, outcome: dict) -> None:
     record = {"run": run, **outcome, "versions": provenance.versions(), "commit": provenance.commit()}
     write_atomically(out / RESULT, json.dumps(record, indent=1).encode())
     if _has_weights(learner.method):
-        state = {name: value.cpu().clone() for name, value in learner.method.state_dict().items()}
+        state = {name: value.cpu().contiguous().clone(memory_format=torch.contiguous_format)
+                 for name, value in learner.method.state_dict().items()}
         write_atomically(out / METHOD_WEIGHTS, save(state))
     save_weights(learner.backbone, out / WEIGHTS, provenance=record)
 

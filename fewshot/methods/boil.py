@@ -1,0 +1,22 @@
+"""Body only update in the inner loop: the counterpart of ANIL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fewshot.adaptation import HEAD, GradientMethod
+from fewshot.methods.base import METHODS
+
+
+@METHODS.register("boil")
+@dataclass(frozen=True, eq=False)
+class Boil(GradientMethod):
+    """MAML whose inner loop changes the backbone and leaves the linear head as it is; both are meta-learned (eq. 3).
+
+    Parameters: see `GradientMethod`.
+    """
+
+    source = "Oh et al. 2021, arXiv:2008.08882; jhoon-oh/BOIL"
+
+    def adapts(self, name: str) -> bool:
+        return name not in HEAD

@@ -1,0 +1,168 @@
+"""Differentiable gradient steps inside an episode, and a network called with other weights than its own.
+
+Tensors that differ between episodes carry a leading axis E ("stacked"). The episodes of a call are independent, so the
+gradient of the sum of their losses with respect to stacked weights is the gradient of each episode's own loss. That is
+why plain `torch.autograd.grad` serves one episode and many alike, and why only the forward pass needs `torch.func.vmap`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fewshot.errors import FewshotError
+
+Tensors = dict[str, Tensor]
+BATCH_NORM_MODES = ("batch", "running", "per_step")
+
+
+def gradients(loss: Callable[[Tensors], tuple[Tensor, Tensors]], weights: Tensors, names: Iterable[str],
+              second_order: bool) -> tuple[Tensors, Tensors, Tensors]:
+    """(weights, gradients by name, extra) of `loss(weights) -> (scalar, extra)` at the weights `names`.
+
+    With `second_order` the gradients can themselves be differentiated. Works while gradients are switched off, too. The
+    weights returned are those to go on with; there, and where a weight requires no gradient, they are detached.
+    """
+    outside = torch.is_grad_enabled()
+    with torch.enable_grad():
+        weights = dict(weights)
+        for name in names:
+            kept = outside and weights[name].requires_grad
+            # A view is a new node of the graph: a weight made from others (the head of ProtoMAML from the backbone) is
+            # then a variable of its own, and the gradients are partial derivatives.
+            weights[name] = weights[name].view_as(weights[name]) if kept else weights[name].detach().requires_grad_()
+        value, extra = loss(weights)
+        found = torch.autograd.grad(value, [weights[name] for name in names], create_graph=second_order and outside,
+                                    materialize_grads=True)
+    return weights, dict(zip(names, found, strict=True)), extra
+
+
+def call_each(network: nn.Module, stacked: Tensors, shared: Tensors, statistics: Tensors, images: Tensor,
+              vectorise: bool) -> tuple[Tensor, Tensors]:
+    """The network on images [E, B, ...], episode e with its own weights stacked[name][e]; -> output [E, B, ...].
+
+    shared       weights that are the same for all episodes
+    statistics   {name: [E, ...]} buffers which the network updates; they are copied, and the updated ones returned
+    vectorise    all episodes in one vmap; otherwise E must be 1
+
+    Names in none of the dictionaries are the network's own.
+    """
+    def call(stacked, statistics, images):
+        # BatchNorm writes into its buffers: into these copies, so that a repeated call (checkpointing) gives the same.
+        statistics = {name: value.clone() for name, value in statistics.items()}
+        output = functional_call(network, {**shared, **stacked, **statistics}, (images,))
+        return output, statistics
+
+    if vectorise:
+        # "different": dropout must not drop the same units in every episode.
+        return vmap(call, randomness="different")(stacked, statistics, images)
+    stacked, statistics = ({name: value.squeeze(0) for name, value in group.items()} for group in (stacked, statistics))
+    output, statistics = call(stacked, statistics, images.squeeze(0))
+    return output.unsqueeze(0), {name: value.unsqueeze(0) for name, value in statistics.items()}
+
+
+class BatchNormMode(nn.Module):
+    """What the BatchNorm layers of `network` do while its weights adapt to an episode.
+
+    "batch"     normalise with the statistics of the images given, always: the support's in the inner loop, those of
+                the query set (which makes a method transductive) when it is classified
+    "running"   in training the same, and recorded as usual; in evaluation with the recorded statistics
+    "per_step"  as "running", but with statistics, weights and biases of its own for every number of inner steps taken,
+                0 .. `steps`; further steps share the last. These weights and biases are then not adapted
+
+    Source of "per_step": Antoniou et al. 2019, arXiv:1810.09502 (MAML++), section 4 (BNRS and BNWB);
+    AntreasAntoniou/HowToTrainYourMAMLPytorch. Deviations: that code records the statistics but normalises with those of
+    the batch in evaluation, too; and the query set after s steps uses the entry s - 1 there, s here.
+    Every episode updates the statistics from where they stand; `record` stores the mean over episodes. So the result
+    depends neither on the order of the episodes nor on how they are computed.
+    """
+
+    def __init__(self, network: nn.Module, mode: str, steps: int):
+        super().__init__()
+        if mode not in BATCH_NORM_MODES:
+            raise FewshotError(f"batch_norm={mode!r}; choose one of {', '.join(BATCH_NORM_MODES)}")
+        layers = _layers(network)
+        missing = [name for name, layer in layers.items() if layer.running_mean is None]
+        if missing and mode != "batch":
+            raise FewshotError(f"batch_norm={mode!r}, but layer {missing[0]} keeps no running statistics; build it with "
+                               "track_running_stats=True or choose batch_norm='batch'")
+        self.mode, self.last = mode, steps
+        self.uses_batch = mode == "batch" and bool(layers)
+        self.statistics_of = [] if mode == "batch" else [f"{name}.{kind}" for name in layers
+                                                         for kind in ("running_mean", "running_var")]
+        self.weights_of = [f"{name}.{kind}" for name, layer in layers.items() for kind in ("weight", "bias")
+                           if getattr(layer, kind) is not None] if mode == "per_step" else []
+        if mode == "per_step":
+            for name in self.statistics_of:
+                self.register_buffer(_key(name), _copies(network.get_buffer(name), steps + 1))
+            for name in self.weights_of:
+                self.register_parameter(_key(name), nn.Parameter(_copies(network.get_parameter(name), steps + 1)))
+
+    def statistics(self, network: nn.Module, episodes: int) -> Tensors:
+        """The statistics an episode starts from, stacked [E, C] (or [E, steps + 1, C]); empty where none change."""
+        if not self.training:
+            return {}
+        return {name: value.expand(episodes, *value.shape) for name, value in self._stored(network).items()}
+
+    def record(self, network: nn.Module, statistics: Tensors) -> None:
+        """Store the mean over episodes of the updated statistics [E, ...]."""
+        if statistics:
+            for name, value in self._stored(network).items():
+                value.copy_(statistics[name].detach().mean(0))
+            for layer in _layers(network).values():
+                layer.num_batches_tracked.add_(1)
+
+    def call(self, network: nn.Module, stacked: Tensors, statistics: Tensors, images: Tensor, step: int,
+             vectorise: bool) -> tuple[Tensor, Tensors]:
+        """`call_each` after `step` inner steps, with the layers in this mode."""
+        layers, shared = _layers(network), {}
+        if statistics:  # BatchNorm counts its calls in place: in copies, `record` counts the meta-batches
+            shared = {f"{name}.num_batches_tracked": layer.num_batches_tracked.clone() for name, layer in layers.items()}
+        of_batch = self.mode == "batch" or self.training
+        with _flags(layers.values(), training=of_batch, tracking=self.mode != "batch"):
+            if self.mode != "per_step":
+                return call_each(network, stacked, shared, statistics, images, vectorise)
+            step = min(step, self.last)
+            shared |= {name: getattr(self, _key(name))[step] for name in self.weights_of}
+            if not self.training:
+                shared |= {name: value[step] for name, value in self._stored(network).items()}
+            now = {name: value[:, step] for name, value in statistics.items()}
+            output, now = call_each(network, stacked, shared, now, images, vectorise)
+            at = torch.tensor([step], device=images.device)
+            return output, {name: statistics[name].index_copy(1, at, value.unsqueeze(1)) for name, value in now.items()}
+
+    def _stored(self, network: nn.Module) -> Tensors:
+        if self.mode == "per_step":
+            return {name: getattr(self, _key(name)) for name in self.statistics_of}
+        return {name: network.get_buffer(name) for name in self.statistics_of}
+
+
+def _layers(network: nn.Module) -> dict[str, _BatchNorm]:
+    return {name: layer for name, layer in network.named_modules() if isinstance(layer, _BatchNorm)}
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # names of parameters must not hold dots
+
+
+def _copies(value: Tensor, count: int) -> Tensor:
+    return value.detach().expand(count, *value.shape).clone()
+
+
+@contextlib.contextmanager
+def _flags(layers: Iterable[_BatchNorm], training: bool, tracking: bool) -> Iterator[None]:
+    """BatchNorm layers in the given state. A training layer that does not track leaves its running statistics alone."""
+    layers = list(layers)
+    before = [(layer.training, layer.track_running_stats) for layer in layers]
+    try:
+        for layer in layers:
+            layer.training, layer.track_running_stats = training, tracking
+        yield
+    finally:
+        for layer, (was_training, was_tracking) in zip(layers, before, strict=True):
+            layer.training, layer.track_running_stats = was_training, was_tracking
