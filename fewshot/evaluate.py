@@ -128,8 +128,8 @@ def evaluate_resolved(run: Run, bank: FeatureBank, *, base_bank: FeatureBank | N
                            "run.parameters, or evaluate without store")
     method = method or create_method(run.method, **run.parameters)
     if method.inputs != "features":
-        raise FewshotError(f"{run.method} adapts the backbone to each episode's images; evaluate scores methods on features. "
-                           "Train it with fewshot.train, whose validation scores it on images")
+        raise FewshotError(f"{run.method} adapts the backbone to each episode's images, and evaluate scores methods on "
+                           "features; fewshot.train trains it, and its validation scores it on images")
     chain = parse_transforms(run.transforms).fit(base_bank)
     if method.needs_base:
         method = method.fit(chain.bank(_required(base_bank, method)))

@@ -11,7 +11,7 @@ from fewshot.methods.base import METHODS
 @METHODS.register("anil")
 @dataclass(frozen=True, eq=False)
 class Anil(GradientMethod):
-    """MAML whose inner loop changes the linear head alone; backbone and head are meta-learned through it (section 4).
+    """MAML whose inner loop changes the linear head alone; backbone and head are meta-learned through it.
 
     Parameters: see `GradientMethod`. The features of support and query are computed once, which makes it several times
     cheaper than MAML. With batch_norm="batch" the support is normalised by its own statistics, the query set by its own.

@@ -11,12 +11,12 @@ from fewshot.methods.base import METHODS
 @METHODS.register("boil")
 @dataclass(frozen=True, eq=False)
 class Boil(GradientMethod):
-    """MAML whose inner loop changes the backbone and leaves the linear head as it is; both are meta-learned (eq. 3).
+    """MAML whose inner loop changes the backbone and leaves the linear head as it is; both are meta-learned.
 
     Parameters: see `GradientMethod`.
     """
 
-    source = "Oh et al. 2021, arXiv:2008.08882; jhoon-oh/BOIL"
+    source = "Oh et al. 2021, arXiv:2008.08882"
 
     def adapts(self, name: str) -> bool:
         return name not in HEAD

@@ -26,7 +26,7 @@ class MetaSgdLearner(GradientLearner):
 @METHODS.register("meta_sgd")
 @dataclass(frozen=True, eq=False)
 class MetaSgd(GradientMethod):
-    """w' = w - rate * dL_support(w)/dw, elementwise, where rate (of the shape of w) is meta-learned with w (eq. 2). The
+    """w' = w - rate * dL_support(w)/dw, elementwise, where rate (of the shape of w) is meta-learned with w. The
     rates may become negative.
 
     inner_lr   initial value of all rates

@@ -27,7 +27,7 @@ class ProtoMamlLearner(GradientLearner):
 @METHODS.register("proto_maml")
 @dataclass(frozen=True, eq=False)
 class ProtoMaml(GradientMethod):
-    """MAML on all weights with the head W_n = 2 c_n, b_n = -|c_n|^2, c_n the prototype of class n (section 3.1). Without
+    """MAML on all weights with the head W_n = 2 c_n, b_n = -|c_n|^2, c_n the prototype of class n. Without
     inner steps this is ProtoNet. The meta-gradient flows through the initial head into the backbone.
 
     Parameters: see `GradientMethod`. The defaults are first order and the best configuration of the official code for

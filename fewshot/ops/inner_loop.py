@@ -75,7 +75,7 @@ class BatchNormMode(nn.Module):
     "per_step"  as "running", but with statistics, weights and biases of its own for every number of inner steps taken,
                 0 .. `steps`; further steps share the last. These weights and biases are then not adapted
 
-    Source of "per_step": Antoniou et al. 2019, arXiv:1810.09502 (MAML++), section 4 (BNRS and BNWB);
+    Source of "per_step": Antoniou et al. 2019, arXiv:1810.09502 (MAML++: BNRS and BNWB);
     AntreasAntoniou/HowToTrainYourMAMLPytorch. Deviations: that code records the statistics but normalises with those of
     the batch in evaluation, too; and the query set after s steps uses the entry s - 1 there, s here.
     Every episode updates the statistics from where they stand; `record` stores the mean over episodes. So the result

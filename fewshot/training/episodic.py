@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.banks import ImageBank
@@ -162,8 +161,8 @@ def _train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | Non
             state.optimiser.zero_grad()
             loss = accuracy = 0.0
             for some in torch.arange(E).chunk(passes):
-                logits = learner(episodes[some])  # [E / passes, Q, N]
-                part = F.cross_entropy(logits.float().flatten(0, 1), labels[some].flatten()) / passes
+                part, logits = learner.loss(episodes[some], labels[some])  # [], [E / passes, Q, N]
+                part = part / passes
                 if not part.requires_grad:
                     raise FewshotError(f"the logits of {config.method} carry no gradient; train with a differentiable "
                                        "method such as protonet, and evaluate with this one")

@@ -67,7 +67,7 @@ class TrainResult:
 
 def identify(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None, learner: Learner) -> dict:
     """What must be equal for a run to be continued, as plain JSON values: settings, data, and initial weights."""
-    method = learner.method
+    method = getattr(learner.method, "settings", learner.method)  # a gradient-based learner keeps its settings apart
     fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
     settings = {field.name: getattr(method, field.name) for field in fields}
     run = {"config": config.to_dict(), "train_bank": _describe(train_bank),

@@ -404,12 +404,13 @@ def test_a_method_of_another_name_is_refused(tmp_path):
         train(config(), bank(), bank("val"), tiny(), method=Scaled(), out=tmp_path, progress=False)
 
 
-def test_a_learner_that_holds_its_backbone_trains_and_is_found_again(tmp_path):
-    """MAML on a channels-last Conv-4, whose weights are not contiguous in memory and must be stored all the same."""
+@pytest.mark.parametrize("name", ["maml", "reptile"])
+def test_a_learner_that_holds_its_backbone_trains_and_is_found_again(tmp_path, name):
+    """On a channels-last Conv-4, whose weights are not contiguous in memory and must be stored all the same."""
     generator = torch.Generator().manual_seed(0)
     train_bank, val_bank = (ImageBank(torch.randint(0, 256, (48, 1, 16, 16), generator=generator, dtype=torch.uint8),
                                       torch.arange(48) % 6, name="noise", split=split) for split in ("train", "val"))
-    settings = config(method="maml", ways=3, steps=2, validate_every=2, validation_ways=3, parameters={"inner_steps": 1})
+    settings = config(method=name, ways=3, steps=2, validate_every=2, validation_ways=3, parameters={"inner_steps": 1})
     first, again = (train(settings, train_bank, val_bank, create_backbone("conv4", channels=1, image_size=16), out=tmp_path,
                           progress=False) for _ in range(2))
     assert first.steps == again.steps == 2 and (tmp_path / "method.safetensors").is_file()
