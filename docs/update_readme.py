@@ -24,7 +24,7 @@ def table(name: str) -> str:
     found["backbone"] += [" (trained)" if t and d in ("omniglot", "glyphs") else "" if t or b == "pixels" else " (untrained)"
                           for t, d, b in zip(trained, found.dataset, found.backbone, strict=True)]
     protocols = list(dict.fromkeys(found.sort_values(["ways", "shots", "query_distribution"]).protocol))
-    wide = found.pivot(index=["backbone", "method", "setting"], columns="protocol", values="cell")[protocols]
+    wide = found.pivot(index=["backbone", "method", "setting"], columns="protocol", values="cell")[protocols].fillna("")
     order = found.drop_duplicates(["backbone", "method"])
     keys = sorted(zip(order.backbone, order.method, order.setting, strict=True),
                   key=lambda key: (key[0].endswith("(trained)"), key[0], key[2], key[1]))

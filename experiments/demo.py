@@ -71,7 +71,8 @@ def draw_episode(trained: TrainResult, number: int):
     indices, (episodes, labels) = sampler.indices(number, 1), sampler.sample(images, number, 1)
     with torch.inference_mode():
         predicted = create_method("protonet")(embed_episodes(episodes, trained.backbone.eval())).argmax(-1)
-    names = [images.class_names[c].title() for c in indices.classes[0]]
+    # "ARMENIAN CAPITAL LETTER AYB" is Ayb: script and case are seen in the picture.
+    names = [images.class_names[c].split()[-1].title() for c in indices.classes[0]]
     return episode_figure(episodes.support[0], episodes.support_labels[0], episodes.query[0], predicted[0], labels[0], names)
 
 
