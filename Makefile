@@ -30,11 +30,12 @@ learn2learn:
 demo: install    ## train on the embedded data set, evaluate, write runs/demo
 	$(RUN) experiments/demo.py --out runs/demo
 
+# Two workers with one thread each: twice as fast as two threads, whose waiting costs more than small tensors gain.
 test: install    ## quick test suite, offline
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2
 
 slow: install    ## the tests that take minutes
-	$(RUN) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow
 
 lint: install    ## style and likely mistakes
 	$(RUN) -m ruff check .

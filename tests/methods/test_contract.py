@@ -15,8 +15,9 @@ from tests.conftest import random_episodes
 NAMES = [name for name in METHODS if METHODS[name].inputs == "features"]
 # Fewer steps of the same code for the methods that take seconds with their defaults: what is promised here does not
 # depend on the number of steps. The defaults themselves are run under the slow marker.
+DIRICHLET = {"iterations": 5, "mm_steps": 40}
 QUICK = {"alpha_tim": {"iterations": 100}, "tim_gd": {"iterations": 100}, "putm": {"outer": 4, "inner": 6},
-         "em_dirichlet": {"mm_steps": 60}, "hard_em_dirichlet": {"mm_steps": 60}, "unem_dirichlet": {"mm_steps": 60}}
+         "em_dirichlet": DIRICHLET, "hard_em_dirichlet": DIRICHLET, "unem_dirichlet": {"layers": 5, "mm_steps": 40}}
 DEFAULTS = "-defaults"
 
 
