@@ -158,7 +158,7 @@ def page(found: dict[int, tuple[dict, list]], rounds: int, loads: tuple[float, f
              "The official programs were measured once in **another run**, on an idle machine of this kind with two "
              "threads: compare orders of magnitude only. They take the same number of iterations as the defaults here, but "
              "use their own stopping rules.", "",
-             "| method | setting | 5w1s | 5w5s | time / protonet | | official program 5w1s | 5w5s |",
+             "| method | setting | 5w1s | 5w5s | time / protonet 5w1s | 5w5s | official program, another run 5w1s | 5w5s |",
              "|---|---|--:|--:|--:|--:|--:|--:|"]
     by_shots = [methods for methods, _ in found.values()]
     for name in sorted(by_shots[0], key=lambda name: -by_shots[0][name].rate):
