@@ -68,12 +68,14 @@ def draw_episode(trained: TrainResult, number: int):
     """Episode `number` of the test classes with the trained ProtoNet's predictions."""
     images = load_dataset("glyphs", "test")
     sampler = EpisodeSampler(images, ways=5, shots=1, queries=QUERIES)
-    indices, (episodes, labels) = sampler.indices(number, 1), sampler.sample(images, number, 1)
+    indices = sampler.indices(number, 1)
+    episodes = indices.gather(images)
     with torch.inference_mode():
         predicted = create_method("protonet")(embed_episodes(episodes, trained.backbone.eval())).argmax(-1)
     # "ARMENIAN CAPITAL LETTER AYB" is Ayb: script and case are seen in the picture.
     names = [images.class_names[c].split()[-1].title() for c in indices.classes[0]]
-    return episode_figure(episodes.support[0], episodes.support_labels[0], episodes.query[0], predicted[0], labels[0], names)
+    return episode_figure(episodes.support[0], episodes.support_labels[0], episodes.query[0], predicted[0],
+                          indices.query_labels[0], names)
 
 
 def main() -> None:

@@ -108,18 +108,14 @@ def evaluate(run: Run | None = None, bank: FeatureBank | None = None, *, base_ba
         run = Run(**settings)
     elif settings:
         run = dataclasses.replace(run, **settings)
-    if bank is None:
-        from fewshot.pipeline import FeatureSource  # loads torchvision and timm: only where images are needed
-
-        bank, base_bank, run, notes = (source or FeatureSource(root, cache, progress)).banks(run)
-    else:
-        run = _labelled(run, bank, base_bank)
-    return evaluate_resolved(run, bank, base_bank=base_bank, method=method, store=store, progress=progress, notes=notes)
+    bank, base_bank, run, found = resolve(run, bank, base_bank, root=root, cache=cache, source=source, progress=progress)
+    return evaluate_resolved(run, bank, base_bank=base_bank, method=method, store=store, progress=progress,
+                             notes=found or notes)
 
 
 def evaluate_resolved(run: Run, bank: FeatureBank, *, base_bank: FeatureBank | None = None, method: Method | None = None,
                       store: Store | None = None, progress: bool = False, notes: tuple[str, ...] = ()) -> Result:
-    """As `evaluate`, for a run that states the identity of its data and weights already, as `banks_for` returns it: many
+    """As `evaluate`, for a run that states the identity of its data and weights already, as `resolve` returns it: many
     runs on one bank then need no second look at the images."""
     if store is not None and (found := store.load(run)) is not None:
         return found
@@ -139,6 +135,18 @@ def evaluate_resolved(run: Run, bank: FeatureBank, *, base_bank: FeatureBank | N
     if store is not None:
         store.save(result)
     return result
+
+
+def resolve(run: Run, bank: FeatureBank | None = None, base_bank: FeatureBank | None = None, *, root=None, cache=None,
+            source: FeatureSource | None = None, progress: bool = False,
+            ) -> tuple[FeatureBank, FeatureBank | None, Run, tuple[str, ...]]:
+    """(bank, base bank where one is needed or given, the run with the identities of both, notes), from the banks given or,
+    without them, from the data set and backbone that `run` names."""
+    if bank is not None:
+        return bank, base_bank, _labelled(run, bank, base_bank), ()
+    from fewshot.pipeline import FeatureSource  # loads torchvision and timm: only where images are needed
+
+    return (source or FeatureSource(root, cache, progress)).banks(run)
 
 
 def compare(a: Result, b: Result, confidence: float = 0.95) -> Comparison:

@@ -19,7 +19,7 @@ from fewshot.run import Run
 _VISIBLE = ("dataset", "split", "backbone", "transforms")
 # What may tell two results of one cell apart; the first that does becomes a row heading.
 _SEPARATING = (*_VISIBLE, "weights", "backbone_options", "method", "parameters", "query_distribution", "ways", "shots",
-               "alpha", "k_eff", "queries", "episodes", "seed", "data_options", "setting", "data")
+               "alpha", "k_eff", "queries", "episodes", "seed", "data_options", "setting", "data", "base")
 PROTOCOL = ("protocol", "query_distribution", "ways", "shots", "alpha", "k_eff")
 
 

@@ -33,11 +33,6 @@ def pretraining_notes(backbone: str, pretrained_on: str | None, dataset: str) ->
     return ()
 
 
-def banks_for(run: Run, *, root=None, cache=None, progress: bool = False):
-    """`FeatureSource.banks` for a single run."""
-    return FeatureSource(root, cache, progress).banks(run)
-
-
 class FeatureSource:
     """Loads images and embeds them, and remembers both: many runs on the same data and backbone pay once.
 

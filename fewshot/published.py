@@ -169,7 +169,7 @@ def published_table(experiment: Experiment, results: Iterable[Result], root: str
 
 
 def _specification(run: Run) -> str:
-    values = {key: value for key, value in run.to_dict().items() if key not in ("weights", "data")}
+    values = {key: value for key, value in run.to_dict().items() if key not in ("weights", "data", "base")}
     return json.dumps(values, sort_keys=True)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fewshot.banks import FeatureBank
 from fewshot.errors import FewshotError
-from fewshot.evaluate import Result, compare, evaluate_resolved
+from fewshot.evaluate import Result, compare, evaluate_resolved, resolve
 from fewshot.files import write_atomically
 from fewshot.fit import FitResult, fit_method
 from fewshot.labels import parameter_text
@@ -98,10 +98,12 @@ def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mappin
     runs = [dataclasses.replace(run, parameters={**run.parameters, **values}) for values in tried]
     if store is not None:
         store.prepare()
-    needing = next((r for r in runs if create_method(r.method, **r.parameters).needs_base), runs[0])
-    bank, base_bank, resolved, notes = _features(needing, bank, base_bank, root, cache, progress)
-    results = [evaluate_resolved(dataclasses.replace(resolved, parameters=r.parameters), bank, base_bank=base_bank,
-                                 store=store, progress=progress, notes=notes) for r in runs]
+    needing = next((r for r in runs if r.needs_base), runs[0])
+    bank, base_bank, resolved, notes = resolve(needing, bank, base_bank, root=root, cache=cache, progress=progress)
+    candidates = [dataclasses.replace(resolved, parameters=r.parameters, base=resolved.base if r.needs_base else None)
+                  for r in runs]
+    results = [evaluate_resolved(candidate, bank, base_bank=base_bank, store=store, progress=progress, notes=notes)
+               for candidate in candidates]
     top = max(results, key=lambda r: r.accuracy.mean)
     gaps = [compare(r, top) for r in results]
     kept = [sum(plain(values[name]) == plain(tried[0][name]) for name in names) for values in tried]
@@ -130,7 +132,7 @@ def fit_run(run: Run, *, bank: FeatureBank | None = None, base_bank: FeatureBank
     """
     check_validation(run, bank)
     method = create_method(run.method, **run.parameters)
-    bank, base_bank, resolved, _ = _features(run, bank, base_bank, root, cache, progress)
+    bank, base_bank, resolved, _ = resolve(run, bank, base_bank, root=root, cache=cache, progress=progress)
     sampler = EpisodeSampler(bank, ways=run.ways, shots=run.shots, queries=run.queries, seed=run.seed,
                              query_distribution=run.query_distribution, alpha=run.alpha, k_eff=run.k_eff)
     episodes, labels = sampler.sample(bank, 0, run.episodes)
@@ -146,14 +148,6 @@ def check_validation(run: Run, bank: FeatureBank | None = None) -> None:
         if split != "val":
             raise FewshotError(f"{what} is {split!r}; hyper-parameters are chosen on validation classes (split='val'), "
                                "test classes are for final numbers only")
-
-
-def _features(run: Run, bank, base_bank, root, cache, progress):
-    if bank is not None:
-        return bank, base_bank, dataclasses.replace(run, data=bank.content_hash), ()
-    from fewshot.pipeline import banks_for  # loads torchvision and timm: only where images are needed
-
-    return banks_for(run, root=root, cache=cache, progress=progress)
 
 
 def _candidates(run: Run, grid: dict, ranges: dict, samples: int | None, seed: int) -> list[dict]:

@@ -44,9 +44,8 @@ The settings are those that reproduce the official program, quirks included; the
 are described in its docstring. What remains above rounding in float64 has these reasons: TIM-GD, alpha-TIM, PT-MAP and
 TIM-ADM amplify rounding over many steps; one matching network adds 1e-8 to norms; the stored class probabilities of
 unem_dirichlet are float32 numbers, while the official program was given the cosines before them; the stored optima of
-logistic regression were found by L-BFGS, which cannot see differences of the objective below rounding (solving with
-Newton's method on opta's stored prototypes gives our probabilities to 5e-8); channel_importance_lr has no stored optimum,
-so that scikit-learn's early stop shows.
+logistic regression were found by L-BFGS, which cannot see differences of the objective below rounding;
+channel_importance_lr has no stored optimum, so that scikit-learn's early stop shows.
 
 To re-create this page with the reference outputs in `$FEWSHOT_SHARED/oracles` (default: `../shared/oracles`):
 

@@ -192,7 +192,7 @@ def test_a_method_can_be_named_like_any_other_setting():
 
 
 @dataclass(frozen=True, eq=False)
-class _SeesLabels(Method):
+class _Constant(Method):
     source = "test"
 
     def __call__(self, episodes):
@@ -201,7 +201,7 @@ class _SeesLabels(Method):
 
 
 def test_constant_logits_give_exactly_chance_on_balanced_queries():
-    assert evaluate(RUN, toy_bank(), method=_SeesLabels()).accuracy.mean == pytest.approx(0.2)
+    assert evaluate(RUN, toy_bank(), method=_Constant()).accuracy.mean == pytest.approx(0.2)
 
 
 KILLED = """

@@ -128,3 +128,9 @@ def test_the_table_command_shows_stored_results_and_evaluates_nothing(tmp_path, 
     for name, message in ((wrong, "defines no RUNS"), (tmp_path / "z.py", "no experiment at")):
         with pytest.raises(FewshotError, match=message):
             load_experiment(name)
+
+
+def test_results_with_base_statistics_are_found():
+    run = dataclasses.replace(RUN, method="simple_shot", parameters={})
+    made = result(dataclasses.replace(run, base="b" * 64))
+    assert find_results([run], [made]) == {run.key: made}

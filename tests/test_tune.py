@@ -194,3 +194,15 @@ def test_the_commands(tmp_path, monkeypatch):
     assert records["unem_gaussian"]["layers"] == 2 and "learned" not in records["paddle"]
     call("eval", "--features", "test.safetensors", "--method", "paddle", "--learned", "unem.safetensors",
          fails="holds values of unem_gaussian")
+
+
+def test_candidates_carry_base_statistics_only_where_they_use_them(tmp_path):
+    """The keys are those `evaluate` gives the same runs, and the base bank is guarded as it is there."""
+    val, base = toy_bank("val"), toy_bank("train", seed=1)
+    run = Run(dataset="toy", split="val", method="simple_shot", episodes=20, parameters={"norm": "l2n"})
+    found = tune(run, {"norm": ["l2n", "cl2n"]}, bank=val, base_bank=base)
+    assert [r.run.base is not None for r in found.candidates] == [False, True]
+    for result in found.candidates:
+        assert evaluate(run, val, base_bank=base, parameters=result.run.parameters).run.key == result.run.key
+    with pytest.raises(FewshotError, match="base_bank holds split 'test'"):
+        tune(run, {"norm": ["cl2n"]}, bank=val, base_bank=dataclasses.replace(base, split="test"))

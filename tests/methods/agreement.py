@@ -51,6 +51,17 @@ def check_soft(folder, name: str, params, official: str, only: tuple[str, ...] =
         assert np.array_equal(single.argmax(-1)[clear], outputs["preds"][clear]), inputs
 
 
+def check_distances(folder, name: str, params, official: str) -> None:
+    """Every predicted label, and the Euclidean distances (logits are minus their squares) of the float64 run."""
+    check_labels(folder, name, params, official)
+    for inputs in inputs_of(folder, official):
+        outputs, description = load_outputs(folder, official, inputs)
+        episodes, raw = load_inputs(folder, inputs)
+        distances = (-prepared(name, params, raw)(episodes[:4])).sqrt()
+        tolerance = description["expected_agreement"]["float64"]
+        np.testing.assert_allclose(distances, outputs["distances_f64"], atol=tolerance, rtol=0)
+
+
 def check_labels(folder, name: str, params, official: str) -> None:
     """Every predicted label of every episode, in float64 and float32."""
     names = inputs_of(folder, official)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -9,8 +8,7 @@ from fewshot.errors import FewshotError
 from fewshot.methods.bd_cspn import BDCSPN
 from fewshot.ops.rectification import aligned_points, rectified_prototypes
 from tests.conftest import random_episodes
-from tests.methods.agreement import check_labels, check_soft, prepared
-from tests.oracle import inputs_of, load_inputs, load_outputs
+from tests.methods.agreement import check_distances, check_soft
 
 CODE = [("bd_cspn", {"variant": "code", "queries": "unshifted", "temperature": 1.0}, "bdcspn_code"),
         ("bd_cspn", {"variant": "code", "temperature": 1.0}, "bdcspn_shifted_queries")]
@@ -20,15 +18,7 @@ AGREEMENT = CODE + PAPER
 
 @pytest.mark.parametrize("case", CODE, ids=lambda case: case[2])
 def test_code_variants_agree_with_official_code(oracles, case):
-    """Labels of all episodes, and the Euclidean distances of the float64 run."""
-    check_labels(oracles, *case)
-    name, params, official = case
-    for inputs in inputs_of(oracles, official):
-        outputs, description = load_outputs(oracles, official, inputs)
-        episodes, raw = load_inputs(oracles, inputs)
-        distances = (-prepared(name, params, raw)(episodes[:4])).sqrt()
-        tolerance = description["expected_agreement"]["float64"]
-        np.testing.assert_allclose(distances, outputs["distances_f64"], atol=tolerance, rtol=0)
+    check_distances(oracles, *case)
 
 
 @pytest.mark.parametrize("case", PAPER, ids=lambda case: case[2])
