@@ -24,6 +24,8 @@ CASES = [
     ("conv4", dict(image_size=64), 64, 1024, (64, 4, 4)),
     ("conv4", dict(), 84, 1600, (64, 5, 5)),
     ("conv4", dict(image_size=84, width=32), 60, 800, (32, 5, 5)),
+    ("conv4", dict(channels=1, image_size=28, pools=2), 28, 3136, (64, 7, 7)),
+    ("conv4", dict(channels=1, image_size=28, strided=True), 28, 64, (64, 2, 2)),
     ("resnet12", dict(channels=1), 28, 640, (640, 1, 1)),
     ("resnet12", dict(), 32, 640, (640, 2, 2)),
     ("resnet12", dict(image_size=84), 60, 640, (640, 5, 5)),
