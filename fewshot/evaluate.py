@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,7 +15,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fewshot import provenance
-from fewshot.banks import FeatureBank
+from fewshot.banks import FeatureBank, ImageBank
+from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.methods.base import IterativeMethod, Method, create_method
 from fewshot.run import Run
@@ -86,18 +87,40 @@ class Result:
         return f"<{self.run.method} on {self.run.dataset}, {self.run.protocol}: {self.accuracy.percent()} %>"
 
 
-def evaluate(run: Run | None = None, bank: FeatureBank | None = None, *, base_bank: FeatureBank | None = None,
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """A run whose data and weights are at hand.
+
+    run         with the identities of data and weights, as results are stored
+    bank        of the evaluated classes: images for a method that adapts to images, else features
+    base_bank   features of the base classes, where the run needs them
+    method      not yet fitted to the base classes
+    transform   from the stored images to what the method takes, for a bank of images
+    notes       warnings a table must carry
+    """
+
+    run: Run
+    bank: FeatureBank | ImageBank
+    base_bank: FeatureBank | None
+    method: Method
+    transform: Callable[[Tensor], Tensor] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def evaluate(run: Run | None = None, bank: FeatureBank | ImageBank | None = None, *, base_bank: FeatureBank | None = None,
              method: str | Method | None = None, store: Store | None = None, progress: bool = False, root=None, cache=None,
              source: FeatureSource | None = None, notes: tuple[str, ...] = (), **settings) -> Result:
     """Accuracy of one method on the episodes of `run`.
 
     run         the specification, or give its settings as keywords: `evaluate(dataset="glyphs", shots=5)`
-    bank        features of the split; without it the data set is loaded and embedded (cached in `cache`)
+    bank        features of the split (images, for a trained learner on images given as `method`); without it the data set
+                is loaded, and embedded where the method takes features (cached in `cache`)
     base_bank   features of the base classes, for methods and transforms that need their statistics
     method      a name, as any other setting of the run; or an instance to use instead of creating `run.method`
     store       where finished results are kept: a run that is there is returned, not repeated
     progress    show a progress bar
     source      a `FeatureSource` shared by many runs, so that each image and feature is loaded once
+    notes       warnings that tables must carry, for a bank given; others are found
 
     Raises FewshotError for impossible requests, for a method that needs a base bank that is absent or not of base
     classes, and when a method returns logits that are not finite, naming the episode.
@@ -108,45 +131,58 @@ def evaluate(run: Run | None = None, bank: FeatureBank | None = None, *, base_ba
         run = Run(**settings)
     elif settings:
         run = dataclasses.replace(run, **settings)
-    bank, base_bank, run, found = resolve(run, bank, base_bank, root=root, cache=cache, source=source, progress=progress)
-    return evaluate_resolved(run, bank, base_bank=base_bank, method=method, store=store, progress=progress,
-                             notes=found or notes)
-
-
-def evaluate_resolved(run: Run, bank: FeatureBank, *, base_bank: FeatureBank | None = None, method: Method | None = None,
-                      store: Store | None = None, progress: bool = False, notes: tuple[str, ...] = ()) -> Result:
-    """As `evaluate`, for a run that states the identity of its data and weights already, as `resolve` returns it: many
-    runs on one bank then need no second look at the images."""
-    if store is not None and (found := store.load(run)) is not None:
-        return found
+    if bank is None and (base_bank is not None or notes):
+        raise FewshotError(f"{'base_bank' if base_bank is not None else 'notes'} without bank: with a data set its own base "
+                           "classes and notes are used; give bank=, too, or leave it out")
     if store is not None and method is not None:
         raise FewshotError("a method instance cannot be stored: its state is not part of the run's name. Write it into "
                            "run.parameters, or evaluate without store")
-    method = method or create_method(run.method, **run.parameters)
-    if method.inputs != "features":
-        raise FewshotError(f"{run.method} adapts the backbone to each episode's images, and evaluate scores methods on "
-                           "features; fewshot.train trains it, and its validation scores it on images")
-    chain = parse_transforms(run.transforms).fit(base_bank)
+    return evaluate_resolved(resolve(run, bank, base_bank, method=method, root=root, cache=cache, source=source,
+                                     progress=progress, notes=notes), store=store, progress=progress)
+
+
+def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, progress: bool = False) -> Result:
+    """As `evaluate`, for what `resolve` returned."""
+    run, bank, method = resolved.run, resolved.bank, resolved.method
+    if store is not None and (found := store.load(run)) is not None:
+        return found
+    chain = parse_transforms(run.transforms).fit(resolved.base_bank)
     if method.needs_base:
-        method = method.fit(chain.bank(_required(base_bank, method)))
+        method = method.fit(chain.bank(_required(resolved.base_bank, method)))
     sampler = EpisodeSampler(bank, ways=run.ways, shots=run.shots, queries=run.queries, seed=run.seed,
                              query_distribution=run.query_distribution, alpha=run.alpha, k_eff=run.k_eff)
-    result = _score(run, bank, sampler, method, chain, notes, progress)
+    prepare = chain if resolved.transform is None else lambda episodes: episodes.with_features(resolved.transform)
+    transductive = method.setting == "transductive" or chain.transductive
+    result = _score(run, bank, sampler, method, prepare, progress, notes=resolved.notes, assumes=tuple(method.assumes),
+                    setting="transductive" if transductive else "inductive")
     if store is not None:
         store.save(result)
     return result
 
 
-def resolve(run: Run, bank: FeatureBank | None = None, base_bank: FeatureBank | None = None, *, root=None, cache=None,
-            source: FeatureSource | None = None, progress: bool = False,
-            ) -> tuple[FeatureBank, FeatureBank | None, Run, tuple[str, ...]]:
-    """(bank, base bank where one is needed or given, the run with the identities of both, notes), from the banks given or,
-    without them, from the data set and backbone that `run` names."""
-    if bank is not None:
-        return bank, base_bank, _labelled(run, bank, base_bank), ()
-    from fewshot.pipeline import FeatureSource  # loads torchvision and timm: only where images are needed
+def resolve(run: Run, bank: FeatureBank | ImageBank | None = None, base_bank: FeatureBank | None = None, *,
+            method: Method | None = None, root=None, cache=None, source: FeatureSource | None = None,
+            progress: bool = False, notes: tuple[str, ...] = ()) -> Resolved:
+    """Find what `run` needs: the banks given or, without them, the data set, backbone and weights that it names; and its
+    method, or the instance given. Raises FewshotError where these do not fit together."""
+    if bank is None:
+        from fewshot.pipeline import FeatureSource  # loads torchvision and timm: only where images are needed
 
-    return (source or FeatureSource(root, cache, progress)).banks(run)
+        resolved = (source or FeatureSource(root, cache, progress)).resolve(run, method)
+    else:
+        method = method or create_method(run.method, **run.parameters)
+        transform = None
+        if method.inputs == "images":
+            transform = getattr(getattr(method, "backbone", None), "transform", None)
+        resolved = Resolved(_labelled(run, bank, base_bank), bank, base_bank, method, transform, notes)
+    wanted = "images" if isinstance(resolved.bank, ImageBank) else "features"
+    if resolved.method.inputs != wanted:
+        raise FewshotError(f"{run.method} takes {resolved.method.inputs}, and the bank holds {wanted}; "
+                           + ("give a data set, or a bank of images with a trained learner as method=" if wanted ==
+                              "features" else "embed the images first (fewshot.embed)"))
+    if wanted == "images" and run.transforms:
+        raise FewshotError(f"transforms={run.transforms!r} are for features; {run.method} takes images: leave them out")
+    return resolved
 
 
 def compare(a: Result, b: Result, confidence: float = 0.95) -> Comparison:
@@ -158,10 +194,10 @@ def compare(a: Result, b: Result, confidence: float = 0.95) -> Comparison:
     return paired_difference(a.correct, b.correct, confidence)
 
 
-def _labelled(run: Run, bank: FeatureBank, base_bank: FeatureBank | None) -> Run:
+def _labelled(run: Run, bank: FeatureBank | ImageBank, base_bank: FeatureBank | None) -> Run:
     """`run` with the identities of the banks it was given."""
-    for name, given in (("bank", bank), ("base_bank", base_bank)):
-        if given is not None and not isinstance(given, FeatureBank):
+    for name, given, kinds in (("bank", bank, (FeatureBank, ImageBank)), ("base_bank", base_bank, FeatureBank)):
+        if given is not None and not isinstance(given, kinds):
             raise FewshotError(f"{name} is a {type(given).__name__}; pass a FeatureBank (fewshot.embed(images, backbone))")
     if base_bank is not None:
         if base_bank.split == "test" or base_bank.identity == bank.identity:
@@ -170,6 +206,8 @@ def _labelled(run: Run, bank: FeatureBank, base_bank: FeatureBank | None) -> Run
         if base_bank.features.shape[1] != bank.features.shape[1]:
             raise FewshotError(f"base_bank has {base_bank.features.shape[1]} features an item, bank "
                                f"{bank.features.shape[1]}; extract both with the same backbone")
+    if isinstance(bank, ImageBank):
+        return dataclasses.replace(run, data=bank.content_hash, dataset=bank.name, split=bank.split)
     made_by = bank.provenance.get("backbone", "features" if run.backbone == Run.backbone else run.backbone)
     return dataclasses.replace(run, data=bank.content_hash, dataset=bank.name, split=bank.split, backbone=made_by,
                                weights=bank.provenance.get("weights_id", run.weights),
@@ -183,7 +221,8 @@ def _required(base_bank: FeatureBank | None, method: Method) -> FeatureBank:
     return base_bank
 
 
-def _score(run, bank, sampler, method, chain, notes, progress) -> Result:
+def _score(run: Run, bank, sampler: EpisodeSampler, method: Method, prepare: Callable[[Episodes], Episodes],
+           progress: bool, **described) -> Result:
     digest = hashlib.sha256(bank.identity.encode())
     arrays: dict[str, Tensor] = {}
     done, start = 0, time.perf_counter()
@@ -193,7 +232,7 @@ def _score(run, bank, sampler, method, chain, notes, progress) -> Result:
             for rows in (indices.support, indices.query, indices.query_labels):
                 digest.update(rows.numpy().tobytes())
             for chunk in chunks:
-                for name, values in _answer(method, chain(chunk.gather(bank)), chunk.query_labels).items():
+                for name, values in _answer(method, prepare(chunk.gather(bank)), chunk.query_labels).items():
                     # Written into one array: small tensors kept alive among the freed features of each chunk would
                     # split the heap, and memory would grow with the number of episodes.
                     if name not in arrays:
@@ -201,16 +240,14 @@ def _score(run, bank, sampler, method, chain, notes, progress) -> Result:
                     arrays[name][done : done + len(chunk)] = values
                 done += len(chunk)
                 bar.update(len(chunk))
-    transductive = method.setting == "transductive" or chain.transductive
-    return Result(run=run, fingerprint=digest.hexdigest(), seconds=time.perf_counter() - start, notes=notes,
-                  setting="transductive" if transductive else "inductive", assumes=tuple(method.assumes), **arrays)
+    return Result(run=run, fingerprint=digest.hexdigest(), seconds=time.perf_counter() - start, **described, **arrays)
 
 
 def _chunks(sampler: EpisodeSampler, episodes: int, bank) -> Iterator[tuple[EpisodeIndices, list[EpisodeIndices]]]:
+    item = bank.images[0].numel() * 4 if isinstance(bank, ImageBank) else bank.features[0].nbytes  # images as float32
     for start in range(0, episodes, _SAMPLE):
         indices = sampler.indices(start, min(_SAMPLE, episodes - start))
-        row = bank.features.shape[1] * bank.features.element_size()
-        size = max(1, _CHUNK_BYTES // (row * (indices.support.shape[1] + indices.query.shape[1])))
+        size = max(1, _CHUNK_BYTES // (item * (indices.support.shape[1] + indices.query.shape[1])))
         yield indices, [indices[i : i + size] for i in range(0, len(indices), size)]
 
 

@@ -6,10 +6,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-from fewshot.backbones import create_backbone, input_for
+from fewshot.backbones import create_backbone, input_for, read_weights
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.datasets import load_dataset
 from fewshot.embed import embed
+from fewshot.evaluate import Resolved
+from fewshot.learned import FRESH, method_with_weights, with_own
+from fewshot.methods.base import Method
 from fewshot.run import Run
 
 CACHE = Path("runs/cache")
@@ -18,8 +21,13 @@ SEEN_IN_IMAGENET = frozenset({"caltech101", "mini_imagenet", "tiered_imagenet", 
 
 
 def backbone_for(run: Run, bank: ImageBank):
-    """The backbone of `run`, built for the images of `bank`."""
-    settings = {**input_for(run.backbone, bank.images), **run.backbone_options}
+    """The backbone of `run`, built for the images of `bank`; with the options that the weights file says, where it is one
+    of this backbone and the run does not say others."""
+    options = input_for(run.backbone, bank.images)
+    if run.weights is not None and Path(run.weights).is_file():
+        described = read_weights(run.weights)[1]
+        options |= described["options"] if described["backbone"] == run.backbone else {}
+    settings = {**options, **run.backbone_options}
     if run.weights is not None and run.weights.startswith("random:"):  # how a stored run names untrained weights
         return create_backbone(run.backbone, seed=int(run.weights.removeprefix("random:")), **settings)
     return create_backbone(run.backbone, weights=run.weights, **settings)
@@ -44,17 +52,29 @@ class FeatureSource:
         self._images: dict[str, ImageBank] = {}
         self._features: dict[str, tuple[FeatureBank, str, tuple[str, ...]]] = {}
 
-    def banks(self, run: Run) -> tuple[FeatureBank, FeatureBank | None, Run, tuple[str, ...]]:
-        """(features of the split, features of the base classes where needed, the run with identities, notes).
+    def resolve(self, run: Run, method: Method | None = None) -> Resolved:
+        """The banks and the method of `run` (or the instance given).
 
-        In the returned run `weights` is the identity of the weights, and `data` and `base` are the content hashes of the
+        In the run returned `weights` is the identity of the weights, and `data` and `base` are the content hashes of the
         images, so that equal runs mean equal numbers wherever the files lie.
         """
-        features, weights, notes = self._embedded(run)
+        images, own = self.images(run), None
+        if method is None:
+            method, own = method_with_weights(run.method, run.parameters, lambda: backbone_for(run, images), run.ways,
+                                              run.weights)
+        if method.inputs == "images":
+            bank, data, transform = images, images.content_hash, method.backbone.transform
+            weights = method.backbone.weights_id
+            notes = pretraining_notes(method.backbone.name, method.backbone.pretrained_on, run.dataset)
+        else:
+            bank, weights, notes = self._embedded(run)
+            data, transform = bank.provenance["images_sha256"], None
+        if own == FRESH:
+            notes += (f"{run.method} has fresh weights of its own: {run.weights or run.backbone} holds none for it",)
         base = self._embedded(dataclasses.replace(run, split="train"))[0] if run.needs_base else None
-        resolved = dataclasses.replace(run, weights=weights, data=features.provenance["images_sha256"],
+        resolved = dataclasses.replace(run, weights=with_own(weights, own), data=data,
                                        base=base.provenance["images_sha256"] if base else None)
-        return features, base, resolved, notes
+        return Resolved(resolved, bank, base, method, transform, notes)
 
     def images(self, run: Run) -> ImageBank:
         key = json.dumps([run.dataset, run.split, run.data_options], sort_keys=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from fewshot.errors import FewshotError
 from fewshot.evaluate import Result
 from fewshot.labels import parameter_text
+from fewshot.learned import FRESH, trained_method, with_own
 from fewshot.methods.base import method_parameters
 from fewshot.run import Run, plain
 from fewshot.tables import TIED, Cell, Table, result_notes
@@ -94,7 +95,7 @@ def obstacle(run: Run, root: str | Path | None = None) -> str | None:
     if dataset.find(default_root(root)) is None:
         missing.append(f"data set {run.dataset} (`fewshot data --how {run.dataset}`)")
     try:
-        weights_id(run.backbone, run.weights)
+        weights_id(run.backbone, run.weights, run.method)
     except FewshotError as error:
         # Results are kept beside the experiments: the folder of whoever made them has no place there.
         absent = run.weights is not None and not Path(run.weights).exists()
@@ -103,8 +104,13 @@ def obstacle(run: Run, root: str | Path | None = None) -> str | None:
 
 
 @functools.cache
-def weights_id(backbone: str, weights: str | None) -> str:
+def weights_id(backbone: str, weights: str | None, method: str) -> str:
     """The identity by which stored results name these weights; raises FewshotError if they are not here."""
+    own = trained_method(method, weights)
+    return with_own(_backbone_id(backbone, weights), own and own[1]["sha256"])
+
+
+def _backbone_id(backbone: str, weights: str | None) -> str:
     from fewshot.backbones import create_backbone
     from fewshot.backbones.base import BACKBONES
     from fewshot.backbones.weights import read_weights
@@ -126,11 +132,12 @@ def find_results(runs: Iterable[Run], results: Iterable[Result]) -> dict[str, Re
     """
     stored = defaultdict(list)
     for result in results:
-        stored[_specification(result.run), result.run.weights].append(result)
+        weights = result.run.weights and result.run.weights.removesuffix(f"+{FRESH}")
+        stored[_specification(result.run), weights].append(result)
     found = {}
     for run in runs:
         try:
-            same = stored[_specification(run), weights_id(run.backbone, run.weights)]
+            same = stored[_specification(run), weights_id(run.backbone, run.weights, run.method)]
         except FewshotError:  # the weights are not here, so nothing can be known to come from them
             continue
         if len(same) > 1:

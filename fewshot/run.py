@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from fewshot.errors import FewshotError
-from fewshot.methods.base import create_method, method_parameters
+from fewshot.methods.base import METHODS, create_method, method_parameters
 from fewshot.registry import unknown_message
 from fewshot.sampler import QUERY_DISTRIBUTIONS
 from fewshot.transforms import parse_transforms
@@ -29,7 +30,8 @@ class Run:
     base                 content hash of the base classes' images or features, where the method or a transform uses them;
                          filled in by `evaluate`
     transforms           feature transforms before the method, e.g. "center_base,l2"; kept with all arguments written out
-    method, parameters   every hyper-parameter; those left out are filled in with their defaults
+    method, parameters   every hyper-parameter; those left out are filled in: with the values a method was trained with
+                         where the file `weights` holds its own weights, else with the defaults
     ways, shots, queries (queries per class), query_distribution, alpha, k_eff, episodes, seed: the protocol
 
     Raises FewshotError for unknown names and wrong values of the method, the transforms and the query distribution; what
@@ -61,6 +63,10 @@ class Run:
         for key in self.parameters:
             if key not in defaults:
                 raise FewshotError(unknown_message(f"parameter of {self.method}", key, list(defaults)))
+        if Path(self.weights or "").suffix == ".safetensors" and hasattr(METHODS[self.method], "with_backbone"):
+            from fewshot.learned import trained_parameters
+
+            defaults |= trained_parameters(self.method, self.weights)
         # 10 and 10.0 are the same hyper-parameter and must give the same key.
         given = {key: float(value) if isinstance(defaults[key], float) and type(value) is int else value
                  for key, value in self.parameters.items()}

@@ -98,12 +98,13 @@ def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mappin
     runs = [dataclasses.replace(run, parameters={**run.parameters, **values}) for values in tried]
     if store is not None:
         store.prepare()
-    needing = next((r for r in runs if r.needs_base), runs[0])
-    bank, base_bank, resolved, notes = resolve(needing, bank, base_bank, root=root, cache=cache, progress=progress)
-    candidates = [dataclasses.replace(resolved, parameters=r.parameters, base=resolved.base if r.needs_base else None)
-                  for r in runs]
-    results = [evaluate_resolved(candidate, bank, base_bank=base_bank, store=store, progress=progress, notes=notes)
-               for candidate in candidates]
+    source = None
+    if bank is None:
+        from fewshot.pipeline import FeatureSource  # loads torchvision and timm: only where images are needed
+
+        source = FeatureSource(root, cache, progress)
+    found = [resolve(candidate, bank, base_bank, source=source) for candidate in runs]
+    results = [evaluate_resolved(candidate, store=store, progress=progress) for candidate in found]
     top = max(results, key=lambda r: r.accuracy.mean)
     gaps = [compare(r, top) for r in results]
     kept = [sum(plain(values[name]) == plain(tried[0][name]) for name in names) for values in tried]
@@ -116,7 +117,7 @@ def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mappin
     if store is not None:
         search = {"grid": {k: list(v) for k, v in (grid or {}).items()},
                   "ranges": {k: dataclasses.asdict(v) for k, v in (ranges or {}).items()}, "samples": samples, "seed": seed}
-        record = _write(store.root, resolved, search, tried, results, gaps, number, reason)
+        record = _write(store.root, found[0].run, search, tried, results, gaps, number, reason)
     return TuneResult(runs[number], tried[number], reason, tuple(results), table, record)
 
 
@@ -132,7 +133,8 @@ def fit_run(run: Run, *, bank: FeatureBank | None = None, base_bank: FeatureBank
     """
     check_validation(run, bank)
     method = create_method(run.method, **run.parameters)
-    bank, base_bank, resolved, _ = resolve(run, bank, base_bank, root=root, cache=cache, progress=progress)
+    found = resolve(run, bank, base_bank, root=root, cache=cache, progress=progress)
+    bank, base_bank, resolved = found.bank, found.base_bank, found.run
     sampler = EpisodeSampler(bank, ways=run.ways, shots=run.shots, queries=run.queries, seed=run.seed,
                              query_distribution=run.query_distribution, alpha=run.alpha, k_eff=run.k_eff)
     episodes, labels = sampler.sample(bank, 0, run.episodes)

@@ -78,8 +78,9 @@ def test_stored_results_are_found_by_the_content_of_the_weights(tmp_path):
     network = create_backbone("conv4", channels=1, image_size=28, seed=3)
     sha256 = save_weights(network, tmp_path / "a.safetensors")
     run = dataclasses.replace(RUN, weights=str(tmp_path / "a.safetensors"))
-    assert weights_id("conv4", str(tmp_path / "a.safetensors")) == sha256
-    assert weights_id("conv4", None) == "random:0" and weights_id("pixels", None) == create_backbone("pixels").weights_id
+    assert weights_id("conv4", str(tmp_path / "a.safetensors"), "protonet") == sha256
+    assert weights_id("conv4", None, "protonet") == "random:0"
+    assert weights_id("pixels", None, "protonet") == create_backbone("pixels").weights_id
     stored = [result(), result(weights="0" * 64), result(weights=sha256, accuracy=0.7)]
     found = find_results([RUN, run], stored)
     assert found == {RUN.key: stored[0], run.key: stored[2]}

@@ -19,6 +19,8 @@ from fewshot.files import write_atomically
 if TYPE_CHECKING:
     from fewshot.backbones.base import Backbone
 
+_METHOD = "method."  # tensors of a method that was trained with the backbone
+
 
 def state_sha256(state: dict[str, Tensor]) -> str:
     """sha256 over names, dtypes, shapes and values; the same for every device and memory layout."""
@@ -30,14 +32,23 @@ def state_sha256(state: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_weights(backbone: Backbone, path: str | Path, provenance: dict | None = None) -> str:
+def save_weights(backbone: Backbone, path: str | Path, provenance: dict | None = None, *,
+                 method: tuple[dict[str, Tensor], dict] | None = None) -> str:
     """Write the state dict atomically, with the backbone's description and `provenance` (how the weights came about:
-    data, losses, epochs, ...; JSON values). Returns the sha256 of the state dict."""
-    state = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    data, losses, epochs, ...; JSON values). Returns the sha256 of the backbone's state dict.
+
+    method   tensors and description of a method that was trained with the backbone, see `fewshot.learned`
+    """
     described = backbone.describe()
-    meta = {"backbone": json.dumps(described, sort_keys=True),
-            "provenance": json.dumps(provenance or {}, sort_keys=True)}
-    write_atomically(path, save(state, metadata=meta))
+    meta = {"backbone": json.dumps(described, sort_keys=True), "provenance": json.dumps(provenance or {}, sort_keys=True)}
+    state = dict(backbone.state_dict())
+    if method is not None:
+        state |= {_METHOD + name: value for name, value in method[0].items()}
+        meta["method"] = json.dumps(method[1], sort_keys=True)
+    # A channels-last tensor is contiguous in its own order; the file has one order.
+    plain = {name: value.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
+             for name, value in state.items()}
+    write_atomically(path, save(plain, metadata=meta))
     return described["weights_sha256"]
 
 
@@ -62,6 +73,27 @@ def load_weights(backbone: Backbone, path: str | Path) -> dict:
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict, dict]:
     """(state dict, description of the backbone, provenance) of a file written by `save_weights`."""
+    state, meta = _read(path)
+    state = {name: value for name, value in state.items() if not name.startswith(_METHOD)}
+    described = json.loads(meta["backbone"])
+    if state_sha256(state) != described["weights_sha256"]:
+        raise FewshotError(f"{path} does not match its checksum; it was altered or damaged")
+    return state, described, json.loads(meta["provenance"])
+
+
+def read_method(path: str | Path) -> tuple[dict[str, Tensor], dict] | None:
+    """(tensors, description) of the method in a file written by `save_weights`; None where it holds a backbone alone."""
+    state, meta = _read(path)
+    if "method" not in meta:
+        return None
+    state = {name.removeprefix(_METHOD): value for name, value in state.items() if name.startswith(_METHOD)}
+    described = json.loads(meta["method"])
+    if state_sha256(state) != described["sha256"]:
+        raise FewshotError(f"{path} does not match its checksum; it was altered or damaged")
+    return state, described
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     path = Path(path)
     if not path.is_file():
         raise FewshotError(f"no weights at {path}; write them with save_weights")
@@ -74,10 +106,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict, dict]:
     if "backbone" not in meta:
         raise FewshotError(f"{path} has no fewshot metadata; load its tensors into a backbone (load_state_dict) and "
                            "write them with save_weights")
-    described = json.loads(meta["backbone"])
-    if state_sha256(state) != described["weights_sha256"]:
-        raise FewshotError(f"{path} does not match its checksum; it was altered or damaged")
-    return state, described, json.loads(meta["provenance"])
+    return state, meta
 
 
 def _mismatches(expected: dict[str, Tensor], found: dict[str, Tensor], shown: int = 3) -> list[str]:

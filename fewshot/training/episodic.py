@@ -91,8 +91,8 @@ def train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None
     backbone   the initial weights; it is copied, not changed. Its device is used
     method     an instance to use instead of config.method with config.parameters, for methods whose constructor needs
                more than plain values. The weights of an nn.Module are trained, too
-    out        folder: checkpoints/, tensorboard/, history.csv and .json, result.json, method.safetensors (for a method
-               with weights) and, last, weights.safetensors, whose presence marks a finished run
+    out        folder: checkpoints/, tensorboard/, history.csv and .json, result.json and, last, weights.safetensors (of
+               the backbone, and of the method where it has its own), whose presence marks a finished run
     resume     continue what is in `out`, or return at once if it is finished; False deletes it and starts again
 
     Step t uses the episodes t E .. (t+1) E - 1 of the sampler, so a resumed run sees the same data. On the CPU, with

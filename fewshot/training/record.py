@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save
 from torch import nn
 
 from fewshot import provenance
 from fewshot.backbones import load_weights, save_weights
-from fewshot.backbones.weights import state_sha256
+from fewshot.backbones.weights import read_method, state_sha256
 from fewshot.banks import ImageBank
 from fewshot.errors import FewshotError
 from fewshot.files import write_atomically
+from fewshot.learned import describe_method, load_own_state, own_state
 from fewshot.methods.base import Method
 from fewshot.statistics import Interval
 from fewshot.training.config import TrainConfig
@@ -32,7 +31,7 @@ except ImportError:  # Windows
 
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 HISTORY = ("history.csv", "history.json")
-WEIGHTS, METHOD_WEIGHTS, RESULT = "weights.safetensors", "method.safetensors", "result.json"
+WEIGHTS, RESULT = "weights.safetensors", "result.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +44,7 @@ class TrainResult:
     validation         validation accuracy of these weights with its interval, None without validation. The best of
                        several validations is biased upwards: report numbers on test classes
     history            rows of history.csv as dictionaries
-    weights            the file of the backbone's weights
+    weights            the file of the backbone's weights, and of the method's where it has its own
     """
 
     config: TrainConfig
@@ -96,7 +95,7 @@ def discard(out: Path) -> None:
     (out / WEIGHTS).unlink(missing_ok=True)  # first: what a deletion cut short leaves must not look finished
     for name in (CHECKPOINTS, TENSORBOARD):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in (METHOD_WEIGHTS, RESULT, *HISTORY):
+    for name in (RESULT, *HISTORY):
         (out / name).unlink(missing_ok=True)
 
 
@@ -113,21 +112,19 @@ def exclusive(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FewshotError(f"another process is training in {out}; wait for it or choose another folder") from None
-        for name in (WEIGHTS, METHOD_WEIGHTS, RESULT, *HISTORY):
+        for name in (WEIGHTS, RESULT, *HISTORY):
             for leftover in out.glob(f"{name}.*.tmp"):  # of a process killed while writing
                 leftover.unlink()
         yield
 
 
 def write_result(out: Path, run: dict, learner: Learner, outcome: dict) -> None:
-    """Write result.json, the method's weights where it has any, and, last, those of the backbone."""
+    """Write result.json and, last, the weights."""
     record = {"run": run, **outcome, "versions": provenance.versions(), "commit": provenance.commit()}
     write_atomically(out / RESULT, json.dumps(record, indent=1).encode())
-    if _has_weights(learner.method):
-        state = {name: value.cpu().contiguous().clone(memory_format=torch.contiguous_format)
-                 for name, value in learner.method.state_dict().items()}
-        write_atomically(out / METHOD_WEIGHTS, save(state))
-    save_weights(learner.backbone, out / WEIGHTS, provenance=record)
+    described = describe_method(run["config"]["method"], learner.method)
+    method = None if described is None else (own_state(learner.method), described)
+    save_weights(learner.backbone, out / WEIGHTS, provenance=record, method=method)
 
 
 def read_result(out: Path, run: dict, config: TrainConfig, learner: Learner) -> TrainResult:
@@ -135,8 +132,9 @@ def read_result(out: Path, run: dict, config: TrainConfig, learner: Learner) -> 
     record = json.loads((out / RESULT).read_text())
     refuse_other_run(out, record["run"], run)
     load_weights(learner.backbone, out / WEIGHTS)
-    if _has_weights(learner.method):
-        learner.method.load_state_dict(load_file(out / METHOD_WEIGHTS))
+    stored = read_method(out / WEIGHTS)
+    if stored is not None:
+        load_own_state(learner.method, stored[0], out / WEIGHTS)
     learner.eval()
     validation = None
     if record["validation_accuracy"] is not None:
@@ -149,10 +147,6 @@ def read_result(out: Path, run: dict, config: TrainConfig, learner: Learner) -> 
 
 def _describe(bank: ImageBank) -> dict:
     return {"name": bank.name, "split": bank.split, "content_hash": bank.content_hash}
-
-
-def _has_weights(method: Method) -> bool:
-    return isinstance(method, nn.Module) and bool(method.state_dict())
 
 
 def _flat(tree: dict, prefix: str = "") -> dict:

@@ -413,5 +413,5 @@ def test_a_learner_that_holds_its_backbone_trains_and_is_found_again(tmp_path, n
     settings = config(method=name, ways=3, steps=2, validate_every=2, validation_ways=3, parameters={"inner_steps": 1})
     first, again = (train(settings, train_bank, val_bank, create_backbone("conv4", channels=1, image_size=16), out=tmp_path,
                           progress=False) for _ in range(2))
-    assert first.steps == again.steps == 2 and (tmp_path / "method.safetensors").is_file()
+    assert first.steps == again.steps == 2
     assert all(torch.equal(value, again.method.state_dict()[name]) for name, value in first.method.state_dict().items())
