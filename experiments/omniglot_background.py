@@ -11,39 +11,21 @@ without rotations. Conv-4, 28x28, Adam 1e-3 with a cosine to 0, 20-way 1-shot ep
 
 from __future__ import annotations
 
-import shutil
-import sys
-from pathlib import Path
-
-from fewshot.backbones import create_backbone
-from fewshot.datasets import load_dataset
-from fewshot.experiment import run_experiment
+from fewshot.experiment import Recipe, run_experiment, weights_file
 from fewshot.run import Run
-from fewshot.training import TrainConfig, train
+from fewshot.training import TrainConfig
 
-WEIGHTS = Path(__file__).parent / "weights" / "conv4_omniglot_background.safetensors"
+NAME = "conv4_omniglot_background"
+WEIGHTS = weights_file(__file__, NAME)
 TRAINING = TrainConfig(method="protonet", ways=20, shots=1, queries=5, steps=8000, schedule="cosine", validate_every=500,
                        validation_ways=20, validation_queries=5, validation_episodes=300)
 PROTOCOLS = ((5, 1), (5, 5), (20, 1), (20, 5))
-SUBJECTS = (("pixels", None, "protonet"), ("conv4", None, "protonet"), ("conv4", str(WEIGHTS), "protonet"),
-            ("conv4", str(WEIGHTS), "nearest_neighbour"), ("conv4", str(WEIGHTS), "simple_shot"),
-            ("conv4", str(WEIGHTS), "logistic_regression"), ("conv4", str(WEIGHTS), "soft_kmeans"),
-            ("conv4", str(WEIGHTS), "pt_map"))
+SUBJECTS = (("pixels", None, "protonet"), ("conv4", None, "protonet"), ("conv4", WEIGHTS, "protonet"),
+            ("conv4", WEIGHTS, "nearest_neighbour"), ("conv4", WEIGHTS, "simple_shot"),
+            ("conv4", WEIGHTS, "logistic_regression"), ("conv4", WEIGHTS, "soft_kmeans"), ("conv4", WEIGHTS, "pt_map"))
 RUNS = [Run(dataset="omniglot", backbone=backbone, weights=weights, method=method, ways=ways, shots=shots)
         for backbone, weights, method in SUBJECTS for ways, shots in PROTOCOLS]
-
-
-def train_weights(root: str | None, out: Path = Path("runs/omniglot_background")) -> None:
-    """Train, and keep the weights beside this file."""
-    base = load_dataset("omniglot", "train", root=root, rotations=True)
-    validation = load_dataset("omniglot", "val", root=root)
-    result = train(TRAINING, base, validation, create_backbone("conv4", channels=1, image_size=28), out=out)
-    print(result)
-    shutil.copy(result.weights, WEIGHTS)
-
+RECIPES = {NAME: Recipe(TRAINING, "omniglot", base_options={"rotations": True})}
 
 if __name__ == "__main__":
-    if "--train" in sys.argv:
-        sys.argv.remove("--train")
-        train_weights(sys.argv[sys.argv.index("--data-root") + 1] if "--data-root" in sys.argv else None)
-    run_experiment(__file__, RUNS)
+    run_experiment(__file__, RUNS, recipes=RECIPES)

@@ -1,4 +1,4 @@
-"""What every file of `experiments/` shares: run a list of `Run`s, print and keep the table."""
+"""What every file of `experiments/` shares: train its weights, run a list of `Run`s, print and keep the table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fewshot.evaluate import Result, evaluate
 from fewshot.files import write_atomically
@@ -17,15 +19,45 @@ from fewshot.run import Run
 from fewshot.store import Store
 from fewshot.tables import comparison_table, results_table
 
+if TYPE_CHECKING:
+    from fewshot.training import TrainConfig, TrainResult
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a file of `experiments/weights` was trained: settings, data set (its splits train and val) and backbone, whose
+    random weights come from the seed of the settings. `base_options` are further options of the split train."""
+
+    config: TrainConfig
+    dataset: str
+    data_options: dict = field(default_factory=dict)
+    base_options: dict = field(default_factory=dict)
+    backbone: str = "conv4"
+    backbone_options: dict = field(default_factory=dict)
+
+    def train(self, out: Path, root: str | Path | None = None) -> TrainResult:
+        """Train into the folder `out`; what is there already is continued, or found."""
+        from fewshot.backbones import create_backbone, input_for
+        from fewshot.datasets import load_dataset
+        from fewshot.training import train
+
+        base = load_dataset(self.dataset, "train", root=root, **self.data_options, **self.base_options)
+        validation = load_dataset(self.dataset, "val", root=root, **self.data_options)
+        backbone = create_backbone(self.backbone, **{**input_for(self.backbone, base.images), **self.backbone_options},
+                                   seed=self.config.seed)
+        return train(self.config, base, validation, backbone, out=out)
+
 
 def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("backbone", "method"),
-                   published: Sequence[Published] = (), differences: bool = False) -> list[Result]:
+                   published: Sequence[Published] = (), differences: bool = False,
+                   recipes: Mapping[str, Recipe] | None = None) -> list[Result]:
     """Evaluate `runs` (finished ones are found in the store) and write `results/<name>.md` and `.csv` beside `file`; with
     `published` numbers also `results/<name>_published.md`, with `differences` a file of paired differences per protocol.
     Runs whose data or weights are absent are left out, with the reason.
 
     The command line takes --data-root, --runs, and for a trial, whose table is only printed, --episodes (fewer) and
-    --dataset (only this one).
+    --dataset (only this one). With `recipes` (name of the weights -> Recipe) it takes --train: train the weights named, or
+    all, into RUNS/training/<name>, and put them into `weights/` beside `file`, before anything is evaluated.
     """
     path = Path(file)
     parser = argparse.ArgumentParser(description=f"experiment {path.stem}; see the head of {path.name}")
@@ -33,7 +65,15 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of stored results")
     parser.add_argument("--episodes", type=int, help="fewer episodes, for a trial")
     parser.add_argument("--dataset", help="only the runs on this data set")
+    if recipes:
+        parser.add_argument("--train", nargs="*", metavar="WEIGHTS", choices=list(recipes),
+                            help=f"train first; all without names, or some of {', '.join(recipes)}")
     arguments = parser.parse_args()
+    if recipes and arguments.train is not None:
+        for name in arguments.train or recipes:
+            result = recipes[name].train(arguments.runs / "training" / name, arguments.data_root)
+            print(result, flush=True)
+            write_atomically(weights_file(file, name), result.weights.read_bytes())
     wanted = [run for run in runs if arguments.dataset in (None, run.dataset)]
     reasons = {run.key: obstacle(run, arguments.data_root) for run in wanted}
     for reason, count in Counter(reasons.values()).items():
