@@ -20,7 +20,7 @@ def table(name: str) -> str:
         return f"*experiments/results/{name}.csv has not been made yet.*"
     found = pd.read_csv(path, comment="#")
     found["cell"] = [f"{a:.2f} ± {h:.2f}" for a, h in zip(found.accuracy_percent, found.half_width_percent, strict=True)]
-    trained = found.weights.astype(str).str.fullmatch("[0-9a-f]{64}")
+    trained = found.weights.astype(str).str.fullmatch(r"[0-9a-f]{64}(\+\w+)?")
     found["backbone"] += [" (trained)" if t and d in ("omniglot", "glyphs") else "" if t or b == "pixels" else " (untrained)"
                           for t, d, b in zip(trained, found.dataset, found.backbone, strict=True)]
     protocols = list(dict.fromkeys(found.sort_values(["ways", "shots", "query_distribution"]).protocol))

@@ -55,9 +55,9 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     `published` numbers also `results/<name>_published.md`, with `differences` a file of paired differences per protocol.
     Runs whose data or weights are absent are left out, with the reason.
 
-    The command line takes --data-root, --runs, and for a trial, whose table is only printed, --episodes (fewer) and
-    --dataset (only this one). With `recipes` (name of the weights -> Recipe) it takes --train: train the weights named, or
-    all, into RUNS/training/<name>, and put them into `weights/` beside `file`, before anything is evaluated.
+    The command line takes --data-root, --runs, and for a trial, whose table is only printed, --episodes (fewer), --dataset
+    (only this one) and --method (only these). With `recipes` (name of the weights -> Recipe) it takes --train: train the
+    weights named, or all, into RUNS/training/<name>, and put them into `weights/` beside `file`, before the evaluation.
     """
     path = Path(file)
     parser = argparse.ArgumentParser(description=f"experiment {path.stem}; see the head of {path.name}")
@@ -65,6 +65,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of stored results")
     parser.add_argument("--episodes", type=int, help="fewer episodes, for a trial")
     parser.add_argument("--dataset", help="only the runs on this data set")
+    parser.add_argument("--method", nargs="+", help="only the runs of these methods")
     if recipes:
         parser.add_argument("--train", nargs="*", metavar="WEIGHTS", choices=list(recipes),
                             help=f"train first; all without names, or some of {', '.join(recipes)}")
@@ -74,7 +75,8 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
             result = recipes[name].train(arguments.runs / "training" / name, arguments.data_root)
             print(result, flush=True)
             write_atomically(weights_file(file, name), result.weights.read_bytes())
-    wanted = [run for run in runs if arguments.dataset in (None, run.dataset)]
+    wanted = [run for run in runs if arguments.dataset in (None, run.dataset)
+              and run.method in (arguments.method or [run.method])]
     reasons = {run.key: obstacle(run, arguments.data_root) for run in wanted}
     for reason, count in Counter(reasons.values()).items():
         if reason is not None:
@@ -90,7 +92,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
         print(f"[{number}/{len(wanted)}] {results[-1]!r} in {results[-1].seconds:.0f} s", flush=True)
     table = results_table(results, rows=rows)
     table.print()
-    if arguments.episodes is None and arguments.dataset is None:
+    if arguments.episodes is None and arguments.dataset is None and arguments.method is None:
         write_atomically(path.parent / "results" / f"{path.stem}.md", table.to_markdown().encode())
         write_atomically(path.parent / "results" / f"{path.stem}.csv", table.to_csv().encode())
         for protocol in dict.fromkeys(r.run.protocol for r in results) if differences else ():

@@ -43,7 +43,7 @@ def result_field(result: Result, name: str) -> str:
     if name == "weights" and value.startswith("random:"):
         seed = value.removeprefix("random:")
         return "untrained" if seed == "0" else f"untrained (seed {seed})"
-    return value[:8] if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else str(value)
+    return value[:8] if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}(\+\w+)?", value) else str(value)
 
 
 def separating_fields(results: Sequence[Result], names: tuple[str, ...],

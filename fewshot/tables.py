@@ -24,12 +24,14 @@ BEST, TIED = "best", "tied"
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean and its half width (fractions, NaN if not known), a mark (BEST, TIED or none), the key of the run(s)."""
+    """A mean and its half width (fractions, NaN if not known), a mark (BEST, TIED or none), the key of the run(s); `signed`
+    prints `+` before a positive mean."""
 
     mean: float
     half_width: float
     mark: str = ""
     key: str = ""
+    signed: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Table:
 
     headings  names of the parts of a row label;  labels  one tuple a row
     legend    mark -> what it means;  notes  sentences below the table
-    records   long form, one dictionary a number;  signed  print `+` before positive means
+    records   long form, one dictionary a number;  signed  every cell is a difference
     together  so many neighbouring columns are not separated on a narrow terminal
     """
 
@@ -60,8 +62,9 @@ class Table:
         rows = []
         for label, cells in zip(self.labels, self.cells, strict=True):
             row = dict(zip(self.headings, label, strict=True))
-            for column, cell in zip(self.columns, cells, strict=True):
-                quantity = "difference_percent" if self.signed else "accuracy_percent"
+            for j, (column, cell) in enumerate(zip(self.columns, cells, strict=True)):
+                differences = self.signed or any(line[j].signed for line in self.cells if line[j])
+                quantity = "difference_percent" if differences else "accuracy_percent"
                 row[f"{column} {quantity}"] = 100 * cell.mean if cell else float("nan")
                 row[f"{column} half_width_percent"] = 100 * cell.half_width if cell else float("nan")
                 row[f"{column} mark"] = cell.mark if cell else ""
@@ -160,7 +163,7 @@ class Table:
     def _text(self, cell: Cell | None, style: dict[str, str]) -> str:
         if cell is None:
             return "–"
-        number = f"{100 * cell.mean:{'+' if self.signed else ''}.2f}".replace("-", "−")
+        number = f"{100 * cell.mean:{'+' if self.signed or cell.signed else ''}.2f}".replace("-", "−")
         if cell.half_width == cell.half_width:  # not NaN
             number += f" ± {100 * cell.half_width:.2f}"
         return style.get(cell.mark, "{}").format(number)

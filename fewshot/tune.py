@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from fewshot.statistics import Comparison
 from fewshot.store import Store
 from fewshot.tables import BEST, TIED, Cell, Table
 from fewshot.transforms import parse_transforms
+
+if TYPE_CHECKING:
+    from fewshot.pipeline import FeatureSource
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class TuneResult:
 
 def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mapping[str, Range] | None = None,
          samples: int | None = None, seed: int = 0, bank: FeatureBank | None = None, base_bank: FeatureBank | None = None,
-         store: Store | None = None, root=None, cache=None, progress: bool = False) -> TuneResult:
+         store: Store | None = None, root=None, cache=None, source: FeatureSource | None = None,
+         progress: bool = False) -> TuneResult:
     """Evaluate candidates for some parameters of `run.method`, all on the same validation episodes, and choose one.
 
     run       split="val"; its parameters are the first candidate, its ways, shots, ... the protocol for all
@@ -85,6 +90,7 @@ def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mappin
     bank      features of the validation classes, split="val"; without it the data set is loaded and embedded
     store     where results and, as `<method>-<digest>.json`, the record of the search are kept. Use another folder than
               that of final results, so that tables of those do not list the candidates
+    source    a `FeatureSource` shared by many searches, so that each image and feature is loaded once
 
     Chosen is the candidate of highest mean, unless candidates that differ less from the run's own values cannot be
     distinguished from it (the 95 % interval of the paired difference includes zero; no correction for several
@@ -98,8 +104,7 @@ def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mappin
     runs = [dataclasses.replace(run, parameters={**run.parameters, **values}) for values in tried]
     if store is not None:
         store.prepare()
-    source = None
-    if bank is None:
+    if bank is None and source is None:
         from fewshot.pipeline import FeatureSource  # loads torchvision and timm: only where images are needed
 
         source = FeatureSource(root, cache, progress)
