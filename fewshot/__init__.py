@@ -14,6 +14,7 @@ _HOMES = {
     "Store": "fewshot.store", "train": "fewshot.training", "TrainConfig": "fewshot.training",
     "tune": "fewshot.tune", "fit_run": "fewshot.tune", "fit_method": "fewshot.fit", "FewshotError": "fewshot.errors",
     "results_table": "fewshot.tables", "write_report": "fewshot.report",
+    "predict_folder": "fewshot.predict", "FewShotClassifier": "fewshot.classifier",
 }
 
 __all__ = sorted(_HOMES)

@@ -6,13 +6,15 @@ import io
 import json
 import signal
 import sys
+import traceback
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fewshot import commands
+from fewshot import __version__, commands, commands_predict
 from fewshot.errors import FewshotError
 from fewshot.options import (
     Alpha,
@@ -33,6 +35,7 @@ from fewshot.options import (
     Weights,
     described,
     integers,
+    method_names,
     pairs,
     source,
     text_of,
@@ -40,6 +43,7 @@ from fewshot.options import (
 )
 
 _UsageError = typer.BadParameter.__mro__[1]  # click's; newer versions of typer carry their own copy of click
+_DEBUG, _QUIET = "--debug", "--quiet"
 
 
 class _Stopped(Exception):
@@ -57,6 +61,22 @@ class _Commands(typer.core.TyperGroup):
 app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, suggest_commands=True,
                   context_settings={"help_option_names": ["-h", "--help"]},
                   help="Few-shot learning: episodes, methods, and accuracy with intervals.")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fewshot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(context: typer.Context,
+               version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                                     help="show the version and exit")] = False,
+               debug: Annotated[bool, typer.Option(_DEBUG, help="show the traceback of an error, with any command")] = False,
+               quiet: Annotated[bool, typer.Option(_QUIET, help="no progress bars, with any command")] = False):
+    if quiet:
+        context.with_resource(_without_bars())
 
 
 @app.command("list")
@@ -101,7 +121,8 @@ def data(data_root: DataRoot = None,
 
 @app.command()
 def train(dataset: Dataset = "glyphs", backbone: Backbone = "conv4",
-          method: Annotated[str, typer.Option(help="differentiable method; its episodic loss is minimised")] = "protonet",
+          method: Annotated[str, typer.Option(help="differentiable method; its episodic loss is minimised",
+                                         autocompletion=method_names)] = "protonet",
           out: Annotated[Path, typer.Option(help="folder of checkpoints, TensorBoard logs, weights")] = Path("runs/train"),
           ways: Annotated[int, typer.Option(help="classes of a training episode")] = 20,
           shots: Annotated[int, typer.Option(help="support images a class")] = 1,
@@ -153,7 +174,8 @@ def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")
 def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split = None, backbone: Backbone = "conv4",
              weights: Weights = None,
              features: Features = None, base_features: BaseFeatures = None,
-             method: Annotated[str, typer.Option(help="methods, comma-separated; see `fewshot list methods`")] = "protonet",
+             method: Annotated[str, typer.Option(help="methods, comma-separated; see `fewshot list methods`",
+                                         autocompletion=method_names)] = "protonet",
              ways: Annotated[str, typer.Option(help="classes an episode, comma-separated")] = "5",
              shots: Annotated[str, typer.Option(help="support images a class, comma-separated")] = "1,5",
              queries: Queries = 15,
@@ -163,7 +185,8 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
              transforms: Transforms = "",
              learned: Annotated[Path | None, typer.Option(help="values learned by `fewshot fit`")] = None,
              set_: Settings = None, data_set: DataSettings = None, data_root: DataRoot = None, runs: Runs = Path("runs"),
-             json_file: Annotated[Path | None, typer.Option("--json", help="also write the results here")] = None):
+             json_file: Annotated[Path | None, typer.Option("--json", help="also write the results here; - prints them, "
+                                                                 "and no table")] = None):
     """Accuracy with 95 % intervals over episodes of cached features. Finished runs are not repeated."""
     from fewshot.backbones import check_backbone
     from fewshot.banks import FeatureBank
@@ -194,11 +217,13 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
     store, made = Store(runs), FeatureSource(data_root, runs / "cache", progress=True)
     store.prepare()
     results = [score(run, bank, base_bank=base_bank, store=store, progress=True, source=made, notes=notes) for run in wanted]
+    records = json.dumps([{"run": r.run.to_dict(), "key": r.run.key, **r.summary()} for r in results], indent=1)
+    if json_file == Path("-"):
+        typer.echo(records)
+        return
     results_table(results).print()
     if json_file:
-        records = [{"run": r.run.to_dict(), "key": r.run.key, **r.summary()} for r in results]
-        write_atomically(json_file, json.dumps(records, indent=1).encode())
-        typer.echo(f"wrote {json_file}")
+        typer.echo(f"wrote {write_atomically(json_file, records.encode())}")
 
 
 @app.command()
@@ -214,7 +239,7 @@ def compare(results: Annotated[list[str], typer.Argument(help="two or more resul
 def table(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all. Or one file "
                                                               "of experiments/: its results beside published ones")] = None,
           runs: Runs = Path("runs"), data_root: DataRoot = None,
-          form: Annotated[str, typer.Option("--format", help="terminal, markdown, csv or latex")] = "terminal"):
+          form: Annotated[str, typer.Option("--format", help="terminal, markdown, csv, json or latex")] = "terminal"):
     """One table of stored results. Nothing is evaluated."""
     from fewshot.registry import unknown_message
     from fewshot.tables import results_table
@@ -228,11 +253,13 @@ def table(results: Annotated[list[str] | None, typer.Argument(help="result folde
         made = published_table(load_experiment(results[0]), Store(runs), data_root)
     else:
         made = results_table(_results(results, runs))
-    forms = {"terminal": made.print, "markdown": lambda: typer.echo(made.to_markdown(), nl=False),
-             "csv": lambda: typer.echo(made.to_csv(), nl=False), "latex": lambda: typer.echo(made.to_latex(), nl=False)}
-    if form not in forms:
-        raise FewshotError(unknown_message("format", form, list(forms)))
-    forms[form]()
+    forms = {"markdown": made.to_markdown, "csv": made.to_csv, "json": made.to_json, "latex": made.to_latex}
+    if form not in ("terminal", *forms):
+        raise FewshotError(unknown_message("format", form, ["terminal", *forms]))
+    if form == "terminal":
+        made.print()
+    else:
+        typer.echo(forms[form](), nl=False)
 
 
 @app.command()
@@ -252,31 +279,49 @@ def report(results: Annotated[list[str] | None, typer.Argument(help="result fold
 
 app.command()(commands.tune)
 app.command()(commands.fit)
+app.command()(commands_predict.predict)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. A mistake of the user is one line on stderr and exit code 2, not a traceback; an interruption is one
     line and 128 + the signal. Without arguments: the help."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # They belong before the command, but one adds them at the end of the line that failed.
+    arguments = sorted(arguments, key=lambda text: text not in (_DEBUG, _QUIET))
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
         try:
-            code = app(arguments or ["--help"], standalone_mode=False)
+            code = app(arguments or ["--help"], prog_name="fewshot", standalone_mode=False)
         except _Stopped as stop:
             *text, number = stop.args
             _fail(text[0] if text else "interrupted; what was finished is kept", 128 + number)
         except _UsageError as error:
             _fail(f"error: {error.format_message()}")
-        except FewshotError as error:
-            _fail(f"error: {error}")
-        except OSError as error:  # a full disk, a folder without permission
-            _fail(f"error: {error}; choose another place, free disk space or change the permissions")
+        except (FewshotError, OSError) as error:
+            if _DEBUG in arguments:
+                traceback.print_exc()
+            # An OSError is a full disk or a folder without permission.
+            remedy = "; choose another place, free disk space or change the permissions" * isinstance(error, OSError)
+            _fail(f"error: {error}{remedy}")
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int = 2) -> None:
     typer.secho(message, fg="red", err=True)
     sys.exit(code)
+
+
+@contextmanager
+def _without_bars():
+    """No progress bar of any package, whoever asks for one."""
+    from tqdm import tqdm
+
+    original = tqdm.__init__
+    tqdm.__init__ = lambda bar, *arguments, **options: original(bar, *arguments, **{**options, "disable": True})
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original
 
 
 def _load(dataset: str, split: str | None, root: Path | None, **options):

@@ -20,6 +20,7 @@ from fewshot.options import (
     Episodes,
     Features,
     KEff,
+    Method,
     Queries,
     Runs,
     Seed,
@@ -28,6 +29,7 @@ from fewshot.options import (
     Weights,
     described,
     literal,
+    method_names,
     named,
     pairs,
     source,
@@ -35,13 +37,14 @@ from fewshot.options import (
     value_lists,
 )
 
+Unrolled = Annotated[str, typer.Option(help="an unrolled method", autocompletion=method_names)]
 Ways = Annotated[int, typer.Option(help="classes an episode")]
 Shots = Annotated[int, typer.Option(help="support images a class")]
 Split = Annotated[str, typer.Option(help="must be val: test classes are for final numbers only")]
 Distribution = Annotated[str, typer.Option(help="balanced, dirichlet, k_eff or natural")]
 
 
-def tune(method: Annotated[str, typer.Option(help="the method to tune")], dataset: Dataset = "glyphs", split: Split = "val",
+def tune(method: Method, dataset: Dataset = "glyphs", split: Split = "val",
          backbone: Backbone = "conv4", weights: Weights = None, features: Features = None,
          base_features: BaseFeatures = None,
          grid: Annotated[list[str] | None, typer.Option(metavar="NAME=V,V,..", help="values to try; repeat for more "
@@ -72,7 +75,7 @@ def tune(method: Annotated[str, typer.Option(help="the method to tune")], datase
     typer.echo(" ".join([f"chosen: --method {method}", *settings]))
 
 
-def fit(method: Annotated[str, typer.Option(help="an unrolled method")] = "unem_gaussian", dataset: Dataset = "glyphs",
+def fit(method: Unrolled = "unem_gaussian", dataset: Dataset = "glyphs",
         split: Split = "val", backbone: Backbone = "conv4", weights: Weights = None, features: Features = None,
         base_features: BaseFeatures = None,
         out: Annotated[Path | None, typer.Option(help="file to write (default: RUNS/fitted/....safetensors)")] = None,

@@ -14,6 +14,16 @@ from fewshot.errors import FewshotError
 if TYPE_CHECKING:
     from fewshot.banks import FeatureBank
 
+
+def method_names(incomplete: str) -> list[str]:
+    """What the shell offers for a method, also behind a comma. Read from the text of their files: importing them would take
+    seconds at every press of the key."""
+    before, comma, start = incomplete.rpartition(",")
+    files = Path(__file__).with_name("methods").glob("*.py")
+    names = (name for file in files for name in re.findall(r'^@METHODS\.register\("(\w+)"\)', file.read_text("utf-8"), re.M))
+    return sorted(f"{before}{comma}{name}" for name in names if name.startswith(start))
+
+
 DataRoot = Annotated[Path | None, typer.Option("--data-root", envvar="FEWSHOT_DATA",
                                                help="folder that holds the data sets (default: data)")]
 Dataset = Annotated[str, typer.Option(help="data set, see `fewshot data`; or the path of a folder of class folders")]
@@ -24,6 +34,7 @@ Weights = Annotated[Path | None, typer.Option(help="weights file (.safetensors) 
                                           "of ImageNet for efficientnet_lite0, else untrained")]
 Features = Annotated[Path | None, typer.Option(help="feature bank from `fewshot embed`, not images")]
 BaseFeatures = Annotated[Path | None, typer.Option(help="feature bank of the base classes")]
+Method = Annotated[str, typer.Option(help="method, see `fewshot list methods`", autocompletion=method_names)]
 Transforms = Annotated[str, typer.Option(help="feature transforms, e.g. center_base,l2")]
 Runs = Annotated[Path, typer.Option("--runs", help="folder of stored results")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",

@@ -58,7 +58,8 @@ class Table:
         """Long form: one row a number with all its fields. Wide: the table's shape, with the columns `accuracy_percent`
         (or `difference_percent`), `half_width_percent`, `mark` and `run` for each column. Numbers are numeric."""
         if not wide:
-            return pd.DataFrame(list(self.records))
+            return pd.DataFrame([{key: json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
+                                  for key, value in record.items()} for record in self.records])
         rows = []
         for label, cells in zip(self.labels, self.cells, strict=True):
             row = dict(zip(self.headings, label, strict=True))
@@ -74,6 +75,11 @@ class Table:
 
     def to_csv(self, wide: bool = False) -> str:
         return self.to_dataframe(wide).to_csv(index=False)
+
+    def to_json(self) -> str:
+        """The long form as a list of objects; what is not known is null."""
+        records = [{key: None if value != value else value for key, value in record.items()} for record in self.records]
+        return json.dumps(records, indent=1, allow_nan=False) + "\n"
 
     def to_markdown(self) -> str:
         style = {BEST: "**{}**", TIED: "{} †"}
@@ -295,9 +301,8 @@ def _record(result: Result, mark: str) -> dict:
     """One row of the long form."""
     summary = result.summary()
     accuracy, half = summary.pop("accuracy"), summary.pop("interval95")
-    record = {"run": result.run.key, "protocol": result.run.protocol, "accuracy_percent": 100 * accuracy,
-              "half_width_percent": 100 * half, "mark": mark, **result.run.to_dict(), **summary}
-    return {k: json.dumps(v, sort_keys=True) if isinstance(v, (dict, list)) else v for k, v in record.items()}
+    return {"run": result.run.key, "protocol": result.run.protocol, "accuracy_percent": 100 * accuracy,
+            "half_width_percent": 100 * half, "mark": mark, **result.run.to_dict(), **summary}
 
 
 def _subject(carriers: list[Result], results: Sequence[Result]) -> str:

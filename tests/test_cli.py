@@ -16,8 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fewshot import __version__, list_methods
 from fewshot.banks import FeatureBank
 from fewshot.cli import main
+from fewshot.options import method_names
 from fewshot.training import TrainingInterrupted
 
 EVAL = ["eval", "--backbone", "pixels", "--episodes", "60", "--queries", "5"]
@@ -312,3 +314,54 @@ def test_the_callers_warnings_are_left_alone(run):
     before = warnings.showwarning
     run("list", "methods")
     assert warnings.showwarning is before
+
+
+def test_version_and_what_every_command_takes(run, mistake, features):
+    code, out, _ = run("--version")
+    assert code == 0 and out == f"fewshot {__version__}\n"
+    small = ["eval", "--features", features, "--shots", "1", "--queries", "4", "--episodes", "10"]
+    assert "protonet 5-way 1-shot" in run(*small)[2], "there is a progress bar to hide"
+    for number, place in enumerate((0, len(small))):
+        arguments = [*small, "--seed", str(number + 2)]
+        arguments.insert(place, "--quiet")
+        code, out, err = run(*arguments)
+        assert code == 0 and not err and "5-way 1-shot" in out
+        code, out, err = run(*[word.replace("--quiet", "--debug") for word in arguments], "--method", "protnet")
+        assert code == 2 and err.startswith("Traceback") and err.endswith("did you mean 'protonet'?\n")
+    assert "unknown method" in mistake(*small, "--method", "protnet")
+
+
+def test_json_for_scripts(run, features):
+    small = ["eval", "--features", features, "--shots", "1,2", "--queries", "4", "--episodes", "10"]
+    code, out, err = run(*small, "--json", "-", "--method", "soft_kmeans")
+    records = json.loads(out)
+    assert code == 0 and [record["run"]["shots"] for record in records] == [1, 2]
+    code, out, err = run("table", "--format", "json")
+    rows = json.loads(out)
+    assert code == 0 and [row["run"] for row in rows] == [record["key"] for record in records]
+    assert rows[0]["accuracy_percent"] == pytest.approx(100 * records[0]["accuracy"])
+    assert rows[0]["parameters"] == records[0]["run"]["parameters"], "values, not text that holds JSON"
+
+
+def completed(line):
+    """What the shell is offered at the end of `line`."""
+    environment = {**os.environ, "_FEWSHOT_COMPLETE": "complete_bash", "COMP_WORDS": line,
+                   "COMP_CWORD": str(len(line.split()) - 1)}
+    done = subprocess.run([sys.executable, "-m", "fewshot"], env=environment, cwd=Path(__file__).parent.parent,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_completion_of_commands_and_methods():
+    assert completed("fewshot pre") == ["predict"]
+    for command in ("eval", "tune", "train", "predict"):
+        assert completed(f"fewshot {command} --method pt") == ["pt_map"]
+    assert completed("fewshot eval --method protonet,pad") == ["protonet,paddle"]
+    assert method_names("") == list_methods()
+
+
+def test_completion_is_shown_under_the_name_of_the_command(run, monkeypatch):
+    monkeypatch.setenv("SHELL", "/bin/bash")
+    code, out, _ = run("--show-completion", "bash")
+    assert "_FEWSHOT_COMPLETE=complete_bash" in out and "fewshot_completion" in out

@@ -105,7 +105,7 @@ def decode_all(files: list[tuple[Tree, str]], size: int, channels: int, on_error
     """
     images = np.empty((len(files), channels, size, size), dtype=np.uint8)
     rows, bad = [], []
-    for row, image in enumerate(tqdm(_decoded(files, size, channels), total=len(files), unit=" images",
+    for row, image in enumerate(tqdm(decoded(files, size, channels), total=len(files), unit=" images",
                                      desc=f"decoding {label}", leave=False)):
         if isinstance(image, Exception):
             bad.append(f"{files[row][0].where(files[row][1])} ({image or type(image).__name__})")
@@ -123,7 +123,8 @@ def decode_all(files: list[tuple[Tree, str]], size: int, channels: int, on_error
     return torch.from_numpy(images[:len(rows)]), rows
 
 
-def _decoded(files: list[tuple[Tree, str]], size: int, channels: int) -> Iterator[np.ndarray | Exception]:
+def decoded(files: list[tuple[Tree, str]], size: int, channels: int) -> Iterator[np.ndarray | Exception]:
+    """`decode` of every file in order, or what an unreadable one raised."""
     def one(file: tuple[Tree, str]) -> np.ndarray | Exception:
         try:
             return decode(file[0].read(file[1]), size, channels)
