@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,19 +16,21 @@ from tqdm import tqdm
 
 from fewshot import provenance
 from fewshot.banks import FeatureBank, ImageBank
+from fewshot.calibration import validation_temperature
+from fewshot.episode_list import EpisodeDigest, EpisodeList, blocks
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+from fewshot.measures import Measures, summary_of
 from fewshot.methods.base import IterativeMethod, Method, create_method
 from fewshot.run import Run
 from fewshot.sampler import EpisodeIndices, EpisodeSampler
-from fewshot.statistics import Comparison, Interval, mean_interval, paired_difference
+from fewshot.statistics import Comparison, Interval, class_interval, mean_interval, paired_difference
 from fewshot.transforms import parse_transforms
 
 if TYPE_CHECKING:
     from fewshot.pipeline import FeatureSource
     from fewshot.store import Store
 
-_SAMPLE = 2048  # episodes whose row numbers are drawn in one call
 _CHUNK_BYTES = 4 << 20  # features of one method call: about what the second-level caches of two cores hold
 
 
@@ -44,6 +46,8 @@ class Result:
     setting       "inductive" or "transductive" (transforms can make it so); assumes: the method's assumptions
     notes         warnings a table must carry, e.g. that the backbone's pre-training saw similar classes
     versions, commit   software
+    measures      what was measured beside accuracy: per episode `classes`, `class_correct` and `class_total` [E, N] (the
+                  bank's classes, right answers and queries of each), and with metrics=True what `fewshot.measures` lists
     """
 
     run: Run
@@ -55,6 +59,7 @@ class Result:
     notes: tuple[str, ...] = ()
     iterations: Tensor | None = None
     converged: Tensor | None = None
+    measures: dict[str, Tensor] = field(default_factory=dict)
     versions: dict = field(default_factory=provenance.versions)
     commit: str | None = field(default_factory=provenance.commit)
 
@@ -63,8 +68,16 @@ class Result:
         """Mean accuracy and its 95 % Student-t interval over episodes."""
         return mean_interval(self.correct)
 
+    @cached_property
+    def over_classes(self) -> Interval:
+        """Mean accuracy and its 95 % interval over novel classes and episodes (`statistics.class_interval`)."""
+        if "classes" not in self.measures:
+            raise FewshotError(f"run {self.run.key} was stored without the classes of its episodes; delete it and evaluate "
+                               "again for an interval over classes")
+        return class_interval(self.correct, self.measures["classes"])
+
     def arrays(self) -> dict[str, Tensor]:
-        arrays = {"correct": self.correct, "iterations": self.iterations, "converged": self.converged}
+        arrays = {"correct": self.correct, "iterations": self.iterations, "converged": self.converged, **self.measures}
         return {name: value for name, value in arrays.items() if value is not None}
 
     def summary(self) -> dict:
@@ -76,12 +89,13 @@ class Result:
         if self.converged is not None:
             summary["converged"] = float(self.converged.double().mean())
             summary["iterations"] = float(self.iterations.double().mean())
-        return summary
+        return summary | summary_of(self.measures)
 
     @classmethod
     def from_parts(cls, run: Run, arrays: dict[str, Tensor], summary: dict) -> Result:
         kept = {key: summary[key] for key in ("fingerprint", "seconds", "setting", "versions", "commit")}
-        return cls(run=run, assumes=tuple(summary["assumes"]), notes=tuple(summary["notes"]), **arrays, **kept)
+        own = {name: arrays.pop(name) for name in ("correct", "iterations", "converged") if name in arrays}
+        return cls(run=run, assumes=tuple(summary["assumes"]), notes=tuple(summary["notes"]), measures=arrays, **own, **kept)
 
     def __repr__(self) -> str:
         return f"<{self.run.method} on {self.run.dataset}, {self.run.protocol}: {self.accuracy.percent()} %>"
@@ -109,7 +123,8 @@ class Resolved:
 
 def evaluate(run: Run | None = None, bank: FeatureBank | ImageBank | None = None, *, base_bank: FeatureBank | None = None,
              method: str | Method | None = None, store: Store | None = None, progress: bool = False, root=None, cache=None,
-             source: FeatureSource | None = None, notes: tuple[str, ...] = (), **settings) -> Result:
+             source: FeatureSource | None = None, notes: tuple[str, ...] = (), metrics: bool = False,
+             calibrate: bool | FeatureBank = False, episodes_file: str | Path | None = None, **settings) -> Result:
     """Accuracy of one method on the episodes of `run`.
 
     run         the specification, or give its settings as keywords: `evaluate(dataset="glyphs", shots=5)`
@@ -121,6 +136,10 @@ def evaluate(run: Run | None = None, bank: FeatureBank | ImageBank | None = None
     progress    show a progress bar
     source      a `FeatureSource` shared by many runs, so that each image and feature is loaded once
     notes       warnings that tables must carry, for a bank given; others are found
+    metrics     measure probabilities, too: negative log-likelihood, Brier score, calibration error, confusion matrix
+    calibrate   also measure them with a temperature fitted on validation episodes: True for the validation classes of the
+                run's data set, or their bank
+    episodes_file   episodes saved by `EpisodeList.save`, instead of drawing them; they set the protocol of the run
 
     Raises FewshotError for impossible requests, for a method that needs a base bank that is absent or not of base
     classes, and when a method returns logits that are not finite, naming the episode.
@@ -131,30 +150,41 @@ def evaluate(run: Run | None = None, bank: FeatureBank | ImageBank | None = None
         run = Run(**settings)
     elif settings:
         run = dataclasses.replace(run, **settings)
+    episodes = None if episodes_file is None else EpisodeList.load(episodes_file)
+    if episodes is not None:
+        run = dataclasses.replace(run, **episodes.protocol, episode_list=episodes.fingerprint)
     if bank is None and (base_bank is not None or notes):
         raise FewshotError(f"{'base_bank' if base_bank is not None else 'notes'} without bank: with a data set its own base "
                            "classes and notes are used; give bank=, too, or leave it out")
+    if calibrate is True and bank is not None:
+        raise FewshotError("calibrate=True with a bank: pass the bank of the validation classes, calibrate=bank")
     if store is not None and method is not None:
         raise FewshotError("a method instance cannot be stored: its state is not part of the run's name. Write it into "
                            "run.parameters, or evaluate without store")
-    return evaluate_resolved(resolve(run, bank, base_bank, method=method, root=root, cache=cache, source=source,
-                                     progress=progress, notes=notes), store=store, progress=progress)
+    found = {"method": method, "root": root, "cache": cache, "source": source, "progress": progress}
+    if calibrate is True:
+        calibrate = resolve(dataclasses.replace(run, split="val"), **found).bank
+    return evaluate_resolved(resolve(run, bank, base_bank, notes=notes, **found), store=store, progress=progress,
+                             metrics=metrics, calibrate=calibrate or None, episodes=episodes)
 
 
-def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, progress: bool = False) -> Result:
-    """As `evaluate`, for what `resolve` returned."""
+def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, progress: bool = False, metrics: bool = False,
+                      calibrate: FeatureBank | ImageBank | None = None, episodes: EpisodeList | None = None) -> Result:
+    """As `evaluate`, for what `resolve` returned. A stored result without the measures asked for is made again."""
     run, bank, method = resolved.run, resolved.bank, resolved.method
-    if store is not None and (found := store.load(run)) is not None:
+    wanted = {name for name, asked in (("nll", metrics), ("temperature", calibrate is not None)) if asked}
+    if store is not None and (found := store.load(run)) is not None and wanted <= found.measures.keys():
         return found
     chain = parse_transforms(run.transforms).fit(resolved.base_bank)
     if method.needs_base:
         method = method.fit(chain.bank(_required(resolved.base_bank, method)))
-    sampler = EpisodeSampler(bank, ways=run.ways, shots=run.shots, queries=run.queries, seed=run.seed,
-                             query_distribution=run.query_distribution, alpha=run.alpha, k_eff=run.k_eff)
+    sampler = run.sampler(bank) if episodes is None else episodes.of(bank)
     prepare = chain if resolved.transform is None else lambda episodes: episodes.with_features(resolved.transform)
+    temperature = None if calibrate is None else validation_temperature(run, calibrate, method, prepare)
+    measures = Measures(metrics or calibrate is not None, len(bank.class_names), temperature)
     transductive = method.setting == "transductive" or chain.transductive
-    result = _score(run, bank, sampler, method, prepare, progress, notes=resolved.notes, assumes=tuple(method.assumes),
-                    setting="transductive" if transductive else "inductive")
+    result = _score(run, bank, sampler, method, prepare, measures, progress, notes=resolved.notes,
+                    assumes=tuple(method.assumes), setting="transductive" if transductive else "inductive")
     if store is not None:
         store.save(result)
     return result
@@ -221,37 +251,39 @@ def _required(base_bank: FeatureBank | None, method: Method) -> FeatureBank:
     return base_bank
 
 
-def _score(run: Run, bank, sampler: EpisodeSampler, method: Method, prepare: Callable[[Episodes], Episodes],
-           progress: bool, **described) -> Result:
-    digest = hashlib.sha256(bank.identity.encode())
+def _score(run: Run, bank, sampler: EpisodeSampler | EpisodeList, method: Method, prepare: Callable[[Episodes], Episodes],
+           measures: Measures, progress: bool, **described) -> Result:
+    digest = EpisodeDigest(bank.identity)
     arrays: dict[str, Tensor] = {}
     done, start = 0, time.perf_counter()
     with torch.inference_mode(), tqdm(total=run.episodes, unit="ep", desc=f"{run.method} {run.protocol}",
                                       disable=not progress, leave=False) as bar:
         for indices, chunks in _chunks(sampler, run.episodes, bank):
-            for rows in (indices.support, indices.query, indices.query_labels):
-                digest.update(rows.numpy().tobytes())
+            digest.update(indices)
             for chunk in chunks:
-                for name, values in _answer(method, prepare(chunk.gather(bank)), chunk.query_labels).items():
+                logits, found = _answer(method, prepare(chunk.gather(bank)))
+                for name, values in (found | measures(logits, chunk.query_labels, chunk.classes)).items():
                     # Written into one array: small tensors kept alive among the freed features of each chunk would
                     # split the heap, and memory would grow with the number of episodes.
                     if name not in arrays:
-                        arrays[name] = torch.empty(run.episodes, dtype=values.dtype)
+                        arrays[name] = torch.empty(run.episodes, *values.shape[1:], dtype=values.dtype)
                     arrays[name][done : done + len(chunk)] = values
                 done += len(chunk)
                 bar.update(len(chunk))
-    return Result(run=run, fingerprint=digest.hexdigest(), seconds=time.perf_counter() - start, **described, **arrays)
+    own = {name: arrays.pop(name) for name in ("correct", "iterations", "converged") if name in arrays}
+    return Result(run=run, fingerprint=digest.hexdigest(), seconds=time.perf_counter() - start,
+                  measures=arrays | measures.totals, **described, **own)
 
 
-def _chunks(sampler: EpisodeSampler, episodes: int, bank) -> Iterator[tuple[EpisodeIndices, list[EpisodeIndices]]]:
+def _chunks(sampler: EpisodeSampler | EpisodeList, episodes: int, bank,
+            ) -> Iterator[tuple[EpisodeIndices, list[EpisodeIndices]]]:
     item = bank.images[0].numel() * 4 if isinstance(bank, ImageBank) else bank.features[0].nbytes  # images as float32
-    for start in range(0, episodes, _SAMPLE):
-        indices = sampler.indices(start, min(_SAMPLE, episodes - start))
+    for indices in blocks(sampler, episodes):
         size = max(1, _CHUNK_BYTES // (item * (indices.support.shape[1] + indices.query.shape[1])))
         yield indices, [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
-def _answer(method: Method, episodes, query_labels: Tensor) -> dict[str, Tensor]:
+def _answer(method: Method, episodes) -> tuple[Tensor, dict[str, Tensor]]:
     extra = {}
     if isinstance(method, IterativeMethod):
         refinement = method.refine(episodes)
@@ -263,5 +295,4 @@ def _answer(method: Method, episodes, query_labels: Tensor) -> dict[str, Tensor]
         bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
         raise FewshotError(f"{type(method).__name__} returned logits that are not finite (episode {bad} of a chunk of "
                            f"{len(episodes)}); check the features, or use float64")
-    correct = (logits.argmax(-1) == query_labels).double().mean(1)
-    return {"correct": correct, **extra}
+    return logits, extra

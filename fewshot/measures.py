@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
-
-from fewshot.errors import FewshotError
 
 BINS = 15  # of the confidence, as in Guo et al. 2017
 
@@ -64,41 +60,80 @@ def calibration_error(histogram: Tensor) -> float:
     return float((right - confidence).abs().sum() / count.sum())
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature T that minimises the mean of -log softmax(logits / T)[label] (Guo et al. 2017, section 4.2).
+def summary_of(measures: dict[str, Tensor]) -> dict[str, float]:
+    """Means over episodes and totals as single numbers, of what was measured."""
+    found = {}
+    if "class_total" in measures:
+        found["macro_accuracy"] = float(macro_accuracy(measures["class_correct"], measures["class_total"]).mean())
+    for name, values in measures.items():
+        if name.startswith("calibration"):
+            found[name.replace("calibration", "calibration_error", 1)] = calibration_error(values)
+        elif values.is_floating_point():
+            found[name] = float(values.mean())
+    return found
 
-    logits [..., N], labels [...]. Searched on log T between -10 and 10, where the loss of the inverse temperature is convex;
-    raises FewshotError where no finite temperature is best (every prediction right, or no better than chance).
+
+def open_set_measures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """How well queries of classes outside the episode (label -1, "open") are told from the others, each [E].
+
+    Two scores of being known: `probability` max_n softmax(logits)_n, and `logit` max_n logits_n (minus the distance to the
+    nearest prototype for metric methods). For both
+
+    auroc      chance that a known query scores above an open one, ties half
+    aupr       average precision of finding the open queries from low scores, as scikit-learn's average_precision_score
+    accepted   share of right answers among the queries kept when as many of the lowest score are rejected as there are
+               open ones (a kept open query is wrong): every method rejects equally many
     """
-    logits, labels = logits.reshape(-1, logits.shape[-1]).double(), labels.reshape(-1)
-
-    def loss(log_t: float) -> float:
-        return float(torch.nn.functional.cross_entropy(logits / np.exp(log_t), labels))
-
-    found = minimize_scalar(loss, bounds=(-10, 10), method="bounded", options={"xatol": 1e-6})
-    if abs(found.x) > 9.99:
-        raise FewshotError(f"no temperature between e^-10 and e^10 is best on {len(labels)} validation queries: their "
-                           "predictions are all right or no better than chance; use more or harder validation episodes")
-    return float(np.exp(found.x))
+    known, found = labels >= 0, {}
+    scores = {"logit": logits.amax(-1), "probability": torch.softmax(logits, -1).amax(-1)}
+    right = logits.argmax(-1) == labels
+    opened = (~known).sum(1)
+    kept = torch.arange(labels.shape[1]) >= opened[:, None]
+    for name, score in scores.items():
+        at_most = (score[:, None, :] <= score[:, :, None]).double()  # [E, Q, Q]: query j scores at most as query i
+        ties = (score[:, None, :] == score[:, :, None]).double()
+        above = ((1 - at_most + ties / 2) * known[:, None, :]).sum(2)  # [E, Q] known queries above i
+        found[f"auroc_{name}"] = (above * ~known).sum(1) / (opened * known.sum(1))
+        precision = (at_most * ~known[:, None, :]).sum(2) / at_most.sum(2)
+        found[f"aupr_{name}"] = (precision * ~known).sum(1) / opened
+        order = score.argsort(dim=1, stable=True)
+        found[f"accepted_{name}"] = (right.gather(1, order) & kept).sum(1, dtype=torch.float64) / kept.sum(1)
+    return found
 
 
 class Measures:
-    """Collects the measures of one evaluation, chunk by chunk; `totals` is what is summed over episodes."""
+    """Collects the measures of one evaluation, chunk by chunk; `totals` is what is summed over episodes.
 
-    def __init__(self, temperature: float | None = None):
-        self._temperature = temperature
+    scores        measure probabilities, too: nll and brier [E], and the totals calibration [3, BINS] and confusion [C, C]
+                  over the bank's classes (row: true, column: predicted)
+    classes       C
+    temperature   with scores: measure softmax(logits / temperature), too, under names that end in _calibrated
+    """
+
+    def __init__(self, scores: bool = False, classes: int = 0, temperature: float | None = None):
+        self._endings = {"": 1.0} if scores else {}
         self.totals: dict[str, Tensor] = {}
+        if scores:
+            self.totals["confusion"] = torch.zeros(classes, classes, dtype=torch.int64)
+        if temperature is not None:
+            self._endings["_calibrated"] = temperature
+            self.totals["temperature"] = torch.tensor(temperature, dtype=torch.float64)
 
     def __call__(self, logits: Tensor, labels: Tensor, classes: Tensor) -> dict[str, Tensor]:
-        """Arrays [E, ...] of these episodes."""
-        found = class_counts(logits.argmax(-1), labels, classes)
-        found |= self._scores(logits, labels, 1.0, "")
-        if self._temperature is not None:
-            found |= self._scores(logits, labels, self._temperature, "_calibrated")
+        """Arrays [E, ...] of these episodes: logits [E, Q, N], labels [E, Q] with -1 for queries of no class of the
+        episode, classes [E, N]."""
+        predicted, known = logits.argmax(-1), labels >= 0
+        right = (predicted == labels).sum(1, dtype=torch.float64)
+        found = {"correct": right / known.sum(1), **class_counts(predicted, labels, classes)}
+        if self._endings:
+            true, named = (classes.gather(1, x.clamp(min=0))[known] for x in (labels, predicted))
+            confusion = self.totals["confusion"]
+            confusion.view(-1).index_add_(0, true * len(confusion) + named, torch.ones_like(true))
+        for ending, temperature in self._endings.items():
+            scores = probability_measures(logits, labels, temperature)
+            rows = scores.pop("calibration").double().sum(0).view(3, BINS)
+            self.totals[f"calibration{ending}"] = self.totals.get(f"calibration{ending}", 0) + rows
+            found |= {name + ending: values for name, values in scores.items()}
+        if not known.all():
+            found |= open_set_measures(logits, labels)
         return found
-
-    def _scores(self, logits: Tensor, labels: Tensor, temperature: float, ending: str) -> dict[str, Tensor]:
-        found = probability_measures(logits, labels, temperature)
-        rows = found.pop("calibration").double().sum(0).view(3, BINS)
-        self.totals[f"calibration{ending}"] = self.totals.get(f"calibration{ending}", 0) + rows
-        return {name + ending: values for name, values in found.items()}

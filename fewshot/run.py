@@ -14,8 +14,11 @@ import torch
 from fewshot.errors import FewshotError
 from fewshot.methods.base import METHODS, create_method, method_parameters
 from fewshot.registry import unknown_message
-from fewshot.sampler import QUERY_DISTRIBUTIONS
+from fewshot.sampler import QUERY_DISTRIBUTIONS, EpisodeSampler
 from fewshot.transforms import parse_transforms
+
+# Settings that came later: left out of the key where they are not used, so that earlier results keep theirs.
+_WHERE_USED = ("base", "open_classes", "open_queries", "episode_list")
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class Run:
     method, parameters   every hyper-parameter; those left out are filled in: with the values a method was trained with
                          where the file `weights` holds its own weights, else with the defaults
     ways, shots, queries (queries per class), query_distribution, alpha, k_eff, episodes, seed: the protocol
+    open_classes, open_queries   further queries of classes outside the episode, see `EpisodeSampler`
+    episode_list         fingerprint of a saved list of episodes, where these are taken and not drawn from `seed`; filled in
+                         by `evaluate`
 
     Raises FewshotError for unknown names and wrong values of the method, the transforms and the query distribution; what
     depends on the data is checked by `evaluate`.
@@ -55,6 +61,9 @@ class Run:
     k_eff: int | None = None
     episodes: int = 10_000
     seed: int = 0
+    open_classes: int = 0
+    open_queries: int = 0
+    episode_list: str | None = None
     data_options: dict = field(default_factory=dict)
     backbone_options: dict = field(default_factory=dict)
 
@@ -79,8 +88,8 @@ class Run:
             raise FewshotError(f"episodes={self.episodes!r}; an interval needs an integer of at least 2")
 
     def to_dict(self) -> dict:
-        """Plain values only, as stored in run.json; `base` only where it matters."""
-        return {key: plain(value) for key, value in dataclasses.asdict(self).items() if key != "base" or value is not None}
+        """Plain values only, as stored in run.json; those of `_WHERE_USED` only where they matter."""
+        return {key: plain(value) for key, value in dataclasses.asdict(self).items() if key not in _WHERE_USED or value}
 
     @classmethod
     def from_dict(cls, values: dict) -> Run:
@@ -106,7 +115,13 @@ class Run:
         name = f"{self.ways}-way {self.shots}-shot"
         extra = {"balanced": "", "dirichlet": f", Dirichlet({self.alpha:g})", "k_eff": f", {self.k_eff} classes present",
                  "natural": ", natural"}
-        return name + extra[self.query_distribution]
+        return name + extra[self.query_distribution] + (f", {self.open_classes} open classes" if self.open_classes else "")
+
+    def sampler(self, bank) -> EpisodeSampler:
+        """The sampler of this protocol on `bank`."""
+        return EpisodeSampler(bank, ways=self.ways, shots=self.shots, queries=self.queries, seed=self.seed,
+                              query_distribution=self.query_distribution, alpha=self.alpha, k_eff=self.k_eff,
+                              open_classes=self.open_classes, open_queries=self.open_queries)
 
 
 def plain(value):

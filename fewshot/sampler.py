@@ -6,7 +6,7 @@ of episodes is drawn in one vectorised call, and every method, worker, machine a
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +18,8 @@ from torch import Tensor
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+from fewshot.open_queries import OpenQueries
+from fewshot.ops.counter import below, counted_uniforms, ordered_subset
 from fewshot.registry import unknown_message
 
 QUERY_DISTRIBUTIONS = ("balanced", "dirichlet", "k_eff", "natural")
@@ -30,7 +32,8 @@ class EpisodeIndices:
     """Row numbers of a batch of episodes of one shape.
 
     support, support_labels [E, S] (class-major); query, query_labels [E, Q] (shuffled, so that the order of the queries
-    tells nothing about their classes); classes [E, N] the bank's label of each episode class.
+    tells nothing about their classes); classes [E, N] the bank's label of each episode class. A query label of -1 marks a
+    query of a class outside the episode.
     """
 
     support: Tensor
@@ -70,6 +73,8 @@ class EpisodeSampler:
                         a class has left moves to the class of largest proportion that has room.
                         "k_eff": all queries from the pooled images of `k_eff` random classes of the N (PADDLE)
                         "natural": all queries from the pooled remaining images of the N classes
+    open_classes        this many classes outside the episode give `open_queries` further queries each, with label -1,
+                        shuffled among the others. The episodes are otherwise those without open queries.
     small_classes       "refuse" raises when a class has too few images, "drop" leaves such classes out
 
     Raises FewshotError for impossible requests, naming the class and the count.
@@ -77,7 +82,7 @@ class EpisodeSampler:
 
     def __init__(self, labels, ways: int | tuple[int, int] = 5, shots: int | tuple[int, int] = 1, queries: int = 15,
                  seed: int = 0, query_distribution: str = "balanced", alpha: float = 2.0, k_eff: int | None = None,
-                 small_classes: str = "refuse"):
+                 small_classes: str = "refuse", open_classes: int = 0, open_queries: int = 0):
         names = getattr(labels, "class_names", None)
         labels = np.asarray(getattr(labels, "labels", labels))
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0:
@@ -94,6 +99,8 @@ class EpisodeSampler:
         # One uniform number per decision: the layout is fixed by the protocol alone, never by other episodes.
         self._layout = _layout(classes=high, ways=1, shots=high, counts=high, present=high, query_pool=high * self.queries,
                                items=high * self._per_class, order=high * self.queries)
+        self._open = OpenQueries(self._classes, self._sizes, self._first, self._order, classes=open_classes,
+                                 queries=open_queries, ways=high, seed=self.seed) if open_classes or open_queries else None
 
     # -- what users call -------------------------------------------------------------------------------------------
 
@@ -122,8 +129,11 @@ class EpisodeSampler:
         for group in np.unique(shape, axis=0):
             where = np.flatnonzero((shape == group).all(1))
             n = int(group[0])
-            yield torch.from_numpy(where), _assemble(classes[where, :n], shots[where, :n], counts[where, :n],
-                                                     items[where, :n], keys[where])
+            found = _assemble(classes[where, :n], shots[where, :n], counts[where, :n], items[where, :n], keys[where])
+            if self._open is not None:
+                query, labels = self._open.add(found.query, found.query_labels, found.classes, start, count, where)
+                found = dataclasses.replace(found, query=query, query_labels=labels)
+            yield torch.from_numpy(where), found
 
     def check_bank(self, bank: ImageBank | FeatureBank) -> None:
         if not np.array_equal(bank.labels.numpy(), self._labels):
@@ -172,25 +182,19 @@ class EpisodeSampler:
     # -- drawing ---------------------------------------------------------------------------------------------------
 
     def _uniforms(self, start: int, count: int) -> dict[str, np.ndarray]:
-        """name -> [count, length] numbers in [0, 1); a Philox counter step yields four of them."""
-        total = sum(length for length in self._layout.values())
-        steps = -(-total // 4)
-        key = int.from_bytes(hashlib.sha256(f"{_STREAM} {self.seed}".encode()).digest()[:16], "little")
-        generator = np.random.Generator(np.random.Philox(key=key, counter=start * steps))
-        numbers = generator.random((count, 4 * steps))
-        bounds = np.cumsum([0, *self._layout.values()])
-        return {name: numbers[:, a:b] for name, a, b in zip(self._layout, bounds[:-1], bounds[1:], strict=True)}
+        """name -> [count, length] numbers in [0, 1) of episodes start .. start+count-1."""
+        return counted_uniforms(f"{_STREAM} {self.seed}", self._layout, start, count)
 
     def _draw(self, start: int, count: int):
         u = self._uniforms(start, count)
         (low, high), pool = self.ways, len(self._classes)
-        chosen = _ordered_subset(u["classes"], np.full(count, pool))  # [E, N]
-        ways = low + _below(u["ways"][:, 0], high - low + 1)
+        chosen = ordered_subset(u["classes"], np.full(count, pool))  # [E, N]
+        ways = low + below(u["ways"][:, 0], high - low + 1)
         active = np.arange(high) < ways[:, None]
-        shots = np.where(active, self.shots[0] + _below(u["shots"], self.shots[1] - self.shots[0] + 1), 0)
+        shots = np.where(active, self.shots[0] + below(u["shots"], self.shots[1] - self.shots[0] + 1), 0)
         sizes = self._sizes[chosen]
         counts = self._query_counts(u, np.where(active, sizes - shots, 0), active)
-        shuffled = _ordered_subset(u["items"].reshape(count * high, -1), sizes.reshape(-1))
+        shuffled = ordered_subset(u["items"].reshape(count * high, -1), sizes.reshape(-1))
         items = self._order[self._first[chosen][..., None] + shuffled.reshape(count, high, -1)]
         return self._classes[chosen], ways, shots, counts, items, u["order"]
 
@@ -208,7 +212,7 @@ class EpisodeSampler:
             left = np.where(rank < self.k_eff, left, 0)
         # Drawing from a pool without replacement: only how often each class is hit matters here, because
         # within a class the items are shuffled anyway.
-        position = _ordered_subset(u["query_pool"], left.sum(1))
+        position = ordered_subset(u["query_pool"], left.sum(1))
         position = np.where(np.arange(position.shape[1]) < total[:, None], position, -1)
         ends = np.cumsum(left, 1)
         below = (position[:, None, :] < ends[:, :, None]) & (position[:, None, :] >= 0)
@@ -217,28 +221,6 @@ class EpisodeSampler:
 
 def _layout(**lengths: int) -> dict[str, int]:
     return lengths
-
-
-def _below(uniform: np.ndarray, limit) -> np.ndarray:
-    """Integers 0 .. limit-1; uniform numbers have 53 bits, so the bias is below limit / 2^53."""
-    return (uniform * limit).astype(np.int64)
-
-
-def _ordered_subset(uniform: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Per row, k distinct integers below sizes[row] in random order: the first k steps of a Fisher-Yates shuffle.
-
-    uniform [R, k], sizes [R] -> [R, k]. Steps beyond a row's size repeat its last state and must not be used.
-    """
-    rows, k = uniform.shape
-    table = np.broadcast_to(np.arange(max(int(sizes.max()), k), dtype=np.int32), (rows, max(int(sizes.max()), k))).copy()
-    row = np.arange(rows)
-    for step in range(k):
-        other = step + _below(uniform[:, step], np.maximum(sizes - step, 1))
-        taken = table[row, other]
-        table[row, other] = table[:, step]
-        table[:, step] = taken
-    # Positions past a small row's end hold no item of that row; point them at a valid one.
-    return np.minimum(table[:, :k], np.maximum(sizes - 1, 0)[:, None]).astype(np.int64)
 
 
 def _published_rounding(real: np.ndarray, total: np.ndarray) -> np.ndarray:

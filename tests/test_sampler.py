@@ -138,11 +138,44 @@ def test_unequal_class_sizes(sizes, ways, shots, queries, distribution, seed):
     ({"ways": 1}, "ways=1"), ({"query_distribution": "dirichlett"}, "did you mean 'dirichlet'"),
     ({"k_eff": 3}, "k_eff belongs to"), ({"query_distribution": "k_eff", "k_eff": 6}, "between 1 and"),
     ({"alpha": 0.0}, "positive"), ({"ways": (6, 3)}, "low end"), ({"queries": 2.5}, "queries=2.5"),
+    ({"open_classes": 3}, "open_queries=0"), ({"open_queries": 3}, "open_classes=0"),
+    ({"open_classes": 26, "open_queries": 1}, "only 30 classes"), ({"open_classes": 1, "open_queries": 41}, "40 images"),
     ({"ways": 20, "queries": 39, "query_distribution": "k_eff", "k_eff": 2}, "only 78 images left"),
 ])
 def test_impossible_requests_are_refused(settings_, message):
     with pytest.raises(FewshotError, match=message):
         EpisodeSampler(LABELS, **settings_)
+
+
+@every_protocol
+def test_open_queries_leave_the_episodes_as_they_are(protocol):
+    plain = EpisodeSampler(LABELS, seed=3, **protocol).indices(0, 60)
+    sampler = EpisodeSampler(LABELS, seed=3, open_classes=4, open_queries=3, **protocol)
+    found = sampler.indices(0, 60)
+    known = found.query_labels >= 0
+    assert torch.equal(found.support, plain.support) and torch.equal(found.classes, plain.classes)
+    assert torch.equal(found.query[known].view(60, -1), plain.query)
+    assert torch.equal(found.query_labels[known].view(60, -1), plain.query_labels)
+    opened = torch.from_numpy(LABELS)[found.query[~known].view(60, 12)]  # [E, 12] bank classes
+    assert not (opened[:, :, None] == found.classes[:, None, :]).any()
+    assert all((torch.bincount(row)[row.unique()] == 3).all() and len(row.unique()) == 4 for row in opened)
+    ordered = rows(found).sort(1).values
+    assert (ordered[:, 1:] != ordered[:, :-1]).all()
+    part = sampler.indices(17, 5)
+    assert torch.equal(part.query, found.query[17:22]) and torch.equal(part.query_labels, found.query_labels[17:22])
+
+
+def test_open_queries_are_equally_likely_everywhere():
+    found = EpisodeSampler(LABELS, ways=5, queries=3, open_classes=2, open_queries=5).indices(0, 6000)
+    opened = found.query_labels < 0
+    assert (opened.double().mean(0) - 0.4).abs().max() < 5 * (0.24 / 6000) ** 0.5, "of every place in the order"
+    counts = torch.bincount(found.query[opened], minlength=len(LABELS)).double()
+    expected = counts.sum() / len(LABELS)
+    assert abs(float(((counts - expected) ** 2 / expected).sum()) - 1199) < 6 * 49
+    variable = EpisodeSampler(LABELS, ways=(3, 6), queries=3, open_classes=2, open_queries=5, seed=1)
+    for where, indices in variable.buckets(0, 50):
+        for e, number in enumerate(where.tolist()):
+            assert torch.equal(next(variable.buckets(number, 1))[1].query[0], indices.query[e])
 
 
 def test_refusal_names_the_class_and_dropping_leaves_it_out():

@@ -72,9 +72,9 @@ def class_interval(values, classes, confidence: float = 0.95) -> Interval:
 
     The quantile is Student's with Satterthwaite's degrees of freedom (C - 1 for the first part), at least a quarter of
     C - 1: below that, where the classes hardly differ, the interval would be needlessly wide (it still covers too often
-    there). The jackknife counts an interaction of k classes k times (Efron and Stein 1981), again on the wide side. Cluster-robust
-    two-way variances (Cameron, Gelbach and Miller 2011; Owen 2007) are not used: they treat accuracies of different
-    classes in different episodes as independent, which distractors make false.
+    there). The jackknife counts an interaction of k classes k times (Efron and Stein 1981), again on the wide side.
+    Cluster-robust two-way variances (Cameron, Gelbach and Miller 2011; Owen 2007) are not used: they treat accuracies of
+    different classes in different episodes as independent, which distractors make false.
 
     Raises FewshotError for shapes that do not fit, for classes that are in fewer than 2 episodes or in all, and for
     fewer than N + 2 classes, where leaving one out says nothing about others.

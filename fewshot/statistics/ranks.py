@@ -48,4 +48,5 @@ def rank(values, confidence: float = 0.95) -> Ranking:
     statistic = blocks**2 * ((means - (methods + 1) / 2) ** 2).sum() / variance if variance > 0 else 0.0
     quantile = stats.studentized_range.ppf(confidence, methods, np.inf) / np.sqrt(2)
     difference = quantile * np.sqrt(methods * (methods + 1) / (6 * blocks))
-    return Ranking(tuple(means.tolist()), float(difference), float(stats.chi2.sf(statistic, methods - 1)), blocks, confidence)
+    p_value = float(stats.chi2.sf(statistic, methods - 1))
+    return Ranking(tuple(means.tolist()), float(difference), p_value, blocks, confidence)
