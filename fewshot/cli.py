@@ -14,10 +14,9 @@ from typing import Annotated
 
 import typer
 
-from fewshot import __version__, commands, commands_predict
+from fewshot import __version__, commands, commands_predict, episode_commands, result_commands
 from fewshot.errors import FewshotError
 from fewshot.options import (
-    Alpha,
     Backbone,
     BaseFeatures,
     DataRoot,
@@ -26,7 +25,8 @@ from fewshot.options import (
     Episodes,
     Features,
     KEff,
-    Queries,
+    OpenClasses,
+    OpenQueries,
     Runs,
     Seed,
     Settings,
@@ -36,6 +36,7 @@ from fewshot.options import (
     described,
     integers,
     method_names,
+    numbers,
     pairs,
     source,
     text_of,
@@ -178,13 +179,23 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
                                          autocompletion=method_names)] = "protonet",
              ways: Annotated[str, typer.Option(help="classes an episode, comma-separated")] = "5",
              shots: Annotated[str, typer.Option(help="support images a class, comma-separated")] = "1,5",
-             queries: Queries = 15,
+             queries: Annotated[str, typer.Option(help="query images a class, comma-separated")] = "15",
              query_distribution: Annotated[str, typer.Option(help="balanced, dirichlet, k_eff, natural; comma-separated")]
              = "balanced",
-             alpha: Alpha = 2.0, k_eff: KEff = None, episodes: Episodes = 10_000, seed: Seed = 0,
-             transforms: Transforms = "",
+             alpha: Annotated[str, typer.Option(help="concentration of the Dirichlet distribution, comma-separated")] = "2",
+             k_eff: KEff = None, open_classes: OpenClasses = 0, open_queries: OpenQueries = 0, episodes: Episodes = 10_000,
+             seed: Seed = 0, transforms: Transforms = "",
              learned: Annotated[Path | None, typer.Option(help="values learned by `fewshot fit`")] = None,
              set_: Settings = None, data_set: DataSettings = None, data_root: DataRoot = None, runs: Runs = Path("runs"),
+             episode_file: Annotated[Path | None, typer.Option(help="episodes from `fewshot episodes save`; they set ways, "
+                                                               "shots and the rest of the protocol")] = None,
+             metrics: Annotated[bool, typer.Option(help="also likelihood, Brier score, calibration error")] = False,
+             calibrate: Annotated[bool, typer.Option(help="also these with a temperature fitted on validation classes")]
+             = False,
+             calibration_features: Annotated[Path | None, typer.Option(help="feature bank of the validation classes, for "
+                                                                       "--calibrate beside --features")] = None,
+             figure: Annotated[Path | None, typer.Option(help="draw accuracy against what is a list (shots, ways, queries "
+                                                         "or alpha): FIGURE.png and .pdf")] = None,
              json_file: Annotated[Path | None, typer.Option("--json", help="also write the results here; - prints them, "
                                                                  "and no table")] = None):
     """Accuracy with 95 % intervals over episodes of cached features. Finished runs are not repeated."""
@@ -199,6 +210,11 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
 
     options, distributions = pairs(data_set), words(query_distribution)
     _check_eval(context, features, base_features, k_eff, distributions)
+    if episode_file:
+        _check_alone(context, episode_file)
+    if calibration_features and not features or calibrate and features and not calibration_features:
+        raise FewshotError("--calibrate beside --features needs the features of the validation classes, "
+                           "--calibration-features FILE; without --features they are made from the data set")
     bank = FeatureBank.load(features) if features else None
     base_bank = FeatureBank.load(base_features) if base_features else None
     if bank is None:
@@ -209,77 +225,44 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
         subject = described(bank)
         notes = pretraining_notes(subject["backbone"], bank.provenance.get("pretrained_on"), bank.name)
     values = _learned(learned, words(method))
+    lists = {"ways": integers("--ways", ways), "shots": integers("--shots", shots),
+             "queries": integers("--queries", queries), "alpha": numbers("--alpha", alpha)}
     wanted = [Run(**subject, method=name, ways=n, shots=k, parameters={**values.get(name, {}), **pairs(set_)},
-                  queries=queries, query_distribution=distribution, alpha=alpha, episodes=episodes,
-                  k_eff=k_eff if distribution == "k_eff" else None, seed=seed, transforms=transforms, data_options=options)
-              for name in words(method) for distribution in distributions
-              for n in integers("--ways", ways) for k in integers("--shots", shots)]
+                  queries=q, query_distribution=distribution, alpha=a, episodes=episodes,
+                  k_eff=k_eff if distribution == "k_eff" else None, open_classes=open_classes, open_queries=open_queries,
+                  seed=seed, transforms=transforms, data_options=options)
+              for name in words(method) for distribution in distributions for n in lists["ways"] for k in lists["shots"]
+              for q in lists["queries"] for a in (lists["alpha"] if distribution == "dirichlet" else lists["alpha"][:1])]
+    axis = _axis(lists, figure)
+    if episode_file:
+        wanted = list({run.method: run for run in wanted}.values())
+    calibration = FeatureBank.load(calibration_features) if calibration_features else calibrate
     store, made = Store(runs), FeatureSource(data_root, runs / "cache", progress=True)
     store.prepare()
-    results = [score(run, bank, base_bank=base_bank, store=store, progress=True, source=made, notes=notes) for run in wanted]
+    results = [score(run, bank, base_bank=base_bank, store=store, progress=True, source=made, notes=notes, metrics=metrics,
+                     calibrate=calibration, episodes_file=episode_file) for run in wanted]
     records = json.dumps([{"run": r.run.to_dict(), "key": r.run.key, **r.summary()} for r in results], indent=1)
     if json_file == Path("-"):
         typer.echo(records)
         return
     results_table(results).print()
+    if metrics or calibration or open_classes:
+        from fewshot.metric_tables import metrics_table
+
+        metrics_table(results).print()
+    if figure:
+        from fewshot.figures import accuracy_against, save_figure
+
+        shown = [r for r in results if axis != "alpha" or r.run.query_distribution == "dirichlet"]
+        typer.echo(f"wrote {' and '.join(map(str, save_figure(accuracy_against(shown, axis), figure)))}")
     if json_file:
         typer.echo(f"wrote {write_atomically(json_file, records.encode())}")
 
 
-@app.command()
-def compare(results: Annotated[list[str], typer.Argument(help="two or more result folders or keys")],
-            runs: Runs = Path("runs")):
-    """Paired differences between results on the same episodes."""
-    from fewshot.tables import comparison_table
-
-    comparison_table(_results(results, runs, least=2)).print()
-
-
-@app.command()
-def table(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all. Or one file "
-                                                              "of experiments/: its results beside published ones")] = None,
-          runs: Runs = Path("runs"), data_root: DataRoot = None,
-          form: Annotated[str, typer.Option("--format", help="terminal, markdown, csv, json or latex")] = "terminal"):
-    """One table of stored results. Nothing is evaluated."""
-    from fewshot.registry import unknown_message
-    from fewshot.tables import results_table
-
-    if results and results[0].endswith(".py"):
-        from fewshot.published import load_experiment, published_table
-        from fewshot.store import Store
-
-        if len(results) > 1:
-            raise FewshotError(f"{len(results)} arguments beside the experiment {results[0]}; give one experiment alone")
-        made = published_table(load_experiment(results[0]), Store(runs), data_root)
-    else:
-        made = results_table(_results(results, runs))
-    forms = {"markdown": made.to_markdown, "csv": made.to_csv, "json": made.to_json, "latex": made.to_latex}
-    if form not in ("terminal", *forms):
-        raise FewshotError(unknown_message("format", form, ["terminal", *forms]))
-    if form == "terminal":
-        made.print()
-    else:
-        typer.echo(forms[form](), nl=False)
-
-
-@app.command()
-def report(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all")] = None,
-           runs: Runs = Path("runs"), out: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
-           title: Annotated[str, typer.Option(help="heading of the page")] = "Few-shot results"):
-    """One self-contained HTML page of stored results."""
-    from fewshot.figures import accuracy_against_shots
-    from fewshot.report import write_report
-
-    found = _results(results, runs)
-    figures = {}
-    if len({r.run.shots for r in found}) > 1:
-        figures["shots"] = (accuracy_against_shots(found), "Accuracy against shots.")
-    typer.echo(f"wrote {write_report(out, title=title, results=found, figures=figures)}")
-
-
-app.command()(commands.tune)
-app.command()(commands.fit)
-app.command()(commands_predict.predict)
+for command in (result_commands.compare, result_commands.plan, result_commands.table, result_commands.report, commands.tune,
+                commands.fit, commands_predict.predict):
+    app.command()(command)
+app.add_typer(episode_commands.app, name="episodes")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -345,6 +328,24 @@ def _check_eval(context: typer.Context, features: Path | None, base_features: Pa
         raise FewshotError(f"--k-eff={k_eff} with --query-distribution={','.join(distributions)}; it belongs to k_eff")
 
 
+def _check_alone(context: typer.Context, path: Path) -> None:
+    """Beside a list of episodes, options that describe episodes would have no effect."""
+    names = ("ways", "shots", "queries", "query_distribution", "alpha", "k_eff", "open_classes", "open_queries", "episodes",
+             "seed")
+    given = [f"--{name.replace('_', '-')}" for name in names if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if given:
+        raise FewshotError(f"{', '.join(given)} beside --episode-file {path}: the file says so; leave it out")
+
+
+def _axis(lists: dict[str, list], figure: Path | None) -> str | None:
+    """What the figure is drawn against: the list with several values (where several have: alpha, queries, shots, ways)."""
+    several = [name for name, values in lists.items() if len(values) > 1]
+    if figure and not several:
+        raise FewshotError(f"--figure {figure}, but no list has several values; give e.g. --shots 1,5,10, --ways 5,10, "
+                           "--queries 5,15 or --alpha 0.5,2,10")
+    return next((name for name in ("alpha", "queries", "shots", "ways") if name in several), None)
+
+
 def _learned(path: Path | None, methods: list[str]) -> dict[str, dict]:
     """Method -> parameters of the file that `fewshot fit` wrote."""
     if path is None:
@@ -355,31 +356,6 @@ def _learned(path: Path | None, methods: list[str]) -> dict[str, dict]:
     if found.name not in methods:
         raise FewshotError(f"{path} holds values of {found.name}, which is not among the methods {', '.join(methods)}")
     return {found.name: found.parameters}
-
-
-def _results(keys: list[str] | None, runs: Path, least: int = 1):
-    """The named results, all of `runs` without names."""
-    from fewshot.store import Store
-
-    store = Store(runs)
-    found = [store.read(_folder(key, runs)) for key in keys] if keys else list(store)
-    if len(found) < least:
-        have = f"{len(found)} result{'' if len(found) == 1 else 's'} {'given' if keys else f'in {runs}'}"
-        raise FewshotError(f"{have}; this needs at least {least}: run `fewshot eval` first, or point --runs at the folder "
-                           "that holds them")
-    return found
-
-
-def _folder(key: str, runs: Path) -> Path:
-    """The folder of a result, given as a path, a key or the start of one."""
-    if Path(key).is_dir():
-        return Path(key)
-    found = [path.parent for path in runs.glob("*/run.json") if path.parent.name.startswith(key)]
-    if len(found) != 1:
-        known = ", ".join(sorted(path.name for path in found)) if found else f"{len(list(runs.glob('*/run.json')))} others"
-        raise FewshotError(f"{len(found)} results in {runs} begin with {key!r} ({known}); the keys are in the column run of "
-                           "`fewshot table --format csv`")
-    return found[0]
 
 
 __all__ = ["app", "main"]

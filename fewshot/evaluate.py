@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +90,8 @@ class Result:
         if self.converged is not None:
             summary["converged"] = float(self.converged.double().mean())
             summary["iterations"] = float(self.iterations.double().mean())
+        with contextlib.suppress(FewshotError):  # without classes, or with too few of them
+            summary["interval95_classes"] = self.over_classes.half_width
         return summary | summary_of(self.measures)
 
     @classmethod

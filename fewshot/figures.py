@@ -19,6 +19,7 @@ from fewshot.errors import FewshotError
 from fewshot.evaluate import Result
 from fewshot.files import write_atomically
 from fewshot.labels import PROTOCOL, distinct_labels, natural, unique_results
+from fewshot.registry import unknown_message
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, BLACK = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00",
                                                       "#F0E442", "#000000")
@@ -26,6 +27,8 @@ COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK)  # yellow is too pale for
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 GREY = "#5f6368"
+AXES = {"shots": "shots per class", "ways": "ways", "queries": "queries per class",
+        "alpha": "alpha of the Dirichlet queries (smaller: less balanced)"}
 _IN_TITLES = ("dataset", "split", *PROTOCOL)  # what panel titles name, so labels need not
 # Names from data sets may hold `$`: mathematics in texts is off.
 STYLE = {
@@ -52,22 +55,36 @@ def _styled(draw: Callable) -> Callable:
     return wrapper
 
 
-@_styled
 def accuracy_against_shots(results: Iterable[Result]) -> Figure:
-    """Accuracy with 95 % intervals over the number of shots: a line per method (and backbone, seed, ... where they
-    vary), a panel per data set, ways and query distribution.
+    """`accuracy_against` the number of shots."""
+    return accuracy_against(results, "shots")
 
-    Raises FewshotError for no results and for a range of shots, which has no place on the axis.
+
+@_styled
+def accuracy_against(results: Iterable[Result], axis: str) -> Figure:
+    """Accuracy with 95 % intervals over "shots", "ways", "queries" or "alpha" (of Dirichlet queries): a line per method (and
+    backbone, seed, ... where they vary), a panel per data set and what else of the protocol varies.
+
+    Raises FewshotError for no results, for another axis, for a range on the axis, which has no place there, and over
+    alpha for results whose queries follow no Dirichlet distribution.
     """
+    if axis not in AXES:
+        raise FewshotError(unknown_message("axis", axis, list(AXES)))
     results = unique_results(results)
+    several = len({r.run.queries for r in results}) > 1 and axis != "queries"
     panels: dict[tuple[str, ...], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    for label, result in zip(distinct_labels(results, _IN_TITLES), results, strict=True):
-        if not isinstance(result.run.shots, int):
-            raise FewshotError(f"shots={result.run.shots!r} is a range; this figure needs a fixed number of shots")
-        protocol = result.run.protocol.replace(f" {result.run.shots}-shot", "")
+    for label, result in zip(distinct_labels(results, (*_IN_TITLES, "queries")), results, strict=True):
+        value = getattr(result.run, axis)
+        if not isinstance(value, (int, float)):
+            raise FewshotError(f"{axis}={value!r} is a range; this figure needs a fixed number of {axis}")
+        if axis == "alpha" and result.run.query_distribution != "dirichlet":
+            raise FewshotError(f"{label} has {result.run.query_distribution} queries; alpha means something for Dirichlet "
+                               "queries only: leave it out")
+        own = {"shots": f" {value}-shot", "ways": f"{value}-way ", "queries": "", "alpha": f"({value:g})"}[axis]
+        protocol = result.run.protocol.replace(own, "", 1) + (f", {result.run.queries} queries a class" if several else "")
         panels[(*_place(result, results), protocol)][label].append(result)
     labels = sorted({label for panel in panels.values() for label in panel}, key=natural)
-    shots = sorted({r.run.shots for r in results})
+    places = sorted({getattr(r.run, axis) for r in results})
     across, legend_columns = min(2, len(panels)), _legend_columns(labels)
     down = -(-len(panels) // across)
     figure = Figure(figsize=(6.4, 3.1 * down + 0.5 + 0.2 * -(-len(labels) // legend_columns)), layout="constrained")
@@ -77,18 +94,18 @@ def accuracy_against_shots(results: Iterable[Result]) -> Figure:
     order = sorted(panels, key=lambda key: [natural(part) for part in key])
     for axes, key in zip(grid.flat, order, strict=False):
         for label, line in panels[key].items():
-            line.sort(key=lambda r: r.run.shots)
-            axes.errorbar([r.run.shots for r in line], [100 * r.accuracy.mean for r in line],
+            line.sort(key=lambda r: getattr(r.run, axis))
+            axes.errorbar([getattr(r.run, axis) for r in line], [100 * r.accuracy.mean for r in line],
                           [100 * r.accuracy.half_width for r in line], label=label, **_look(labels.index(label)))
         axes.set_title(", ".join(key))
         axes.set_xscale("log", base=2)  # the gain of a shot shrinks: 1 to 5 deserves more room than 16 to 20
-        axes.set_xticks(shots, [str(k) for k in shots])
+        axes.set_xticks(places, [f"{value:g}" for value in places])
         axes.set_xticks([], minor=True)
-        axes.set_xlim(shots[0] / 1.15, shots[-1] * 1.15)
+        axes.set_xlim(places[0] / 1.15, places[-1] * 1.15)
     drawn = list(grid.flat[:len(panels)])
     _chance_lines(drawn, results)
     for axes in drawn[-across:]:
-        axes.set_xlabel("shots per class")
+        axes.set_xlabel(AXES[axis])
         axes.tick_params(labelbottom=True)  # also above an empty place
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy (%)")

@@ -19,8 +19,9 @@ from fewshot.run import Run
 _VISIBLE = ("dataset", "split", "backbone", "transforms")
 # What may tell two results of one cell apart; the first that does becomes a row heading.
 _SEPARATING = (*_VISIBLE, "weights", "backbone_options", "method", "parameters", "query_distribution", "ways", "shots",
-               "alpha", "k_eff", "queries", "episodes", "seed", "data_options", "setting", "data", "base")
-PROTOCOL = ("protocol", "query_distribution", "ways", "shots", "alpha", "k_eff")
+               "alpha", "k_eff", "queries", "open_classes", "open_queries", "episode_list", "episodes", "seed",
+               "data_options", "setting", "data", "base")
+PROTOCOL = ("protocol", "query_distribution", "ways", "shots", "alpha", "k_eff", "open_classes")
 
 
 def result_field(result: Result, name: str) -> str:

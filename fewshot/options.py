@@ -44,6 +44,8 @@ DataSettings = Annotated[list[str] | None, typer.Option("--data-option", metavar
 Queries = Annotated[int, typer.Option(help="query images a class")]
 Alpha = Annotated[float, typer.Option(help="concentration of the Dirichlet distribution")]
 KEff = Annotated[int | None, typer.Option(help="classes present among the queries (k_eff only)")]
+OpenClasses = Annotated[int, typer.Option(help="classes outside the episode that give further queries (open set)")]
+OpenQueries = Annotated[int, typer.Option(help="queries of each of these classes")]
 Seed = Annotated[int, typer.Option(help="seed of the episodes")]
 Episodes = Annotated[int, typer.Option(help="number of episodes")]
 
@@ -107,6 +109,13 @@ def integers(option: str, text: str) -> list[int]:
         return [int(part) for part in words(text)]
     except ValueError:
         raise FewshotError(f"{option}={text!r}; expected integers separated by commas, e.g. 1,5") from None
+
+
+def numbers(option: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in words(text)]
+    except ValueError:
+        raise FewshotError(f"{option}={text!r}; expected numbers separated by commas, e.g. 0.5,2") from None
 
 
 def text_of(path: Path | None) -> str | None:

@@ -18,19 +18,23 @@ from rich.text import Text
 from fewshot.errors import FewshotError
 from fewshot.evaluate import Result, compare
 from fewshot.labels import distinct_labels, natural, result_field, separating_fields, unique_results
+from fewshot.registry import unknown_message
 
 BEST, TIED = "best", "tied"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean and its half width (fractions, NaN if not known), a mark (BEST, TIED or none), the key of the run(s); `signed`
-    prints `+` before a positive mean."""
+    """A mean and its half width (NaN if not known), a mark (BEST, TIED or none), the key of the run(s). Printed times
+    `factor` with `digits` decimals, fractions as percent where nothing else is said; `signed`: with `+` before a positive
+    mean."""
 
     mean: float
-    half_width: float
+    half_width: float = float("nan")
     mark: str = ""
     key: str = ""
+    factor: float = 100
+    digits: int = 2
     signed: bool = False
 
 
@@ -56,7 +60,8 @@ class Table:
 
     def to_dataframe(self, wide: bool = False) -> pd.DataFrame:
         """Long form: one row a number with all its fields. Wide: the table's shape, with the columns `accuracy_percent`
-        (or `difference_percent`), `half_width_percent`, `mark` and `run` for each column. Numbers are numeric."""
+        (or `difference_percent`), `half_width_percent`, `mark` and `run` for each column; `value` and `half_width` where
+        a column is not in percent. Numbers are numeric."""
         if not wide:
             return pd.DataFrame([{key: json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
                                   for key, value in record.items()} for record in self.records])
@@ -64,10 +69,12 @@ class Table:
         for label, cells in zip(self.labels, self.cells, strict=True):
             row = dict(zip(self.headings, label, strict=True))
             for j, (column, cell) in enumerate(zip(self.columns, cells, strict=True)):
-                differences = self.signed or any(line[j].signed for line in self.cells if line[j])
-                quantity = "difference_percent" if differences else "accuracy_percent"
-                row[f"{column} {quantity}"] = 100 * cell.mean if cell else float("nan")
-                row[f"{column} half_width_percent"] = 100 * cell.half_width if cell else float("nan")
+                filled = [line[j] for line in self.cells if line[j]]
+                percent = all(other.factor == 100 for other in filled)
+                differences = self.signed or any(other.signed for other in filled)
+                quantity = ("difference_percent" if differences else "accuracy_percent") if percent else "value"
+                row[f"{column} {quantity}"] = cell.factor * cell.mean if cell else float("nan")
+                row[f"{column} half_width{'_percent' * percent}"] = cell.factor * cell.half_width if cell else float("nan")
                 row[f"{column} mark"] = cell.mark if cell else ""
                 row[f"{column} run"] = cell.key if cell else ""
             rows.append(row)
@@ -169,9 +176,10 @@ class Table:
     def _text(self, cell: Cell | None, style: dict[str, str]) -> str:
         if cell is None:
             return "–"
-        number = f"{100 * cell.mean:{'+' if self.signed or cell.signed else ''}.2f}".replace("-", "−")
+        sign = "+" if self.signed or cell.signed else ""
+        number = f"{cell.factor * cell.mean:{sign}.{cell.digits}f}".replace("-", "−")
         if cell.half_width == cell.half_width:  # not NaN
-            number += f" ± {100 * cell.half_width:.2f}"
+            number += f" ± {cell.factor * cell.half_width:.{cell.digits}f}"
         return style.get(cell.mark, "{}").format(number)
 
     def _key_lines(self) -> list[str]:
@@ -181,9 +189,10 @@ class Table:
 
 
 def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", "method"),
-                  columns: str | Sequence[str] = "protocol") -> Table:
+                  columns: str | Sequence[str] = "protocol", interval: str = "episodes") -> Table:
     """Accuracy ± half width of the 95 % interval, in percent.
 
+    interval        "episodes", or "classes": how the number would move with other novel classes, too
     rows, columns   run settings, "protocol" or "setting". Settings that tell results apart and are in neither become
                     further row headings, so a cell never hides a choice; "setting" is always shown.
 
@@ -191,6 +200,8 @@ def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", 
     best mean: it is bold when all those intervals exclude zero, otherwise it and all results whose interval includes
     zero carry a dagger. Raises FewshotError without results and for unknown fields.
     """
+    if interval not in ("episodes", "classes"):
+        raise FewshotError(unknown_message("interval", interval, ["episodes", "classes"]))
     results = unique_results(results)
     rows, columns = tuple(rows), (columns,) if isinstance(columns, str) else tuple(columns)
     added = separating_fields(results, (*rows, *columns), ("setting",))
@@ -209,7 +220,8 @@ def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", 
     marks: dict[str, str] = {}
     for name in names:
         marks |= _marks([row[name] for row in grid.values() if name in row])
-    cells = tuple(tuple(Cell(r.accuracy.mean, r.accuracy.half_width, marks.get(r.run.key, ""), r.run.key)
+    over = {r.run.key: r.accuracy if interval == "episodes" else r.over_classes for r in results}
+    cells = tuple(tuple(Cell(r.accuracy.mean, over[r.run.key].half_width, marks.get(r.run.key, ""), r.run.key)
                         if (r := grid[label].get(name)) else None for name in names) for label in labels)
     ordered = [grid[label][name] for label in labels for name in names if name in grid[label]]
     legend = {BEST: "best of the column on the same episodes; the 95 % interval of its paired difference to each other "
@@ -217,7 +229,7 @@ def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", 
               TIED: "not distinguishable from the best of the column: the 95 % interval of the paired difference on "
                     "the same episodes includes zero (no correction for several comparisons)."}
     return Table(tuple(name.replace("_", " ") for name in headings), tuple(labels), tuple(names), cells, legend,
-                 tuple(result_notes(results)), tuple(_record(r, marks.get(r.run.key, "")) for r in ordered))
+                 tuple(result_notes(results, interval)), tuple(_record(r, marks.get(r.run.key, "")) for r in ordered))
 
 
 def comparison_table(results: Iterable[Result]) -> Table:
@@ -248,12 +260,17 @@ def comparison_table(results: Iterable[Result]) -> Table:
                  tuple(records), signed=True)
 
 
-def result_notes(results: Sequence[Result]) -> list[str]:
+def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[str]:
     """What a reader must know about these results, one sentence each."""
     sizes = sorted({len(r.correct) for r in results})
-    covers = " and ".join(sorted({r.accuracy.covers for r in results}))
-    notes = [f"Accuracy in percent ± half width of the 95 % interval (Student t over {_join(sizes)} episodes); the "
-             f"interval covers {covers}, not the choice of classes, backbone or training seed."]
+    if interval == "classes":
+        covers = "; ".join(sorted({r.over_classes.covers for r in results}, key=natural))
+        notes = [f"Accuracy in percent ± half width of the 95 % interval (leaving out one class at a time, {_join(sizes)} "
+                 f"episodes); the interval covers {covers}, not the backbone or the training seed."]
+    else:
+        covers = " and ".join(sorted({r.accuracy.covers for r in results}))
+        notes = [f"Accuracy in percent ± half width of the 95 % interval (Student t over {_join(sizes)} episodes); the "
+                 f"interval covers {covers}, not the choice of classes, backbone or training seed."]
     sets = sorted({f"{r.run.dataset}, split {r.run.split}" for r in results})
     queries, seeds = sorted({r.run.queries for r in results}), sorted({r.run.seed for r in results})
     average = "" if all(r.run.query_distribution == "balanced" for r in results) else " (a mean where not balanced)"

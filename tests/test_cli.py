@@ -136,6 +136,59 @@ def test_results_are_compared_tabulated_and_reported(tmp_path, run, features):
     assert code == 0 and "<h1>Mine</h1>" in page and "Accuracy against shots." in page
 
 
+def test_metrics_plans_and_ranks(tmp_path, run, features, mistake):
+    """The statistics of stored results, from one evaluation with open queries and calibration."""
+    bank = FeatureBank.load(features)
+    FeatureBank(bank.features, bank.labels, name="toy", split="val").save("val.safetensors")
+    code, out, _ = run("eval", "--features", features, "--method", "protonet,nearest_neighbour,soft_kmeans", "--shots", "1",
+                       "--queries", "4", "--episodes", "80", "--open-classes", "2", "--open-queries", "3", "--calibrate",
+                       "--calibration-features", "val.safetensors")
+    assert code == 0 and "2 open classes" in out and "AUROC" in out and "ECE" in out and "temperature" in out
+    keys = [path.parent.name for path in sorted(tmp_path.glob("runs/*/run.json"))]
+    code, out, _ = run("compare", *keys)
+    assert code == 0 and "p (Holm)" in out and "over classes" in out and "critical difference" in out
+    assert "mean rank" in run("compare", *keys, "--ranks")[1] and "NLL" in run("table", "--metrics")[1]
+    assert "novel classes" in run("table", "--interval", "classes")[1]
+    code, out, _ = run("plan", *keys[:2], "--difference", "0.5")
+    words = out.split()
+    assert code == 0 and int(words[0]) > 100 and "times as many" in out and "0.8" in out
+    assert "a plan is for two" in mistake("plan", *keys, "--difference", "1")
+    assert "positive" in mistake("plan", *keys[:2], "--difference", "0")
+    assert "one at a time" in mistake("table", "--metrics", "--over-seeds")
+    assert "1 result; a spread" in mistake("table", "--over-seeds")
+
+
+def test_lists_of_queries_and_alphas_and_their_figure(tmp_path, run, features, mistake):
+    small = ["eval", "--features", features, "--shots", "1", "--episodes", "20"]
+    code, out, _ = run(*small, "--queries", "3", "--query-distribution", "balanced,dirichlet", "--alpha", "0.5,2,8",
+                       "--figure", "figures/alpha")
+    assert code == 0 and out.count("Dirichlet(") == 3 and "wrote figures/alpha.png and figures/alpha.pdf" in out
+    assert len(list(tmp_path.glob("runs/*/run.json"))) == 4, "alpha means nothing for balanced queries"
+    assert Image.open("figures/alpha.png").format == "PNG"
+    assert "--figure f, but no list" in mistake(*small, "--queries", "3", "--figure", "f")
+    code, out, _ = run(*small, "--queries", "2,4", "--ways", "3", "--figure", "queries")
+    assert code == 0 and "Queries per class: 2, 4." in out and (tmp_path / "queries.pdf").is_file()
+
+
+def test_episodes_are_saved_shown_and_evaluated_elsewhere(tmp_path, run, features, mistake):
+    protocol = ["--ways", "4", "--shots", "2", "--queries", "3", "--episodes", "30", "--seed", "7"]
+    code, out, _ = run("episodes", "save", "--features", features, *protocol, "--out", "list.safetensors")
+    assert code == 0 and "wrote list.safetensors: 30 episodes, fingerprint" in out
+    fingerprint = out.split()[-1]
+    code, out, _ = run("episodes", "show", "list.safetensors")
+    assert code == 0 and "30 episodes of toy, split test (96 items)" in out and "ways 4, shots 2" in out
+    assert fingerprint in out
+    code, out, _ = run("eval", "--features", features, "--episode-file", "list.safetensors", "--json", "out.json")
+    (record,) = json.loads(Path("out.json").read_text())
+    assert code == 0 and record["fingerprint"] == fingerprint and record["run"]["seed"] == 7
+    run("eval", "--features", features, *protocol, "--runs", "drawn", "--json", "drawn.json")
+    assert json.loads(Path("drawn.json").read_text())[0]["accuracy"] == record["accuracy"]
+    assert "--ways beside --episode-file" in mistake("eval", "--features", features, "--ways", "3", "--episode-file", "l")
+    bank = FeatureBank.load(features)
+    FeatureBank(bank.features, bank.labels, name="other").save("other.safetensors")
+    assert "same items" in mistake("eval", "--features", "other.safetensors", "--episode-file", "list.safetensors")
+
+
 def stored(folder):
     for path in sorted(folder.glob("store/*/run.json")):
         yield path.parent.name, {"run": json.loads(path.read_text())}
@@ -191,7 +244,7 @@ def test_help_shows_defaults(run):
 @pytest.mark.parametrize(("arguments", "message"), [
     (["evl"], "No such command 'evl'. Did you mean 'eval'?"),
     (["eval", "--shot", "1"], "--shots"),
-    (["eval", "--queries", "many"], "'--queries'"),
+    (["eval", "--queries", "many"], "--queries='many'; expected integers"),
     (["eval", "--shots", "1;5"], "--shots='1;5'; expected integers separated by commas"),
     (["eval", "--shots", ""], "--shots=''; expected integers"),
     (["eval", "--method", " , "], "is an empty list"),
@@ -211,6 +264,10 @@ def test_help_shows_defaults(run):
     (["eval", "--dataset", "folder"], "needs root=..."),
     (["eval", "--split", "novel"], "did you mean 'test'?"),
     (["eval", "--query-distribution", "balancd"], "did you mean 'balanced'?"),
+    (["eval", "--alpha", "1;2"], "--alpha='1;2'; expected numbers"),
+    (["eval", "--open-classes", "2", "--backbone", "pixels", "--queries", "5"], "open_queries=0"),
+    (["eval", "--calibrate", "--features", "x"], "--calibration-features FILE"),
+    (["eval", "--episode-file", "lost"], "no episodes at lost"),
     (["eval", "--k-eff", "3"], "--k-eff=3 with --query-distribution=balanced"),
     (["eval", "--query-distribution", "k_eff", "--backbone", "pixels"], "k_eff=None"),
     (["eval", "--transforms", "l3"], "unknown transform 'l3'; did you mean 'l2'?"),

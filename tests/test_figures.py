@@ -13,6 +13,7 @@ from fewshot.errors import FewshotError
 from fewshot.figures import (
     GREEN,
     RED,
+    accuracy_against,
     accuracy_against_shots,
     accuracy_dots,
     episode_figure,
@@ -54,6 +55,27 @@ def test_query_distributions_are_panels_and_a_range_of_shots_is_refused():
     assert [t.get_text() for t in figure.legends[0].get_texts()] == ["protonet"]
     with pytest.raises(FewshotError, match=r"shots=\(1, 5\) is a range"):
         accuracy_against_shots([made(shots=(1, 5))])
+
+
+@pytest.mark.parametrize(("axis", "values", "title"), [
+    ("ways", (5, 10), "1-shot, Dirichlet(2)"), ("queries", (5, 15), "5-way 1-shot, Dirichlet(2)"),
+    ("alpha", (0.5, 2.0, 10.0), "5-way 1-shot, Dirichlet")])
+def test_lines_over_other_parts_of_the_protocol(axis, values, title):
+    results = [made(0.01 * i, i, query_distribution="dirichlet", **{axis: value}) for i, value in enumerate(values)]
+    figure = accuracy_against(results, axis)
+    (container,) = figure.axes[0].containers
+    np.testing.assert_allclose(container[0].get_xydata(), [[v, 100 * r.accuracy.mean]
+                                                           for v, r in zip(values, results, strict=True)])
+    assert figure.axes[0].get_title(loc="left") == title and container.get_label() == "protonet"
+
+
+def test_other_axes_and_alpha_without_dirichlet_queries_are_refused():
+    with pytest.raises(FewshotError, match="did you mean 'shots'"):
+        accuracy_against([made()], "shot")
+    with pytest.raises(FewshotError, match="balanced queries; alpha"):
+        accuracy_against([made()], "alpha")
+    titles = [a.get_title(loc="left") for a in accuracy_against([made(queries=q) for q in (5, 15)], "shots").axes]
+    assert titles == ["5-way, 5 queries a class", "5-way, 15 queries a class"]
 
 
 def test_dots_are_sorted_and_open_for_transductive_methods():

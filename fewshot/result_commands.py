@@ -1,0 +1,124 @@
+"""The commands that read stored results: `fewshot compare`, `plan`, `table` and `report`. Nothing is evaluated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewshot.errors import FewshotError
+from fewshot.options import DataRoot, Runs
+
+
+def compare(results: Annotated[list[str], typer.Argument(help="two or more result folders or keys")],
+            ranks: Annotated[bool, typer.Option("--ranks", help="only the mean ranks; results may be on several "
+                                                "protocols, the same methods on each")] = False, runs: Runs = Path("runs")):
+    """Paired differences between results on the same episodes, with corrected p-values, and the ranks of three or more."""
+    from fewshot.metric_tables import pairs_table, ranks_table
+    from fewshot.tables import comparison_table
+
+    found = _results(results, runs, least=2)
+    if ranks:
+        ranks_table(found).print()
+        return
+    comparison_table(found).print()
+    pairs_table(found).print()
+    if len(found) > 2:
+        ranks_table(found).print()
+
+
+def plan(results: Annotated[list[str], typer.Argument(help="two results on the same episodes, as a pilot: folders or keys")],
+         difference: Annotated[float, typer.Option(help="difference to see, in percentage points")],
+         power: Annotated[float, typer.Option(help="probability of seeing it")] = 0.8, runs: Runs = Path("runs")):
+    """How many episodes a comparison of two methods needs, paired and unpaired, from a pilot."""
+    from fewshot.evaluate import compare as paired
+    from fewshot.statistics import plan_episodes
+
+    found = _results(results, runs, least=2)
+    if len(found) != 2:
+        raise FewshotError(f"{len(found)} results; a plan is for two")
+    a, b = found
+    paired(a, b)  # refuses results on different episodes
+    made = plan_episodes(a.correct, b.correct, difference / 100, power)
+    typer.echo(f"{made.paired} episodes show a difference of {difference:g} percentage points between {a.run.method} and "
+               f"{b.run.method} ({a.run.protocol}) with probability {power:g} (paired t-test, level 0.05).")
+    typer.echo(f"On different episodes each would need {made.unpaired}: {made.factor:.1f} times as many (correlation over "
+               f"the {made.pilot} episodes of the pilot: {made.correlation:.2f}).")
+    typer.echo("More episodes narrow what episode sampling adds; the choice of the novel classes stays.")
+
+
+def table(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all. Or one file "
+                                                              "of experiments/: its results beside published ones")] = None,
+          runs: Runs = Path("runs"), data_root: DataRoot = None,
+          interval: Annotated[str, typer.Option(help="what the intervals cover: episodes, or classes too")] = "episodes",
+          metrics: Annotated[bool, typer.Option("--metrics", help="likelihood, calibration, worst episodes")] = False,
+          over_seeds: Annotated[bool, typer.Option("--over-seeds", help="mean and spread of results that differ only in "
+                                                   "their weights")] = False,
+          form: Annotated[str, typer.Option("--format", help="terminal, markdown, csv, json or latex")] = "terminal"):
+    """One table of stored results. Nothing is evaluated."""
+    from fewshot.metric_tables import metrics_table, seeds_table
+    from fewshot.registry import unknown_message
+    from fewshot.tables import results_table
+
+    if metrics + over_seeds + (interval != "episodes") > 1:
+        raise FewshotError("--metrics, --over-seeds and --interval are three tables; ask for one at a time")
+    if results and results[0].endswith(".py"):
+        from fewshot.published import load_experiment, published_table
+        from fewshot.store import Store
+
+        if len(results) > 1:
+            raise FewshotError(f"{len(results)} arguments beside the experiment {results[0]}; give one experiment alone")
+        made = published_table(load_experiment(results[0]), Store(runs), data_root)
+    elif metrics:
+        made = metrics_table(_results(results, runs))
+    elif over_seeds:
+        made = seeds_table(_results(results, runs))
+    else:
+        made = results_table(_results(results, runs), interval=interval)
+    forms = {"markdown": made.to_markdown, "csv": made.to_csv, "json": made.to_json, "latex": made.to_latex}
+    if form not in ("terminal", *forms):
+        raise FewshotError(unknown_message("format", form, ["terminal", *forms]))
+    if form == "terminal":
+        made.print()
+    else:
+        typer.echo(forms[form](), nl=False)
+
+
+def report(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all")] = None,
+           runs: Runs = Path("runs"), out: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
+           title: Annotated[str, typer.Option(help="heading of the page")] = "Few-shot results"):
+    """One self-contained HTML page of stored results."""
+    from fewshot.figures import accuracy_against_shots
+    from fewshot.report import write_report
+
+    found = _results(results, runs)
+    figures = {}
+    if len({r.run.shots for r in found}) > 1:
+        figures["shots"] = (accuracy_against_shots(found), "Accuracy against shots.")
+    typer.echo(f"wrote {write_report(out, title=title, results=found, figures=figures)}")
+
+
+def _results(keys: list[str] | None, runs: Path, least: int = 1):
+    """The named results, all of `runs` without names."""
+    from fewshot.store import Store
+
+    store = Store(runs)
+    found = [store.read(_folder(key, runs)) for key in keys] if keys else list(store)
+    if len(found) < least:
+        have = f"{len(found)} result{'' if len(found) == 1 else 's'} {'given' if keys else f'in {runs}'}"
+        raise FewshotError(f"{have}; this needs at least {least}: run `fewshot eval` first, or point --runs at the folder "
+                           "that holds them")
+    return found
+
+
+def _folder(key: str, runs: Path) -> Path:
+    """The folder of a result, given as a path, a key or the start of one."""
+    if Path(key).is_dir():
+        return Path(key)
+    found = [path.parent for path in runs.glob("*/run.json") if path.parent.name.startswith(key)]
+    if len(found) != 1:
+        known = ", ".join(sorted(path.name for path in found)) if found else f"{len(list(runs.glob('*/run.json')))} others"
+        raise FewshotError(f"{len(found)} results in {runs} begin with {key!r} ({known}); the keys are in the column run of "
+                           "`fewshot table --format csv`")
+    return found[0]
