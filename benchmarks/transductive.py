@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="aimed at per method and round")
     parser.add_argument("--write", type=Path, help="write the tables to this file too")
     arguments = parser.parse_args()
-    names = [name for name in METHODS if METHODS[name].inputs == "features"]
+    names = [name for name in METHODS if METHODS[name].inputs == "features" and not create_method(name).needs_backbone]
     if arguments.methods:
         names = ["protonet", *(name for name in names if name in arguments.methods and name != "protonet")]
     with_easyfsl = importlib.util.find_spec("easyfsl") is not None

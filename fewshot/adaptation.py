@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.methods.base import Method
+from fewshot.methods.base import Method, feature_dim_of
 from fewshot.ops.inner_loop import BatchNormMode, Tensors, gradients
 from fewshot.rng import isolated_rng
 
@@ -198,6 +198,7 @@ class GradientMethod(Method):
     """
 
     inputs = "images"
+    needs_backbone = True
     setting = "transductive"  # of the default, batch statistics; an instance carries its own
     has_head: ClassVar[bool] = True
     batch_norm_modes: ClassVar[tuple[str, ...]] = ("batch", "running")
@@ -232,14 +233,10 @@ class GradientMethod(Method):
 
         feature_dim   D; needed where the backbone has no attribute of that name
         """
-        dim = getattr(backbone, "feature_dim", None) if feature_dim is None else feature_dim
-        if dim is None:
-            raise FewshotError(f"{type(backbone).__name__} does not say how long its features are; pass feature_dim=")
-        return self.learner(self, backbone, ways, dim, seed)
+        return self.learner(self, backbone, ways, feature_dim_of(backbone, feature_dim), seed)
 
     def __call__(self, episodes: Episodes) -> Tensor:
-        raise FewshotError(f"{type(self).__name__} has hyper-parameters but no network yet; call "
-                           ".with_backbone(backbone, ways) and use what it returns")
+        raise self.without_network()
 
 
 def at_least(settings: GradientMethod, **limits: int) -> None:

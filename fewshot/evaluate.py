@@ -213,6 +213,9 @@ def resolve(run: Run, bank: FeatureBank | ImageBank | None = None, base_bank: Fe
         raise FewshotError(f"{run.method} takes {resolved.method.inputs}, and the bank holds {wanted}; "
                            + ("give a data set, or a bank of images with a trained learner as method=" if wanted ==
                               "features" else "embed the images first (fewshot.embed)"))
+    if resolved.method.needs_backbone:
+        raise FewshotError(f"{run.method} with these parameters has weights of its own, which a bank does not bring along; "
+                           "give the trained one as method=, or leave out bank= and name the weights file in the run")
     if wanted == "images" and run.transforms:
         raise FewshotError(f"transforms={run.transforms!r} are for features; {run.method} takes images: leave them out")
     return resolved

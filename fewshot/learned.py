@@ -54,7 +54,7 @@ def method_with_weights(name: str, parameters: dict, backbone: Callable[[], Back
     Raises FewshotError where the file's tensors do not fit these parameters and ways.
     """
     method = create_method(name, **parameters)
-    if hasattr(method, "with_backbone"):
+    if method.needs_backbone:
         method = method.with_backbone(backbone(), ways)
     if isinstance(method, nn.Module):
         method.eval()

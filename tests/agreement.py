@@ -113,7 +113,7 @@ def _official_values(official: str, outputs: dict, description: dict) -> tuple[s
         return "distances", {key: -value for key, value in values.items()}
     if primary == "probs":
         return "probabilities", {key: value / value.sum(-1, keepdims=True) for key, value in values.items()}
-    return {"logits": "logits", "logprobs": "log probabilities"}[primary], values
+    return {"logits": "logits", "logprobs": "log probabilities", "scores_k3": "scores"}[primary], values
 
 
 def _as_compared(compared: str, logits: torch.Tensor) -> np.ndarray:
@@ -150,7 +150,7 @@ def page(folder: Path) -> str:
         lines.append(f"{name_cells(entry)}| {row['repository']} | {letter} | {row['episodes']} | {row['compared']} | "
                      f"{_number(row['float64'])} | {_number(row['float32'])} | {row['mismatches']} of {row['labels']} |")
     lines += ["", "Inputs (ways, shots, distribution of the 75 queries; Caltech-101 features of 256 channels, or class "
-              "probabilities):", ""]
+              "probabilities; for dn4 25 queries and maps of 64 channels):", ""]
     lines += [f"- {chr(ord('A') + i)}: {', '.join(group)}" for i, group in enumerate(groups)]
     compared = {entry[1] for entry, _ in rows}
     rest = sorted(name for name in METHODS if METHODS[name].inputs == "features" and name not in compared)

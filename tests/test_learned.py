@@ -13,6 +13,7 @@ from fewshot.cli import app
 from fewshot.datasets import load_dataset
 from fewshot.errors import FewshotError
 from fewshot.evaluate import evaluate
+from fewshot.learned import method_with_weights
 from fewshot.pipeline import FeatureSource
 from fewshot.published import find_results
 from fewshot.run import Run
@@ -31,6 +32,10 @@ def trained(tmp_path_factory):
     base = load_dataset("glyphs", "train")
     backbone = create_backbone("conv4", channels=1, image_size=28, strided=True, width=8)
     return train(config, base, None, backbone, out=tmp_path_factory.mktemp("maml"), progress=False)
+
+
+def one_episode(bank):
+    return EpisodeSampler(bank, ways=4, shots=1, queries=4).sample(bank, 0, 1)[0]
 
 
 def run_of(trained, **changes) -> Run:
@@ -94,6 +99,22 @@ def test_banks_of_the_wrong_kind_are_refused(trained):
         evaluate(Run(**PROTOCOL), images)
     with pytest.raises(FewshotError, match="bank holds features"):
         evaluate(run_of(trained), FeatureSource().resolve(Run(backbone="pixels")).bank)
+
+
+@pytest.mark.parametrize(("name", "parameters", "pools"), [("relation_net", {"channels": 8, "hidden": 4}, 2),
+                                                           ("matching_net", {"full_context": True, "steps": 2}, 4)])
+def test_metric_learners_with_weights_are_evaluated(tmp_path, name, parameters, pools):
+    config = TrainConfig(method=name, parameters=parameters, ways=3, queries=3, steps=3, lr=0.01, validate_every=0)
+    backbone = create_backbone("conv4", channels=1, image_size=28, pools=pools, width=8)
+    trained = train(config, load_dataset("glyphs", "train"), None, backbone, out=tmp_path, progress=False)
+    run = run_of(trained, method=name, ways=4)  # ways other than those of the training will do
+    assert run.parameters.items() >= parameters.items()
+    result, source = evaluate(run), FeatureSource()
+    features = source.resolve(run).bank
+    given = evaluate(run, features, method=trained.method)
+    assert torch.equal(result.correct, given.correct) and result.notes == () and result.setting == "inductive"
+    fresh, _ = method_with_weights(name, parameters, lambda: backbone, 4, None)
+    assert not torch.equal(fresh(one_episode(features)), trained.method(one_episode(features)))
 
 
 def test_a_damaged_method_is_refused(trained, tmp_path):

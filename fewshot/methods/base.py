@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
@@ -46,6 +46,8 @@ class Method(abc.ABC):
     inputs       "features" or "images"
     assumes      what must be true for the method to make sense, shown in tables, e.g. "balanced queries"
     needs_base   True when `fit(base_bank)` must be called first (statistics of the base classes)
+    needs_backbone   True when `with_backbone(backbone, ways)` must be called first: these are the hyper-parameters of a
+                     method with weights of its own, which that makes
     source       paper and official code
     """
 
@@ -53,11 +55,12 @@ class Method(abc.ABC):
     inputs: ClassVar[str] = "features"
     assumes: ClassVar[tuple[str, ...]] = ()
     needs_base: ClassVar[bool] = False
+    needs_backbone: ClassVar[bool] = False
     source: ClassVar[str] = ""
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
-        for name in ("__call__", "refine"):
+        for name in ("__call__", "forward", "refine"):
             if name in cls.__dict__:
                 setattr(cls, name, _takes_its_inputs(cls.__dict__[name]))
 
@@ -68,6 +71,19 @@ class Method(abc.ABC):
     def fit(self, base_bank: FeatureBank) -> Method:
         """A copy that knows the statistics of the base classes; methods without any return themselves."""
         return self
+
+    def without_network(self) -> FewshotError:
+        """What to raise where a method that needs a backbone is called without one."""
+        return FewshotError(f"{type(self).__name__} has hyper-parameters but no network yet; call "
+                            ".with_backbone(backbone, ways) and use what it returns")
+
+
+def feature_dim_of(backbone: nn.Module, feature_dim: int | None = None) -> int:
+    """D of the features of `backbone`; `feature_dim` where given. Raises FewshotError where neither says it."""
+    dim = getattr(backbone, "feature_dim", None) if feature_dim is None else feature_dim
+    if dim is None:
+        raise FewshotError(f"{type(backbone).__name__} does not say how long its features are; pass feature_dim=")
+    return dim
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,7 +60,7 @@ def make_learner(config: TrainConfig, backbone: nn.Module, method: Method | None
     if method is None:
         with isolated_rng(config.seed):  # the weights of a method must be the same when the run is resumed
             method = create_method(config.method, **config.parameters)
-        if hasattr(method, "with_backbone"):
+        if method.needs_backbone:
             method = method.with_backbone(backbone, config.ways, seed=config.seed)
         if method.needs_base:
             raise FewshotError(f"{config.method} with these parameters needs statistics of the base features, which "

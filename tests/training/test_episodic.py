@@ -15,7 +15,7 @@ from torch import nn
 from fewshot.backbones import create_backbone, read_weights
 from fewshot.banks import ImageBank
 from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, Method
+from fewshot.methods.base import METHODS, Method, create_method
 from fewshot.methods.protonet import ProtoNet
 from fewshot.sampler import EpisodeSampler
 from fewshot.training import Learner, train
@@ -101,6 +101,19 @@ def test_random_weights_of_a_method_come_from_the_seed(tmp_path, monkeypatch):
     torch.rand(3)
     resumed, whole = (run(tmp_path / name, method_name="random_scale") for name in "ab")
     assert resumed.method.scale.item() == whole.method.scale.item() > 0.5
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("relation_net", {"channels": 12}),
+                                                  ("matching_net", {"full_context": True, "steps": 2})])
+def test_methods_with_weights_train_and_resume(tmp_path, name, parameters):
+    changes = {"method_name": name, "parameters": parameters, "steps": 12}
+    with fails_at(9), pytest.raises(ZeroDivisionError):
+        run(tmp_path / "a", **changes)
+    resumed, whole = (run(tmp_path / folder, **changes) for folder in "ab")
+    assert equal(resumed.method.state_dict(), whole.method.state_dict())
+    assert equal(run(tmp_path / "b", **changes).method.state_dict(), whole.method.state_dict())
+    fresh = create_method(name, **parameters).with_backbone(whole.backbone, 4)
+    assert not equal(fresh.state_dict(), whole.method.state_dict()) and not whole.method.training
 
 
 def test_bfloat16_learns_about_the_same(tmp_path):
