@@ -248,7 +248,7 @@ def test_help_shows_defaults(run):
     (["eval", "--shots", "1;5"], "--shots='1;5'; expected integers separated by commas"),
     (["eval", "--shots", ""], "--shots=''; expected integers"),
     (["eval", "--method", " , "], "is an empty list"),
-    (["eval", "--method", "protnet"], "unknown method 'protnet'; did you mean 'protonet'?"),
+    (["eval", "--method", "protnet"], "unknown method 'protnet'; did you mean 'protonet'"),
     (["eval", "--set", "temprature=1"], "unknown parameter of protonet 'temprature'; did you mean 'temperature'?"),
     (["eval", "--set", "temperature=hot"], "temperature='hot' of protonet; expected a number"),
     (["eval", "--set", "temperature=0"], "it must be positive"),
