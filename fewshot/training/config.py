@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "bfloat16")
 # name -> smallest allowed value
 _INTEGERS = {"ways": 2, "shots": 1, "queries": 1, "episodes_per_step": 1, "steps": 1, "accumulate": 1, "step_size": 1,
              "warmup_steps": 0, "validation_ways": 2, "validation_shots": 1, "validation_queries": 1,
-             "validate_every": 0, "validation_episodes": 2, "early_stopping_patience": 0, "checkpoint_every": 1,
+             "cycles": 1, "validate_every": 0, "validation_episodes": 2, "early_stopping_patience": 0, "checkpoint_every": 1,
              "log_every": 1, "seed": 0, "validation_seed": 0}
 # name -> (low, high, low itself allowed, high itself allowed)
 _NUMBERS = {"lr": (0, math.inf, False, False), "lr_min": (0, math.inf, True, False),
@@ -42,6 +42,7 @@ class TrainConfig:
     lr, weight_decay       learning rate and weight decay (L2 for adam and sgd, decoupled for adamw)
     schedule               "constant"; "step": times gamma every step_size steps, not below lr_min; "cosine": down to
                            lr_min, which the step after the last one would have
+    cycles                 of "cosine": so many times down, with warm restarts (Loshchilov and Hutter 2017); divides steps
     warmup_steps           linear warm-up to the schedule's value
     gradient_clip          largest gradient norm; 0 is off
     precision              "float32", or "bfloat16" autocast of the backbone (the method's logits stay float32)
@@ -70,6 +71,7 @@ class TrainConfig:
     momentum: float = 0.9
     nesterov: bool = False
     schedule: str = "step"
+    cycles: int = 1
     step_size: int = 2000
     gamma: float = 0.5
     lr_min: float = 0.0
@@ -108,6 +110,9 @@ class TrainConfig:
                                "True only with a positive momentum")
         if self.warmup_steps >= self.steps:
             raise FewshotError(f"warmup_steps={self.warmup_steps} leaves nothing of steps={self.steps}; lower it")
+        if (self.steps - self.warmup_steps) % self.cycles:
+            raise FewshotError(f"cycles={self.cycles} does not divide the {self.steps - self.warmup_steps} steps after the "
+                               "warm-up; choose numbers that fit")
         if self.lr_min > self.lr:
             raise FewshotError(f"lr_min={self.lr_min} exceeds lr={self.lr}; the schedules only go down")
         if self.early_stopping_patience and not self.validate_every:
@@ -119,7 +124,8 @@ class TrainConfig:
         if self.schedule == "step":
             rate = max(self.lr_min, self.lr * self.gamma ** (step // self.step_size))
         elif self.schedule == "cosine":
-            progress = max(0, step - self.warmup_steps) / (self.steps - self.warmup_steps)
+            length = (self.steps - self.warmup_steps) // self.cycles
+            progress = max(0, step - self.warmup_steps) % length / length
             rate = self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2
         else:
             rate = self.lr
@@ -131,7 +137,10 @@ class TrainConfig:
 
     def to_dict(self) -> dict:
         """Plain values, as stored in checkpoints and provenance."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        if self.cycles == 1:  # as before there were cycles: what was trained then is found again
+            del values["cycles"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict) -> TrainConfig:
