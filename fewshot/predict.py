@@ -157,6 +157,9 @@ def fitted_method(name: str, parameters: dict, transforms: str,
     if method.inputs != "features":
         raise FewshotError(f"{name} adapts a backbone to images, which needs meta-trained weights; choose a method on "
                            "features, such as protonet, ridge or pt_map")
+    if method.needs_backbone:
+        raise FewshotError(f"{name} with these parameters has weights of its own, trained with a backbone; choose a "
+                           "method without any, such as protonet, ridge or pt_map")
     chain = parse_transforms(transforms)
     if base_bank is None and (method.needs_base or chain.needs_base):
         raise FewshotError(f"{name if method.needs_base else transforms} needs statistics of the base classes: give "

@@ -14,6 +14,7 @@ from fewshot.evaluate import evaluate
 from fewshot.methods import create_method
 from fewshot.methods.relation_net import RelationModule, RelationNet
 from fewshot.ops import blocks
+from fewshot.predict import fitted_method
 from fewshot.run import Run
 from tests.conftest import random_episodes
 from tests.methods.metric_learning import fit_four_episodes
@@ -162,6 +163,8 @@ def test_run_and_evaluate():
     bank = FeatureBank(torch.rand(60, C * 25, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 6)
     with pytest.raises(FewshotError, match="weights of its own"):
         evaluate(run, bank)
+    with pytest.raises(FewshotError, match="weights of its own"):
+        fitted_method("relation_net", {}, "", None)
     result = evaluate(run, bank, method=module(dtype=torch.float32))
     assert result.setting == "inductive" and 0 < result.accuracy.mean < 1
 
