@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,6 +76,33 @@ class GradientLearner(nn.Module, Method):
         """(mean loss that training minimises, logits [E, Q, N]): here the query cross-entropy after the inner loop."""
         logits = self(episodes)
         return mean_cross_entropy(logits, query_labels), logits
+
+    @property
+    def plain_loss(self) -> bool:
+        """Whether `loss` is the cross-entropy of the queries after the last step and nothing else."""
+        return True
+
+    def adapt(self, episodes: Episodes) -> tuple[Tensor, Tensors]:
+        """Logits [E, Q, N] after the inner loop, and the adapted weights {name: [E, ...]}."""
+        logits, weights = self._run(episodes, {self.steps})
+        return logits[-1], weights
+
+    def on(self, network: nn.Module) -> GradientLearner:
+        """This learner, not a copy of its weights, with `network` in place of the backbone. The network must have weights
+        of the same names."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "backbone": network}
+        return other
+
+    def features(self, images: Tensor, weights: Tensors) -> Tensor:
+        """Features [E, B, D] of transformed images [E, B, C, H, W] with the adapted weights that `adapt` returned;
+        records no statistics."""
+        size = len(images) if self._vectorised(images.device) else 1
+        statistics = self.norms.statistics(self.backbone, len(images))
+        parts = [slice(start, start + size) for start in range(0, len(images), size)]
+        return torch.cat([self._embed(*({name: value[part] for name, value in group.items()}
+                                        for group in (weights, statistics)), images[part], self.steps)[0]
+                          for part in parts])
 
     def _run(self, episodes: Episodes, at: set[int]) -> tuple[Tensor, Tensors]:
         """Logits [T, E, Q, N] and the adapted weights [E, ...]."""

@@ -141,7 +141,7 @@ def create_method(name: str, **params) -> Method:
     for key in params:
         if key not in known:
             raise FewshotError(unknown_message(f"parameter of {name}", key, list(known)))
-    _check_types(name, cls, params)
+    check_types(name, cls, params)
     return cls(**params)
 
 
@@ -162,7 +162,7 @@ _KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "a w
           Mapping: "a dictionary", type(None): "None"}
 
 
-def _check_types(name: str, cls: type, params: dict) -> None:
+def check_types(name: str, cls: type, params: dict) -> None:
     """Values have the annotated types: a text where a number belongs is named here, not in the middle of a method."""
     hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
     for key, value in params.items():

@@ -35,6 +35,10 @@ class MamlLearner(GradientLearner):
         self.episodes_seen += len(episodes)
         return (weights * losses).sum(), every[-1]
 
+    @property
+    def plain_loss(self) -> bool:
+        return not (self.settings.multi_step_episodes and self.settings.inner_steps > 1)
+
     def step_weights(self) -> Tensor:
         """Weights [steps] of the losses after 1, 2, .. steps, which sum to 1: equal at first, then the last grows."""
         steps = self.settings.inner_steps

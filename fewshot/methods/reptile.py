@@ -20,6 +20,8 @@ _DECAY, _EPSILON = 0.999, 1e-8  # beta_2 and epsilon, Adam's usual ones
 class ReptileLearner(GradientLearner):
     """Ordinary training on the support; the difference it makes is the meta-gradient."""
 
+    plain_loss = False
+
     def forward(self, episodes: Episodes) -> Tensor:
         """Logits [E, Q, N]. They carry no gradient: train with `loss`."""
         with torch.no_grad():

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 from fewshot.errors import FewshotError
+from fewshot.losses import Loss, parse_losses
 from fewshot.registry import unknown_message
 
 OPTIMISERS = ("adam", "adamw", "sgd")
@@ -24,6 +25,7 @@ _INTEGERS = {"ways": 2, "shots": 1, "queries": 1, "episodes_per_step": 1, "steps
 _NUMBERS = {"lr": (0, math.inf, False, False), "lr_min": (0, math.inf, True, False),
             "weight_decay": (0, math.inf, True, False), "momentum": (0, 1, True, False), "gamma": (0, 1, False, True),
             "gradient_clip": (0, math.inf, True, False), "ema_decay": (0, 1, True, False)}
+_LATER = (("loss", "cross_entropy"), ("loss_parameters", {}), ("cycles", 1))
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class TrainConfig:
     the number of ways: Adam, 1e-3, halved every 2 000 episodes, no weight decay.
 
     method, parameters     name and hyper-parameters of the method whose episodic loss is minimised
+    loss, loss_parameters  what is minimised: names separated by commas, whose mean is taken (see `fewshot.losses`), and
+                           {name: {parameter: value}}. A method with a loss of its own keeps it under the default
     ways, shots, queries   of training episodes (queries per class); validation_* those of validation episodes
     small_classes          "refuse" or "drop" classes with too few images, as in EpisodeSampler
     episodes_per_step      E, the meta-batch: an optimiser step minimises the mean loss of E episodes
@@ -59,6 +63,8 @@ class TrainConfig:
 
     method: str = "protonet"
     parameters: dict = field(default_factory=dict)
+    loss: str = "cross_entropy"
+    loss_parameters: dict = field(default_factory=dict)
     ways: int = 20
     shots: int = 1
     queries: int = 5
@@ -102,6 +108,7 @@ class TrainConfig:
                 raise FewshotError(unknown_message(name, str(getattr(self, name)), list(known)))
         if not isinstance(self.parameters, dict):
             raise FewshotError(f"parameters={self.parameters!r}; pass a dictionary of parameters of {self.method}")
+        parse_losses(self.loss, self.loss_parameters)
         if self.episodes_per_step % self.accumulate:
             raise FewshotError(f"accumulate={self.accumulate} does not divide "
                                f"episodes_per_step={self.episodes_per_step}; choose a divisor of it")
@@ -118,6 +125,11 @@ class TrainConfig:
         if self.early_stopping_patience and not self.validate_every:
             raise FewshotError(f"early_stopping_patience={self.early_stopping_patience} with validate_every=0; early "
                                "stopping needs validations: set validate_every")
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses named, whose mean is minimised."""
+        return parse_losses(self.loss, self.loss_parameters)
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of the update number `step` (from 0): a pure function, so resuming needs no scheduler state."""
@@ -136,11 +148,9 @@ class TrainConfig:
         return self.validate_every > 0 and step > 0 and (step % self.validate_every == 0 or step == self.steps)
 
     def to_dict(self) -> dict:
-        """Plain values, as stored in checkpoints and provenance."""
-        values = dataclasses.asdict(self)
-        if self.cycles == 1:  # as before there were cycles: what was trained then is found again
-            del values["cycles"]
-        return values
+        """Plain values, as stored in checkpoints and provenance. Settings that came later are written only where they are
+        not at their defaults: runs stored before there was a choice are those of the same settings."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if (key, value) not in _LATER}
 
     @classmethod
     def from_dict(cls, values: dict) -> TrainConfig:

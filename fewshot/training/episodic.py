@@ -85,7 +85,7 @@ class _State:
 
 def train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None, backbone: nn.Module, *,
           method: Method | None = None, out: str | Path, progress: bool = True, resume: bool = True) -> TrainResult:
-    """Minimise the mean query cross-entropy of episodes of `train_bank`; keep the weights best on `val_bank`.
+    """Minimise the mean of config.loss over episodes of `train_bank`; keep the weights best on `val_bank`.
 
     config     settings, see TrainConfig
     backbone   the initial weights; it is copied, not changed. Its device is used
@@ -161,7 +161,7 @@ def _train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | Non
             state.optimiser.zero_grad()
             loss = accuracy = 0.0
             for some in torch.arange(E).chunk(passes):
-                part, logits = learner.loss(episodes[some], labels[some])  # [], [E / passes, Q, N]
+                part, logits = learner.loss(episodes[some], labels[some], state.step * E + some)  # [], [E / passes, Q, N]
                 part = part / passes
                 if not part.requires_grad:
                     raise FewshotError(f"the logits of {config.method} carry no gradient; train with a differentiable "

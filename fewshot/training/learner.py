@@ -6,12 +6,12 @@ import copy
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.embed import embed_episodes
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+from fewshot.losses import Moment, NetworkLoss, mean_of
 from fewshot.methods.base import METHODS, Method, create_method
 from fewshot.rng import isolated_rng
 from fewshot.training.config import TrainConfig
@@ -23,31 +23,48 @@ class Learner(nn.Module):
     A method whose `inputs` are "images" holds the backbone itself and gets the transformed images.
     precision   "bfloat16" runs the backbone in autocast; the method's arithmetic stays in float32, because distances
                 between numbers of 8 bits would be noise
+    config      of the training, whose losses `loss` takes; None for the defaults
     """
 
-    def __init__(self, backbone: nn.Module, method: Method, precision: str = "float32"):
+    def __init__(self, backbone: nn.Module, method: Method, precision: str = "float32", config: TrainConfig | None = None):
         super().__init__()
         self.backbone, self.method, self.precision = backbone, method, precision
+        self.config = TrainConfig() if config is None else config
+        self.losses = self.config.losses
 
     def forward(self, episodes: Episodes) -> Tensor:
         return self._apply_to(episodes, self.method)  # [E, Q, N]
 
-    def loss(self, episodes: Episodes, query_labels: Tensor) -> tuple[Tensor, Tensor]:
-        """(mean loss of the episodes to minimise, logits [E, Q, N]): by the method's own `loss(episodes, query_labels)`
-        where it has one, else the cross-entropy of the queries."""
+    def loss(self, episodes: Episodes, query_labels: Tensor, numbers: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(mean loss of the episodes to minimise, logits [E, Q, N]): by a loss that looks into the network where that is
+        configured, else by the method's own `loss(episodes, query_labels)` where it has one, else the mean of the losses.
+
+        numbers   [E] int64, of the episodes in the run (default 0, 1, ..), from which some losses derive what is random
+        """
+        if isinstance(self.losses[0], NetworkLoss):
+            numbers = torch.arange(len(episodes)) if numbers is None else numbers
+            moment = Moment(numbers, self.config.seed, self.config.episodes_per_step, self.config.steps)
+            return self.losses[0].of(self, episodes, query_labels, moment)
         if hasattr(self.method, "loss"):
             return self._apply_to(episodes, lambda prepared: self.method.loss(prepared, query_labels))
-        logits = self(episodes)
-        return F.cross_entropy(logits.float().flatten(0, 1), query_labels.flatten()), logits
+
+        def score(prepared: Episodes) -> tuple[Tensor, Tensor]:
+            logits = self.method(prepared)
+            return mean_of(self.losses, prepared, query_labels, logits), logits
+
+        return self._apply_to(episodes, score)
+
+    def autocast(self) -> torch.autocast:
+        """The precision that the backbone runs in."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _apply_to(self, episodes: Episodes, method: Callable):
         """`method` of the episodes as it takes them: images, or the features of the backbone."""
-        half = self.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+        with self.autocast():
             if self.method.inputs == "images":
                 return method(episodes.with_features(self.backbone.transform))
             features = embed_episodes(episodes, self.backbone)
-        return method(features.to(torch.float32) if half else features)
+        return method(features.to(torch.float32) if self.precision == "bfloat16" else features)
 
     @property
     def device(self) -> torch.device:
@@ -73,8 +90,21 @@ def make_learner(config: TrainConfig, backbone: nn.Module, method: Method | None
         raise FewshotError(f"validation_ways={config.validation_ways}, but {config.method} has a head of {ways} outputs; "
                            "validate with as many ways as you train with, or choose proto_maml")
     # Copied together: a method may hold the same backbone.
-    learner = Learner(*copy.deepcopy((backbone, method)), config.precision)
+    learner = Learner(*copy.deepcopy((backbone, method)), config.precision, config)
+    _check_losses(config, learner)
     if not any(p.requires_grad for p in learner.parameters()):
         raise FewshotError("neither the backbone nor the method has a parameter with requires_grad=True: there is "
                            "nothing to train")
     return learner
+
+
+def _check_losses(config: TrainConfig, learner: Learner) -> None:
+    """Raise FewshotError for losses that the learner cannot be trained with."""
+    if isinstance(learner.losses[0], NetworkLoss):
+        learner.losses[0].check(learner)
+        return
+    own = hasattr(learner.method, "loss") and config.loss != "cross_entropy"
+    if own or (learner.method.inputs == "images" and any(loss.needs_features for loss in learner.losses)):
+        why = "has a loss of its own" if own else "takes images, and these losses need features"
+        raise FewshotError(f"loss={config.loss!r}, but {config.method} {why}; leave loss at 'cross_entropy', or choose a "
+                           "method on features such as protonet")

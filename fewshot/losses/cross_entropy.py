@@ -1,0 +1,24 @@
+"""Cross-entropy of the queries: the usual loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fewshot.episodes import Episodes
+from fewshot.losses.base import LOSSES, Loss
+
+
+@LOSSES.register("cross_entropy")
+@dataclass(frozen=True, eq=False)
+class CrossEntropy(Loss):
+    """Mean of -log softmax(logits)_y over all queries. Half-precision logits are widened first."""
+
+    needs_features = False
+    source = "Snell et al. 2017, arXiv:1703.05175, algorithm 1"
+
+    def __call__(self, features: Episodes, query_labels: Tensor, logits: Tensor) -> Tensor:
+        logits = logits if logits.dtype.itemsize > 2 else logits.float()
+        return F.cross_entropy(logits.flatten(0, 1), query_labels.flatten())
