@@ -18,7 +18,8 @@ def reference_table(default: Iterable[Result], tuned: Iterable[Result], referenc
                  is, and a reference is itself compared at its tuned values
     reasons      method -> sentence about its search, put into the notes
 
-    Raises FewshotError for two results of one method and for results on different episodes.
+    Raises FewshotError for two results of one method, for a reference without a result, and for results on different
+    episodes.
     """
     plain, chosen = _by_method(default), _by_method(tuned)
     best = {name: chosen.get(name, result) for name, result in plain.items()}
@@ -26,10 +27,14 @@ def reference_table(default: Iterable[Result], tuned: Iterable[Result], referenc
     against = {}
     for name in references:
         if name == "best inductive":
+            if not inductive:
+                raise FewshotError("no result of an inductive method to compare with; evaluate one, such as protonet")
             top = max(inductive, key=lambda r: r.accuracy.mean)
             against[f"− best inductive ({top.run.method})"] = top
-        else:
+        elif name in best:
             against[f"− {name}"] = best[name]
+        else:
+            raise FewshotError(f"no result of the reference {name}; there are results of {', '.join(sorted(best))}")
     order = sorted(best, key=lambda name: -best[name].accuracy.mean)
     cells, records = [], []
     for name in order:
