@@ -16,13 +16,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fewshot import provenance
+from fewshot.answers import answers
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.calibration import validation_temperature
 from fewshot.episode_list import EpisodeDigest, EpisodeList, blocks
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.measures import Measures, summary_of
-from fewshot.methods.base import IterativeMethod, Method, create_method
+from fewshot.methods.base import Method, create_method
 from fewshot.run import Run
 from fewshot.sampler import EpisodeIndices, EpisodeSampler
 from fewshot.statistics import Comparison, Interval, class_interval, mean_interval, paired_difference
@@ -266,16 +267,18 @@ def _score(run: Run, bank, sampler: EpisodeSampler | EpisodeList, method: Method
                                       disable=not progress, leave=False) as bar:
         for indices, chunks in _chunks(sampler, run.episodes, bank):
             digest.update(indices)
-            for chunk in chunks:
-                logits, found = _answer(method, prepare(chunk.gather(bank)))
-                for name, values in (found | measures(logits, chunk.query_labels, chunk.classes)).items():
+            at = 0
+            for logits, found in answers(method, (prepare(chunk.gather(bank)) for chunk in chunks)):
+                here = indices[at : at + len(logits)]
+                at += len(here)
+                for name, values in (found | measures(logits, here.query_labels, here.classes)).items():
                     # Written into one array: small tensors kept alive among the freed features of each chunk would
                     # split the heap, and memory would grow with the number of episodes.
                     if name not in arrays:
                         arrays[name] = torch.empty(run.episodes, *values.shape[1:], dtype=values.dtype)
-                    arrays[name][done : done + len(chunk)] = values
-                done += len(chunk)
-                bar.update(len(chunk))
+                    arrays[name][done : done + len(here)] = values
+                done += len(here)
+                bar.update(len(here))
     own = {name: arrays.pop(name) for name in ("correct", "iterations", "converged") if name in arrays}
     return Result(run=run, fingerprint=digest.hexdigest(), seconds=time.perf_counter() - start,
                   measures=arrays | measures.totals, **described, **own)
@@ -287,18 +290,3 @@ def _chunks(sampler: EpisodeSampler | EpisodeList, episodes: int, bank,
     for indices in blocks(sampler, episodes):
         size = max(1, _CHUNK_BYTES // (item * (indices.support.shape[1] + indices.query.shape[1])))
         yield indices, [indices[i : i + size] for i in range(0, len(indices), size)]
-
-
-def _answer(method: Method, episodes) -> tuple[Tensor, dict[str, Tensor]]:
-    extra = {}
-    if isinstance(method, IterativeMethod):
-        refinement = method.refine(episodes)
-        logits = refinement.logits
-        extra = {"iterations": refinement.iterations, "converged": refinement.converged}
-    else:
-        logits = method(episodes)
-    if not torch.isfinite(logits).all():
-        bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
-        raise FewshotError(f"{type(method).__name__} returned logits that are not finite (episode {bad} of a chunk of "
-                           f"{len(episodes)}); check the features, or use float64")
-    return logits, extra

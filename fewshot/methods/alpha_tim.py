@@ -25,12 +25,15 @@ class AlphaTIM(TIMGD):
     does not use it, and it is left out here. Adam is not rotation invariant: works in the full feature space.
     """
 
-    assumes = ()
     source = "Veilleux et al. 2021, arXiv:2204.11181; oveilleux/Realistic_Transductive_Few_Shot"
 
     cross_entropy: float = 1.0
     conditional: float = 1.0
     alpha: float | str = "auto"
+
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        return super().assumes if self.alpha == 1 else ()
 
     def __post_init__(self):
         super().__post_init__()

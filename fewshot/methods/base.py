@@ -44,7 +44,8 @@ class Method(abc.ABC):
 
     setting      "inductive": a query's logits do not depend on the other queries; else "transductive"
     inputs       "features" or "images"
-    assumes      what must be true for the method to make sense, shown in tables, e.g. "balanced queries"
+    assumes      what must be true for the method to make sense, shown in tables, e.g. "balanced queries"; a property where
+                 it depends on the hyper-parameters
     needs_base   True when `fit(base_bank)` must be called first (statistics of the base classes)
     needs_backbone   True when `with_backbone(backbone, ways)` must be called first: these are the hyper-parameters of a
                      method with weights of its own, which that makes
@@ -132,6 +133,26 @@ class IterativeMethod(Method):
 
     def __call__(self, episodes: Episodes) -> Tensor:
         return self.refine(episodes).logits
+
+
+class TwoStageMethod(IterativeMethod):
+    """An iterative method that reads the features once and then iterates on much smaller arrays.
+
+    The first stage is bound by memory and wants few episodes at a time, the second by operator calls and wants many:
+    `fewshot.evaluate` reduces chunks that fit the cache and solves several of them together.
+    """
+
+    @abc.abstractmethod
+    def reduce(self, episodes: Episodes) -> Episodes:
+        """The same episodes by the features that `solve` works on."""
+
+    @abc.abstractmethod
+    def solve(self, reduced: Episodes, history: bool = False) -> Refinement:
+        """`refine` for episodes that were reduced."""
+
+    def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
+        found = self.solve(self.reduce(episodes), history)
+        return dataclasses.replace(found, logits=found.logits.to(episodes.query.dtype))
 
 
 def create_method(name: str, **params) -> Method:

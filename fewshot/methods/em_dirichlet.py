@@ -12,14 +12,14 @@ from torch import Tensor
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement
+from fewshot.methods.base import METHODS, Refinement, TwoStageMethod
 from fewshot.ops.mixtures import SIMPLEX, dirichlet_em, simplex_features
 from fewshot.ops.prototypes import one_hot
 
 
 @METHODS.register("em_dirichlet")
 @dataclass(frozen=True, eq=False)
-class EMDirichlet(IterativeMethod):
+class EMDirichlet(TwoStageMethod):
     """EM on the simplex: alpha_k fitted to support and softly assigned queries, u = softmax_k(log Dir(z | alpha_k) +
     weight (log pi_k + 1)) with pi the mean of u (Algorithm 1). Logits are log probabilities of the last step.
 
@@ -39,7 +39,6 @@ class EMDirichlet(IterativeMethod):
     1000 steps (warm-started) is part of the method. Work is done in float64 whatever the input.
     """
 
-    assumes = ("known K_eff",)
     source = "Martin et al. 2024 (CVPR), transductive CLIP; SegoleneMartin/transductive-CLIP"
     hard: ClassVar[bool] = False
 
@@ -50,6 +49,10 @@ class EMDirichlet(IterativeMethod):
     scale: float = 30.0
     mm_steps: int = 1000
     mm_tolerance: float = 1e-11
+
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        return () if self.k_eff is None else ("known K_eff",)
 
     def __post_init__(self):
         if self.simplex not in SIMPLEX:
@@ -62,27 +65,28 @@ class EMDirichlet(IterativeMethod):
             if value is not None and value < 1:
                 raise FewshotError(f"{name}={value}; it must be at least 1")
 
-    def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
+    def reduce(self, episodes: Episodes) -> Episodes:
         if self.k_eff is not None and self.k_eff > episodes.ways:
             raise FewshotError(f"k_eff={self.k_eff} exceeds ways={episodes.ways}; give the number of classes among the "
                                "queries, or None")
         simplex = self.simplex
         if self.zero_shot and simplex == "auto":
             simplex = "rows" if episodes.text is None else "text"
-        support, query = simplex_features(episodes, simplex, self.scale)
-        if self.zero_shot:
-            support = None
-        weight = 1 if self.k_eff is None else episodes.ways // self.k_eff
-        fit = dirichlet_em(support, episodes.support_labels, query, [weight] * self.iterations, [1] * self.iterations,
+        support, query = simplex_features(episodes, simplex, self.scale)  # [E, S, N], [E, Q, N]
+        return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways)
+
+    def solve(self, reduced: Episodes, history: bool = False) -> Refinement:
+        query, support = reduced.query, None if self.zero_shot else reduced.support
+        weight = 1 if self.k_eff is None else reduced.ways // self.k_eff
+        fit = dirichlet_em(support, reduced.support_labels, query, [weight] * self.iterations, [1] * self.iterations,
                            hard=self.hard, steps=self.mm_steps, tolerance=self.mm_tolerance, history=history)
         logits, alpha, visited = fit.logits.log_softmax(1), fit.alpha, fit.visited
         if self.zero_shot:
             order = name_clusters(logits, alpha, query)
             logits, alpha = (torch.gather(x, 1, order.unsqueeze(-1).expand_as(x)) for x in (logits, alpha))
             visited = [torch.gather(x, 1, order.unsqueeze(-1).expand_as(x)) for x in visited]
-        taken = torch.full((len(episodes),), self.iterations, device=query.device)
-        return Refinement(logits.transpose(1, 2).to(episodes.query.dtype), alpha, taken, fit.met,
-                          visited if history else None)
+        taken = torch.full((len(reduced),), self.iterations, device=query.device)
+        return Refinement(logits.transpose(1, 2), alpha, taken, fit.met, visited if history else None)
 
 
 def name_clusters(logits: Tensor, alpha: Tensor, query: Tensor) -> Tensor:

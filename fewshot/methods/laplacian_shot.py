@@ -41,7 +41,6 @@ class LaplacianShot(BaseMean, IterativeMethod):
     Raises FewshotError for values outside these choices, and for norm="cl2n" without fit.
     """
 
-    assumes = ("balanced queries",)
     source = "Ziko et al. 2020, arXiv:2006.15486; imtiazziko/LaplacianShot"
 
     norm: str = "cl2n"
@@ -53,6 +52,10 @@ class LaplacianShot(BaseMean, IterativeMethod):
     max_iterations: int = 20
     tolerance: float = 1e-6
     base_mean: Tensor | None = fitted()
+
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        return ("balanced queries",) if self.rectify else ()
 
     def __post_init__(self):
         check_norm(self.norm)

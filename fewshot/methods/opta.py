@@ -15,7 +15,7 @@ from fewshot.ops.features import standardise
 from fewshot.ops.linear import fit_logistic
 from fewshot.ops.prototypes import prototypes
 from fewshot.ops.span import to_span
-from fewshot.ops.transport import assignment, query_marginals, sinkhorn
+from fewshot.ops.transport import assignment, assumed_queries, query_marginals, sinkhorn
 
 VARIANTS = ("converged", "official")
 
@@ -41,7 +41,6 @@ class OpTA(IterativeMethod):
     solved to convergence; scikit-learn's default tolerance in the official code leaves probabilities up to 3e-3 off.
     """
 
-    assumes = ("balanced queries",)
     source = "Poulakakis-Daktylidis and Jamali-Rad 2024 (BECLR), ICLR; stypoumic/BECLR"
 
     reg: float = 0.05
@@ -50,6 +49,10 @@ class OpTA(IterativeMethod):
     C: float = 1.0
     query_prior: str | Tensor | tuple[float, ...] = "balanced"
     variant: str = "converged"
+
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        return assumed_queries(self.query_prior)
 
     def __post_init__(self):
         if self.variant not in VARIANTS:

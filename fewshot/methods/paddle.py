@@ -32,12 +32,15 @@ class Paddle(IterativeMethod):
     Refined prototypes are in the scaled space. The official scaler also shifts by the query minimum, to no effect.
     """
 
-    assumes = ("few of the classes among the queries",)
     source = "Martin et al. 2022, arXiv:2210.14545; SegoleneMartin/PADDLE"
 
     iterations: int = 100
     prior_weight: float = 1.0
     scale_by_range: bool = True
+
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        return ("few of the classes among the queries",) if self.prior_weight > 0 else ()
 
     def __post_init__(self):
         if self.iterations < 1:

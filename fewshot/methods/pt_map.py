@@ -9,19 +9,19 @@ from torch import Tensor
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError, check_at_least, check_positive
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement
-from fewshot.ops.distances import l2_normalise, squared_euclidean
+from fewshot.methods.base import METHODS, Refinement, TwoStageMethod
+from fewshot.ops.distances import l2_normalise
 from fewshot.ops.features import centred_unit, power_transform
 from fewshot.ops.prototypes import one_hot, prototypes
 from fewshot.ops.span import to_span
-from fewshot.ops.transport import Transport, assignment, query_marginals, sinkhorn
+from fewshot.ops.transport import Transport, assignment, assumed_queries, query_marginals, sinkhorn
 
 VARIANTS = ("converged", "official")
 
 
 @METHODS.register("pt_map")
 @dataclass(frozen=True, eq=False)
-class PTMAP(IterativeMethod):
+class PTMAP(TwoStageMethod):
     """Features to a power, unit length, centred (support and queries each by their own mean), unit length again. Then,
     `iterations` times: the assignment p of queries to classes is the entropic transport plan of the costs |z - w|^2 at
     regularisation 1 / scale, with row sums 1 and column sums Q * prior; the prototypes w move by `step_size` towards
@@ -41,7 +41,6 @@ class PTMAP(IterativeMethod):
     Works in the span of the points (the official code reduces by QR), see `fewshot.ops.span`.
     """
 
-    assumes = ("balanced queries",)
     source = "Hu et al. 2021, arXiv:2006.03806; yhu01/PT-MAP"
 
     power: float = 0.5
@@ -50,6 +49,10 @@ class PTMAP(IterativeMethod):
     step_size: float = 0.2
     query_prior: str | Tensor | tuple[float, ...] = "balanced"
     variant: str = "converged"
+
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        return assumed_queries(self.query_prior)
 
     def __post_init__(self):
         if self.variant not in VARIANTS:
@@ -60,29 +63,34 @@ class PTMAP(IterativeMethod):
         check_at_least(0, iterations=self.iterations)
 
     @torch.no_grad()
-    def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
+    def reduce(self, episodes: Episodes) -> Episodes:
         episodes = to_span(episodes.with_features(lambda x: power_transform(x, self.power)))
-        episodes = episodes.with_features(lambda x: centred_unit(l2_normalise(x)))
-        query = episodes.query
-        labels = one_hot(episodes.support_labels, episodes.ways, query.dtype)
-        support_sums, support_counts = labels.transpose(1, 2) @ episodes.support, labels.sum(1)  # [E, N, D], [E, N]
-        means = prototypes(episodes)
-        found = self._assign(squared_euclidean(query, means))
+        return episodes.with_features(lambda x: centred_unit(l2_normalise(x)))
+
+    @torch.no_grad()
+    def solve(self, reduced: Episodes, history: bool = False) -> Refinement:
+        query = reduced.query
+        labels = one_hot(reduced.support_labels, reduced.ways, query.dtype)
+        support_sums, support_counts = labels.transpose(1, 2) @ reduced.support, labels.sum(1)  # [E, N, D], [E, N]
+        means = prototypes(reduced)
+        found = self._assign(query, means)
         converged, trace = found.converged, [means]
         for _ in range(self.iterations):
             counts = (support_counts + found.plan.sum(1)).unsqueeze(-1)
             target = torch.baddbmm(support_sums, found.plan.transpose(1, 2), query) / counts
             means = means + self.step_size * (target - means)
-            found = self._assign(squared_euclidean(query, means), found.potentials)
+            found = self._assign(query, means, found.potentials)
             converged = converged & found.converged
             if history:
                 trace.append(means)
         logits = found.plan.clamp_min(torch.finfo(query.dtype).tiny).log()
-        steps = torch.full((len(episodes),), self.iterations, device=query.device)
+        steps = torch.full((len(reduced),), self.iterations, device=query.device)
         return Refinement(logits, means, steps, converged, trace if history else None)
 
-    def _assign(self, cost: Tensor, start: Tensor | None = None) -> Transport:
-        """Plan of cost [E, Q, N]. The prototypes move little per step: the previous potentials are nearly right."""
+    def _assign(self, query: Tensor, means: Tensor, start: Tensor | None = None) -> Transport:
+        """The plan for prototypes [E, N, D]. They move little per step: the previous potentials are nearly right."""
+        # |z|^2 is the same for every class, and a plan with given row sums does not depend on it.
+        cost = torch.baddbmm(means.square().sum(-1).unsqueeze(1), query, means.transpose(1, 2), alpha=-2)  # [E, Q, N]
         if self.variant == "converged" or (isinstance(self.query_prior, str) and self.query_prior == "unknown"):
             return assignment(cost, 1 / self.scale, self.query_prior, start)
         rows, cols = cost.new_ones(cost.shape[:2]), query_marginals(self.query_prior, cost)

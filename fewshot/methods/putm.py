@@ -15,7 +15,7 @@ from fewshot.ops.distances import l2_normalise, squared_euclidean
 from fewshot.ops.features import power_transform
 from fewshot.ops.prototypes import one_hot, prototypes
 from fewshot.ops.span import principal_coordinates, to_span
-from fewshot.ops.transport import query_marginals
+from fewshot.ops.transport import assumed_queries, query_marginals
 
 VARIANTS = ("sane", "official")
 HIDDEN = (128, 64)
@@ -55,7 +55,6 @@ class PUTM(IterativeMethod):
     depend on the size of the batch (by up to 0.08 on real features).
     """
 
-    assumes = ("balanced queries",)
     source = "Tian et al. 2023, arXiv:2308.03047; RashLog/PUTM"
 
     power: float = 0.6
@@ -68,6 +67,10 @@ class PUTM(IterativeMethod):
     balance: float | None = None
     seed: int = 0
     variant: str = "sane"
+
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        return assumed_queries(self.query_prior)
 
     def __post_init__(self):
         if self.variant not in VARIANTS:

@@ -31,7 +31,6 @@ class TIMADM(IterativeMethod):
     single probabilities), so that it runs in float64 whatever the input.
     """
 
-    assumes = ("balanced queries",)
     source = "Boudiaf et al. 2020, arXiv:2008.11297; mboudiaf/TIM"
 
     cross_entropy: float = 0.1
@@ -39,6 +38,10 @@ class TIMADM(IterativeMethod):
     conditional: float = 0.1
     scale: float = 15.0
     iterations: int = 150
+
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        return ("balanced queries",) if self.marginal > 0 else ()
 
     def __post_init__(self):
         check_weights(self.cross_entropy, self.marginal, self.conditional)

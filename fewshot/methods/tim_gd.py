@@ -31,7 +31,6 @@ class TIMGD(IterativeMethod):
     The official code adds 1e-12 inside the conditional entropy's logarithm; here p log p is taken as 0 at p = 0.
     """
 
-    assumes = ("balanced queries",)
     source = "Boudiaf et al. 2020, arXiv:2008.11297; mboudiaf/TIM"
 
     cross_entropy: float = 0.1
@@ -40,6 +39,10 @@ class TIMGD(IterativeMethod):
     scale: float = 15.0
     iterations: int = 1000
     learning_rate: float = 1e-4
+
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        return ("balanced queries",) if self.marginal > 0 else ()
 
     def __post_init__(self):
         check_weights(self.cross_entropy, self.marginal, self.conditional)

@@ -8,13 +8,13 @@ import torch
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, Refinement
+from fewshot.methods.base import METHODS, Refinement, TwoStageMethod
 from fewshot.methods.unem_gaussian import UnrolledEM
 from fewshot.ops.mixtures import SIMPLEX, dirichlet_em, simplex_features
 
 
 @METHODS.register("unem_dirichlet")
-class UNEMDirichlet(UnrolledEM):
+class UNEMDirichlet(TwoStageMethod, UnrolledEM):
     """EM-Dirichlet with u = softmax_k((log Dir(x | alpha_k) + gamma_l (log pi_k + 1)) / T_l) in layer l, gamma_l =
     softplus(prior_l) and T_l = 1 + softplus(temperature_l), on x = softmax(scale cos) with a learned scale (no
     softplus). Logits are log probabilities.
@@ -42,10 +42,14 @@ class UNEMDirichlet(UnrolledEM):
             raise FewshotError(f"simplex={simplex!r}; choose one of {', '.join(SIMPLEX)}")
         self.simplex, self.mm_steps, self.mm_tolerance = simplex, mm_steps, mm_tolerance
 
-    def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
+    def reduce(self, episodes: Episodes) -> Episodes:
         support, query = simplex_features(episodes, self.simplex, self.scale.to(torch.float64))
-        fit = dirichlet_em(support, episodes.support_labels, query, *self.schedule(query), steps=self.mm_steps,
+        return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways)
+
+    def solve(self, reduced: Episodes, history: bool = False) -> Refinement:
+        query = reduced.query
+        fit = dirichlet_em(reduced.support, reduced.support_labels, query, *self.schedule(query), steps=self.mm_steps,
                            tolerance=self.mm_tolerance, history=history)
-        taken = torch.full((len(episodes),), self.layers, device=query.device)
+        taken = torch.full((len(reduced),), self.layers, device=query.device)
         logits = fit.logits.log_softmax(1).transpose(1, 2)  # [E, Q, N]
-        return Refinement(logits.to(episodes.query.dtype), fit.alpha, taken, fit.met, fit.visited if history else None)
+        return Refinement(logits, fit.alpha, taken, fit.met, fit.visited if history else None)

@@ -35,8 +35,11 @@ def normalise_episodes(episodes: Episodes, norm: str, base_mean: Tensor | None =
 def power_transform(x: Tensor, beta: float, epsilon: float = 1e-6) -> Tensor:
     """sign(x) (|x| + epsilon)^beta elementwise. For non-negative features this is PT-MAP's (x + epsilon)^beta;
     keeping the sign makes signed features finite too."""
-    # copysign is several times faster than torch.where; adding 0 makes -0.0 positive, as it must count.
-    return (x.abs() + epsilon).pow(beta).copysign(x + 0.0)
+    # In place: a fresh array of this size costs more than the arithmetic.
+    power = x.abs().add_(epsilon)
+    power = power.sqrt_() if beta == 0.5 else power.pow_(beta)
+    # copysign is several times faster than torch.where; -0.0 counts as positive.
+    return power.copysign_(x + 0.0) if bool((x < 0).any()) else power
 
 
 def centre_episodes(episodes: Episodes, separately: bool = False) -> Episodes:

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+from fewshot.ops.dirichlet import dirichlet_mm
 from fewshot.ops.distances import cosine
 from fewshot.ops.prototypes import one_hot, prototypes
 
 SIMPLEX = ("auto", "rows", "text", "prototypes", "cosines")
-MM_CHECK = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,89 +92,6 @@ def dirichlet_log_density(alpha: Tensor, log_x: Tensor) -> Tensor:
     """log Dir(x_i | alpha_k) as [E, N, Q] for alpha [E, N, D] and log_x [E, Q, D]."""
     constant = torch.lgamma(alpha.sum(-1)) - torch.lgamma(alpha).sum(-1)
     return torch.baddbmm(constant.unsqueeze(-1), alpha - 1, log_x.transpose(1, 2))
-
-
-def dirichlet_mm(alpha: Tensor, mean_log: Tensor, steps: int = 1000, tolerance: float = 1e-11) -> tuple[Tensor, Tensor]:
-    """Maximise the Dirichlet likelihood of each row by majorise-minimise, warm-started at alpha.
-
-    alpha, mean_log [E, N, D]: parameters and mean log features. A step is a = (-b + sqrt(b^2 + 4c)) / (2c) with
-    c = 2 (a psi(a+1) - lnGamma(a+1)) / a^2 and b = psi(a+1) - psi(sum a) - c a - mean_log; it never lowers the
-    likelihood. Every 50 steps an episode stops when |da|^2 / |a|^2 < tolerance over its own parameters (the official
-    code takes the norm over the batch). Returns (alpha [E, N, D], met [E] bool: stopped before `steps` ran out).
-
-    Gradients are those of the unrolled loop, computed without its graph: see `_DirichletMM`.
-    """
-    return _DirichletMM.apply(alpha, mean_log, steps, tolerance)
-
-
-def _mm_terms(a: Tensor, mean_log: Tensor) -> tuple[Tensor, Tensor]:
-    """b / 2 and c, in few operations: tensors are small here, and thousands of steps make each one count."""
-    shifted = a + 1
-    psi, curve = torch.digamma(shifted), torch.lgamma(shifted)
-    curve.addcmul_(a, psi, value=-1).div_(a)  # -c a / 2
-    half_b = curve.add(psi.sub_(torch.digamma(a.sum(-1, keepdim=True))).sub_(mean_log), alpha=0.5)
-    # mean_log >= log(1e-15) keeps every parameter above about 0.02, so the limit of c at a = 0 is never needed.
-    return half_b, curve.div_(a * -0.5)
-
-
-def _mm_step(a: Tensor, mean_log: Tensor) -> Tensor:
-    half_b, c = _mm_terms(a, mean_log)
-    return torch.addcmul(c, half_b, half_b).sqrt_().sub_(half_b).div_(c)
-
-
-class _DirichletMM(torch.autograd.Function):
-    """The MM loop with the exact gradient of its unrolled steps.
-
-    The Jacobian of a step is a diagonal plus a rank-one matrix in closed form, so the backward pass needs only the
-    visited parameters; they are recomputed block by block from one checkpoint per 50 steps.
-    """
-
-    @staticmethod
-    def forward(ctx, alpha, mean_log, steps, tolerance):
-        result, met = alpha.clone(), torch.zeros(len(alpha), dtype=torch.bool, device=alpha.device)
-        active, a, y = torch.arange(len(alpha), device=alpha.device), alpha, mean_log
-        keep, blocks, taken = any(ctx.needs_input_grad), [], 0
-        while taken < steps and len(active):
-            length = min(MM_CHECK if taken else MM_CHECK + 1, steps - taken)
-            if keep:
-                blocks.append((active, a, length))
-            for _ in range(length):
-                previous, a = a, _mm_step(a, y)
-            taken += length
-            result[active] = a
-            if taken % MM_CHECK == 1:
-                change = (a - previous).square().sum((1, 2)) / previous.square().sum((1, 2))
-                moving = change >= tolerance
-                if not moving.all():
-                    met[active[~moving]] = True
-                    active, a, y = active[moving], a[moving], y[moving]
-        ctx.blocks, ctx.mean_log = blocks, mean_log
-        ctx.mark_non_differentiable(met)
-        return result, met
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _):
-        grad_alpha, grad_mean = grad.clone(), torch.zeros_like(grad)
-        for active, a, length in reversed(ctx.blocks):
-            y, visited = ctx.mean_log[active], [a]
-            for _ in range(length):
-                visited.append(_mm_step(visited[-1], y))
-            a, new = torch.stack(visited[:-1]), torch.stack(visited[1:])  # [T, e, N, D]
-            half_b, c = _mm_terms(a, y)
-            root = 2 * (c * new + half_b)
-            by_mean = new / root
-            bend = torch.polygamma(1, a + 1) - c
-            diagonal = bend * (by_mean + 2 * (1 / root - new) / (c * a))
-            common = torch.polygamma(1, a.sum(-1, keepdim=True))
-            g, total = grad_alpha[active], torch.zeros_like(y)
-            for step in reversed(range(length)):
-                weighted = by_mean[step] * g
-                total += weighted
-                g = diagonal[step] * g + common[step] * weighted.sum(-1, keepdim=True)
-            grad_alpha[active] = g
-            grad_mean[active] += total
-        return grad_alpha, grad_mean, None, None
 
 
 def simplex_features(episodes: Episodes, simplex: str, scale: Tensor | float = 30.0) -> tuple[Tensor, Tensor]:

@@ -201,6 +201,13 @@ def query_marginals(query_prior: str | Tensor | tuple[float, ...], cost: Tensor)
     return (prior / prior.sum() * queries).expand(episodes, ways)
 
 
+def assumed_queries(query_prior: str | Tensor | tuple[float, ...]) -> tuple[str, ...]:
+    """What a method with this `query_prior` assumes, for tables."""
+    if not isinstance(query_prior, str):
+        return ("known class frequencies of the queries",)
+    return ("balanced queries",) if query_prior == "balanced" else ()
+
+
 def assignment(cost: Tensor, reg: float, query_prior: str | Tensor | tuple[float, ...],
                start: Tensor | None = None) -> Transport:
     """Soft assignment of queries to classes, rows summing to 1, from cost [E, Q, N].

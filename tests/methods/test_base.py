@@ -46,3 +46,22 @@ def test_numpy_numbers_and_json_lists_will_do():
 def test_images_are_refused_by_methods_on_features(name):
     with pytest.raises(FewshotError, match="embed the images first"):
         create_method(name)(IMAGES)
+
+
+@pytest.mark.parametrize(("name", "params", "expected"), [
+    ("pt_map", {}, ("balanced queries",)),
+    ("pt_map", {"query_prior": "unknown"}, ()),
+    ("opta", {"query_prior": (0.5, 0.5)}, ("known class frequencies of the queries",)),
+    ("putm", {"query_prior": "unknown"}, ()),
+    ("laplacian_shot", {}, ("balanced queries",)),
+    ("laplacian_shot", {"rectify": False}, ()),
+    ("tim_gd", {"marginal": 0.0}, ()),
+    ("tim_adm", {}, ("balanced queries",)),
+    ("alpha_tim", {}, ()),
+    ("alpha_tim", {"alpha": 1.0}, ("balanced queries",)),
+    ("em_dirichlet", {}, ()),
+    ("hard_em_dirichlet", {"k_eff": 5}, ("known K_eff",)),
+    ("paddle", {"prior_weight": 0.0}, ()),
+])
+def test_assumptions_follow_the_hyper_parameters(name, params, expected):
+    assert create_method(name, **params).assumes == expected

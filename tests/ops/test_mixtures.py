@@ -5,10 +5,10 @@ import torch
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+from fewshot.ops.dirichlet import dirichlet_mm
 from fewshot.ops.mixtures import (
     GaussianStatistics,
     dirichlet_log_density,
-    dirichlet_mm,
     gaussian_em,
     simplex_features,
 )
