@@ -144,18 +144,17 @@ class _Navigator:
             hidden1 = torch.nn.functional.leaky_relu_(torch.baddbmm(bias1, x, weight1), SLOPE)
             hidden2 = torch.nn.functional.leaky_relu_(torch.baddbmm(bias2, hidden1, weight2), SLOPE)
             scores = (hidden2 @ weight3).neg_().view_as(cost)
-            out = -_score_gradient(scores, cost, rho, balance, target).flatten(1).unsqueeze(-1)  # [E, QN, 1]
-            back2 = (out @ weight3.transpose(1, 2)).mul_(_slopes(hidden2))
-            back1 = (back2 @ weight2.transpose(1, 2)).mul_(_slopes(hidden1))
+            out = _score_gradient(scores, cost, rho, balance, target).flatten(1).unsqueeze(-1).neg_()  # [E, QN, 1]
+            back2 = _through_relu(out * weight3.transpose(1, 2), hidden2)
+            back1 = _through_relu(back2 @ weight2.transpose(1, 2), hidden1)
             self.adam.step([x.transpose(1, 2) @ back1, back1.sum(1, keepdim=True), hidden1.transpose(1, 2) @ back2,
                             back2.sum(1, keepdim=True), hidden2.transpose(1, 2) @ out])
         return scores
 
 
-def _slopes(hidden: Tensor) -> Tensor:
-    """Derivative of the leaky ReLU from its output, which has the sign of its input."""
-    # Python numbers in torch.where would give float32 whatever the dtype of `hidden`.
-    return torch.where(hidden > 0, hidden.new_ones(()), hidden.new_full((), SLOPE))
+def _through_relu(gradient: Tensor, hidden: Tensor) -> Tensor:
+    """Gradient before the leaky ReLU from that after it and its output, which has the sign of its input."""
+    return torch.ops.aten.leaky_relu_backward(gradient, hidden, SLOPE, True)
 
 
 def _score_gradient(scores: Tensor, cost: Tensor, rho: float, balance: float, target: Tensor) -> Tensor:

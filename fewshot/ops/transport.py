@@ -65,7 +65,7 @@ def entropic_plan(cost: Tensor, row_marginals: Tensor, col_marginals: Tensor, re
     alive = torch.arange(episodes, device=cost.device)
     rows = rows.unsqueeze(1)  # [E, 1, Q]
     for step in range(max_iterations + 1):
-        share = torch.softmax((scores + g.unsqueeze(-1)) / level.unsqueeze(-1), dim=1)  # [E, N, Q]
+        share = torch.softmax((scores + g.unsqueeze(-1)).div_(level.unsqueeze(-1)), dim=1)  # [E, N, Q]
         mass = share * rows
         sums = mass.sum(-1)  # [E, N]
         gap = cols - sums
