@@ -16,7 +16,7 @@ import torch
 from fewshot.banks import FeatureBank
 from fewshot.errors import FewshotError
 from fewshot.evaluate import compare, evaluate
-from fewshot.methods.base import Method
+from fewshot.methods.base import Method, create_method
 from fewshot.run import Run
 from fewshot.sampler import EpisodeSampler
 from fewshot.store import Store
@@ -108,6 +108,19 @@ def test_iterative_methods_store_their_convergence(tmp_path):
     stored = next(iter(Store(tmp_path)))
     assert stored.iterations.shape == (200,) and stored.converged.dtype == torch.bool
     assert stored.setting == "transductive"
+
+
+@pytest.mark.parametrize("limits", [{"_SOLVE": 1}, {"_SOLVE": 48}, {"_SOLVE_BYTES": 1 << 17}, {}])
+def test_episodes_solved_together_keep_their_answers(monkeypatch, limits):
+    """PT-MAP reduces chunks and solves several at once; accuracy, order and convergence are those of each episode."""
+    for name, value in {"_CHUNK_BYTES": 1 << 16, **limits}.items():
+        monkeypatch.setattr(sys.modules["fewshot.evaluate"], name, value)
+    bank = toy_bank()
+    found = evaluate(dataclasses.replace(RUN, method="pt_map", parameters={}), bank)
+    episodes, labels = EpisodeSampler(bank).sample(bank, start=0, count=200)
+    alone = create_method("pt_map").refine(episodes)
+    assert torch.equal(found.correct, (alone.logits.argmax(-1) == labels).double().mean(1))
+    assert torch.equal(found.converged, alone.converged) and found.iterations.tolist() == [20] * 200
 
 
 @pytest.mark.parametrize("name", ["run.json", "result.json", "episodes.safetensors"])
