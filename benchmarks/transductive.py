@@ -27,8 +27,9 @@ from pathlib import Path
 import torch
 
 from fewshot import provenance
+from fewshot.answers import answers
 from fewshot.banks import FeatureBank
-from fewshot.evaluate import _chunks, answers
+from fewshot.evaluate import _chunks
 from fewshot.methods import METHODS, Method, create_method
 from fewshot.sampler import EpisodeSampler
 

@@ -113,8 +113,9 @@ def test_iterative_methods_store_their_convergence(tmp_path):
 @pytest.mark.parametrize("limits", [{"_SOLVE": 1}, {"_SOLVE": 48}, {"_SOLVE_BYTES": 1 << 17}, {}])
 def test_episodes_solved_together_keep_their_answers(monkeypatch, limits):
     """PT-MAP reduces chunks and solves several at once; accuracy, order and convergence are those of each episode."""
-    for name, value in {"_CHUNK_BYTES": 1 << 16, **limits}.items():
-        monkeypatch.setattr(sys.modules["fewshot.evaluate"], name, value)
+    monkeypatch.setattr(sys.modules["fewshot.evaluate"], "_CHUNK_BYTES", 1 << 16)  # the package's attribute is a function
+    for name, value in limits.items():
+        monkeypatch.setattr(f"fewshot.answers.{name}", value)
     bank = toy_bank()
     found = evaluate(dataclasses.replace(RUN, method="pt_map", parameters={}), bank)
     episodes, labels = EpisodeSampler(bank).sample(bank, start=0, count=200)
