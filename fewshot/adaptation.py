@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.methods.base import Method, feature_dim_of
 from fewshot.ops.inner_loop import BatchNormMode, Tensors, gradients
+from fewshot.ops.second_order import CheapSecondOrder
 from fewshot.rng import isolated_rng
 
 HEAD = ("head.weight", "head.bias")
@@ -178,8 +180,9 @@ class GradientLearner(nn.Module, Method):
 
     def _embed(self, weights: Tensors, statistics: Tensors, images: Tensor, step: int) -> tuple[Tensor, Tensors]:
         body = {name.removeprefix("backbone."): value for name, value in weights.items() if name not in HEAD}
-        features, statistics = self.norms.call(self.backbone, body, statistics, images, step,
-                                               self._vectorised(images.device))
+        vectorise = self._vectorised(images.device)
+        with CheapSecondOrder() if self._cheap(images.device) else contextlib.nullcontext():
+            features, statistics = self.norms.call(self.backbone, body, statistics, images, step, vectorise)
         if features.ndim != 3:
             raise FewshotError(f"the backbone turns images into {tuple(features.shape[2:])}; the head needs one "
                                "feature vector [D] per image: add nn.Flatten()")
@@ -191,6 +194,11 @@ class GradientLearner(nn.Module, Method):
 
     def _vectorised(self, device: torch.device) -> bool:
         return device.type != "cpu" if self.vectorise == "auto" else self.vectorise
+
+    def _cheap(self, device: torch.device) -> bool:
+        # First derivatives are PyTorch's own either way, and quicker without a detour through Python.
+        second_order = self.training and self.body_adapts and not self.settings.first_order
+        return second_order and device.type == "cpu" and not self._vectorised(device)
 
     def _chunks(self, episodes: Episodes) -> Iterator[Episodes]:
         size = (self.settings.chunk or len(episodes)) if self._vectorised(episodes.support.device) else 1

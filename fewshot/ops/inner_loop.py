@@ -62,7 +62,12 @@ def call_each(network: nn.Module, stacked: Tensors, shared: Tensors, statistics:
         # "different": dropout must not drop the same units in every episode.
         return vmap(call, randomness="different")(stacked, statistics, images)
     stacked, statistics = ({name: value.squeeze(0) for name, value in group.items()} for group in (stacked, statistics))
-    output, statistics = call(stacked, statistics, images.squeeze(0))
+    images = images.squeeze(0)
+    if images.ndim == 4 and images.device.type == "cpu":
+        # Pooling and BatchNorm are several times faster so. Images of one channel are always in this layout, but their
+        # strides do not say so, and the strides are what a convolution goes by.
+        images = images.to(memory_format=torch.channels_last)
+    output, statistics = call(stacked, statistics, images)
     return output.unsqueeze(0), {name: value.unsqueeze(0) for name, value in statistics.items()}
 
 
