@@ -1,11 +1,12 @@
 """Training speed and memory of MAML, first-order MAML and ANIL, beside learn2learn's.
 
-    python benchmarks/maml.py [--rounds 5] [--threads 1] [--cpu-time] [--write docs/speed_maml.md]
+    python benchmarks/maml.py [--rounds 5] [--threads 1] [--episodes 16] [--cpu-time]
+                              [--write docs/speed_maml.md]
 
-One optimiser step on 16 episodes of images: Conv-4 with max-pooling and 64 channels, 28x28, 5-way 1-shot, 15 queries per
-class, 5 inner steps. In every round each contender makes one step, so that a noisy machine disturbs all alike; ratios are
-taken within a round. Memory is measured in a process of its own for each. With the defaults it takes about
-five minutes.
+One optimiser step on 16 episodes of images (--episodes): Conv-4 with max-pooling and 64 channels, 28x28, 5-way 1-shot,
+15 queries per class, 5 inner steps. In every round each contender makes one step, so that a noisy machine disturbs all
+alike; ratios are taken within a round. Memory is measured in a process of its own for each. With the defaults it takes
+about five minutes.
 
 --cpu-time counts processor time instead of wall time: for a machine that others use too, with one thread.
 
@@ -38,7 +39,7 @@ from fewshot.backbones import create_backbone
 from fewshot.episodes import Episodes
 from fewshot.methods import create_method
 
-WAYS, QUERIES, EPISODES, STEPS, RATE = 5, 75, 16, 5, 0.1
+WAYS, QUERIES, STEPS, RATE = 5, 75, 5, 0.1
 # group -> [(label, who, settings)]; the first of a group is what the others are compared with.
 CONTENDERS = {
     "MAML, second order": [
@@ -70,10 +71,10 @@ KINDS = {"convolution": ("convolution",), "BatchNorm": ("batch_norm", "_Norm"), 
 NOTES = """\
 The arithmetic of the convolutions is the same for both. The difference comes from the memory traffic around them: the maps
 of the first block have their channels last here, though images of one channel do not suggest it, which makes pooling and
-BatchNorm several times faster; and `fewshot.ops.second_order` replaces the derivatives of the backward passes of BatchNorm
-(some forty passes over the map in PyTorch, about ten here) and of convolutions. Values and gradients stay those of
-learn2learn to 1e-9 in double precision (`tests/test_learn2learn.py`). bfloat16 halves the time of the convolutions and the
-traffic; its meta-gradients are noisy: try it against float32 on validation classes before relying on it.
+BatchNorm several times faster; and `fewshot.ops.second_order` computes the derivatives of the backward passes of BatchNorm
+and of convolutions in fewer passes over the maps than PyTorch. Values and gradients stay those of learn2learn in double
+precision (`tests/test_learn2learn.py`). bfloat16 makes the convolutions and the traffic cheaper, but its meta-gradients
+are coarse: compare it with float32 on validation classes before relying on it.
 
 Vectorising (`torch.func.vmap`) turns the convolutions of several episodes into one grouped convolution. It saves calls,
 which counts on a GPU; on CPU the calls are not the bottleneck, grouped convolutions are slower than ordinary ones, and the
@@ -81,18 +82,18 @@ graphs of all episodes at once need more memory. Hence `vectorise="auto"`: one e
 elsewhere. ANIL's inner loop has no convolution; vectorised, its backbone sees the episodes in one call."""
 
 
-def episodes_of_images() -> tuple[Episodes, torch.Tensor]:
+def episodes_of_images(count: int) -> tuple[Episodes, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    support, query = (torch.rand(EPISODES, n, 1, 28, 28, generator=generator) for n in (WAYS, QUERIES))
+    support, query = (torch.rand(count, n, 1, 28, 28, generator=generator) for n in (WAYS, QUERIES))
     labels = torch.arange(QUERIES) % WAYS
-    return Episodes(support, labels[:WAYS].repeat(EPISODES, 1), query, WAYS), labels.repeat(EPISODES, 1)
+    return Episodes(support, labels[:WAYS].repeat(count, 1), query, WAYS), labels.repeat(count, 1)
 
 
 def autocast(half: bool):
     return torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
 
 
-def ours(episodes: int = EPISODES, method: str = "maml", steps: int = STEPS, size: int = 1, half: bool = False,
+def ours(episodes: int, method: str = "maml", steps: int = STEPS, size: int = 1, half: bool = False,
          cheap: bool = True, vectorise: bool = False, **settings) -> Callable[[], None]:
     """A step as the training loop makes it, in passes of `size` episodes (TrainConfig.accumulate)."""
     backbone = create_backbone("conv4", channels=1, image_size=28)
@@ -101,7 +102,7 @@ def ours(episodes: int = EPISODES, method: str = "maml", steps: int = STEPS, siz
     if not cheap:
         learner._cheap = lambda device: False
     optimiser = torch.optim.Adam(learner.parameters(), 1e-3)
-    images, labels = episodes_of_images()
+    images, labels = episodes_of_images(episodes)
 
     def step():
         optimiser.zero_grad()
@@ -114,7 +115,7 @@ def ours(episodes: int = EPISODES, method: str = "maml", steps: int = STEPS, siz
     return step
 
 
-def theirs(episodes: int = EPISODES, network: str = "this project's", first_order: bool = False, anil: bool = False,
+def theirs(episodes: int, network: str = "this project's", first_order: bool = False, anil: bool = False,
            half: bool = False) -> Callable[[], None]:
     """A step as in learn2learn's examples: clone, adapt, backward, one task after the other."""
     import learn2learn
@@ -127,7 +128,7 @@ def theirs(episodes: int = EPISODES, network: str = "this project's", first_orde
     learner = learn2learn.algorithms.MAML(head if anil else nn.Sequential(body, head), lr=RATE, first_order=first_order)
     parameters = [*learner.parameters(), *(body.parameters() if anil else ())]
     optimiser = torch.optim.Adam(parameters, 1e-3)
-    images, labels = episodes_of_images()
+    images, labels = episodes_of_images(episodes)
 
     def step():
         optimiser.zero_grad()
@@ -148,14 +149,14 @@ def theirs(episodes: int = EPISODES, network: str = "this project's", first_orde
     return step
 
 
-def build(who: str, settings: dict, episodes: int = EPISODES) -> Callable[[], None]:
+def build(who: str, settings: dict, episodes: int) -> Callable[[], None]:
     torch.manual_seed(0)  # learn2learn's networks take their weights from the global generator
     return {"ours": ours, "theirs": theirs}[who](episodes, **settings)
 
 
-def rates(contenders: list[tuple], rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+def rates(contenders: list[tuple], episodes: int, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Episodes per second of every contender in every round."""
-    steps = {label: build(who, settings) for label, who, settings in contenders}
+    steps = {label: build(who, settings, episodes) for label, who, settings in contenders}
     for step in steps.values():
         step()  # sets up thread pools and caches
     found = {label: [] for label in steps}
@@ -163,7 +164,7 @@ def rates(contenders: list[tuple], rounds: int, clock: Callable[[], float]) -> d
         for label, step in steps.items():
             start = clock()
             step()
-            found[label].append(EPISODES / (clock() - start))
+            found[label].append(episodes / (clock() - start))
     return found
 
 
@@ -179,7 +180,7 @@ def memory(who: str, settings: dict) -> float:
 
 def _measure(queue, who: str, settings: dict) -> None:
     # Passes follow one another: two of them reach the peak of all.
-    step = build(who, settings, min(EPISODES, 2 * settings.get("size", 1)))
+    step = build(who, settings, 2 * settings.get("size", 1))
     before = _largest_memory()
     step()
     queue.put(_largest_memory() - before)
@@ -218,29 +219,30 @@ def page(arguments: argparse.Namespace, with_learn2learn: bool) -> str:
     def chosen(group):
         return [c for c in CONTENDERS[group] if with_learn2learn or c[1] == "ours"]
 
+    episodes = arguments.episodes
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     load = os.getloadavg()[0]
     # First, while this process is small and has started no threads.
     peaks = {group: [memory(*contender[1:]) for contender in chosen(group)] for group in CONTENDERS}
     inner = {(steps, size): [memory("ours", {"steps": steps, "size": size, "checkpoint": checkpoint})
-                             for checkpoint in (False, True)] for steps in (5, 20) for size in (EPISODES, 1)}
-    found = {group: rates(chosen(group), arguments.rounds, clock) for group in CONTENDERS}
-    profiles = {label: shares(build(who, settings)) for label, who, settings in chosen("MAML, second order")
+                             for checkpoint in (False, True)] for steps in (5, 20) for size in (1, 4)}
+    found = {group: rates(chosen(group), episodes, arguments.rounds, clock) for group in CONTENDERS}
+    profiles = {label: shares(build(who, settings, 4)) for label, who, settings in chosen("MAML, second order")
                 if label in ("learn2learn, its own network", "this project", "this project, bfloat16")}
     versions = provenance.versions()
     theirs_version = importlib.metadata.version("learn2learn") if with_learn2learn else "absent"
     lines = ["# Speed of gradient-based methods", "",
              "Episodes per second in training: Conv-4 with max-pooling, 64 channels, 28x28, 5-way 1-shot, 15 queries per "
-             f"class, 5 inner steps, meta-batch 16; median (and range) of {arguments.rounds} interleaved rounds. Ratios "
-             "are to the first row, taken within a round. Written by `python benchmarks/maml.py --write "
+             f"class, 5 inner steps, meta-batch {episodes}; median (and range) of {arguments.rounds} interleaved rounds. "
+             "Ratios are to the first row, taken within a round. Written by `python benchmarks/maml.py --write "
              "docs/speed_maml.md`.", "",
              f"{machine()}; {torch.get_num_threads()} thread(s), "
              f"{'processor' if arguments.cpu_time else 'wall'} time; Python {versions['python']}, torch "
              f"{versions['torch']}, learn2learn {theirs_version}; load average {load:.1f} at the start, "
              f"{os.getloadavg()[0]:.1f} at the end.", "",
-             "All compute one episode at a time (here `accumulate` = 16) except \"vectorised\", which takes four episodes "
-             "at once. learn2learn's own network is its `ConvBase` with max-pooling. Added memory is what one step adds to "
-             "the peak of a process.", ""]
+             "All compute one episode at a time (`accumulate` = the meta-batch) except \"vectorised\", which takes four "
+             "episodes at once. learn2learn's own network is its `ConvBase` with max-pooling. Added memory is what one step "
+             "adds to the peak of a process.", ""]
     for group in CONTENDERS:
         lines += [f"## {group}", "", *table(chosen(group), found[group], peaks[group]), ""]
     lines += ["## What bounds it", "", "Share of the processor time of a second-order step by kind of operator:", "",
@@ -248,10 +250,11 @@ def page(arguments: argparse.Namespace, with_learn2learn: bool) -> str:
     lines += [f"| {label} | {' | '.join(f'{100 * value:.0f} %' for value in kinds.values())} |"
               for label, kinds in profiles.items()]
     lines += ["", NOTES, "", "## Memory of the inner steps", "",
-              "`checkpoint=True` keeps the weights of each inner step and computes the rest again. With `accumulate` = 1, "
-              "the default, the graphs of all 16 episodes live until the backward pass; with 16, one at a time.", "",
-              "| inner steps | accumulate | added memory, MB | with checkpointing, MB |", "|--:|--:|--:|--:|"]
-    lines += [f"| {steps} | {EPISODES // size} | {plain:.0f} | {checkpointed:.0f} |"
+              "`checkpoint=True` keeps the weights of each inner step and computes the rest again. Without `accumulate` "
+              "the graphs of the whole meta-batch live until the backward pass; with `accumulate` = the meta-batch, that of "
+              "one episode.", "",
+              "| inner steps | episodes per pass | added memory, MB | with checkpointing, MB |", "|--:|--:|--:|--:|"]
+    lines += [f"| {steps} | {size} | {plain:.0f} | {checkpointed:.0f} |"
               for (steps, size), (plain, checkpointed) in inner.items()]
     return "\n".join([*lines, ""])
 
@@ -260,6 +263,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--episodes", type=int, default=16, help="meta-batch, a multiple of 4")
     parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall time")
     parser.add_argument("--write", type=Path, help="write the tables to this file too")
     arguments = parser.parse_args()

@@ -1,8 +1,9 @@
 """Convolution and BatchNorm whose second derivative is cheaper than PyTorch's; values and derivatives are the same.
 
-PyTorch writes the derivative of BatchNorm's backward pass as some forty passes over the feature map; `_NormBackward`
-needs about ten. The derivative of a convolution's backward pass it computes as a convolution with kernels as large as the
-map, and with respect to the images even where nobody asks; `_ConvolutionBackward` uses the kernels of ordinary training.
+PyTorch composes the derivative of BatchNorm's backward pass of many passes over the feature map; `_NormBackward` writes it
+as a fused one and a few sums. The derivative of a convolution's backward pass it computes as a convolution with kernels as
+large as the map, and with respect to the images even where nobody asks; `_ConvolutionBackward` uses the kernels of
+ordinary training.
 """
 
 from __future__ import annotations
