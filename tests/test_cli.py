@@ -384,7 +384,7 @@ def test_version_and_what_every_command_takes(run, mistake, features):
         code, out, err = run(*arguments)
         assert code == 0 and not err and "5-way 1-shot" in out
         code, out, err = run(*[word.replace("--quiet", "--debug") for word in arguments], "--method", "protnet")
-        assert code == 2 and err.startswith("Traceback") and err.endswith("did you mean 'protonet'?\n")
+        assert code == 2 and err.startswith("Traceback") and err.endswith("did you mean 'protonet' or 'relation_net'?\n")
     assert "unknown method" in mistake(*small, "--method", "protnet")
 
 
