@@ -79,7 +79,7 @@ are coarse: compare it with float32 on validation classes before relying on it.
 Vectorising (`torch.func.vmap`) turns the convolutions of several episodes into one grouped convolution. It saves calls,
 which counts on a GPU; on CPU the calls are not the bottleneck, grouped convolutions are slower than ordinary ones, and the
 graphs of all episodes at once need more memory. Hence `vectorise="auto"`: one episode after the other on CPU, all at once
-elsewhere. ANIL's inner loop has no convolution; vectorised, its backbone sees the episodes in one call."""
+elsewhere. The same holds for ANIL, whose inner loop has no convolution but whose backbone is vectorised, too."""
 
 
 def episodes_of_images(count: int) -> tuple[Episodes, torch.Tensor]:
