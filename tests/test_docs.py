@@ -6,6 +6,8 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -28,3 +30,14 @@ def test_readme_example_runs():
     """The first Python block, with fewer episodes."""
     code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     exec(compile(code.replace("episodes=2000", "episodes=200"), "README.md", "exec"), {})
+
+
+def test_learn2learn_page_runs(tmp_path, monkeypatch):
+    """All its Python blocks, in one program."""
+    pytest.importorskip("learn2learn", exc_type=ImportError, reason="needs learn2learn 0.2.0 (`make learn2learn`)")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "learn2learn.md").read_text(), re.S)
+    assert len(blocks) == 4
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    exec(compile("\n".join(blocks), "learn2learn.md", "exec"), found)
+    assert found["result"].setting == "transductive" and found["result"].run.backbone == "omniglot_cnn"
