@@ -23,7 +23,7 @@ from fewshot.episode_list import EpisodeDigest, EpisodeList, blocks
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.measures import Measures, summary_of
-from fewshot.methods.base import Method, create_method
+from fewshot.methods.base import METHODS, Method, create_method, method_parameters
 from fewshot.run import Run
 from fewshot.sampler import EpisodeIndices, EpisodeSampler
 from fewshot.statistics import Comparison, Interval, class_interval, mean_interval, paired_difference
@@ -199,6 +199,7 @@ def resolve(run: Run, bank: FeatureBank | ImageBank | None = None, base_bank: Fe
             progress: bool = False, notes: tuple[str, ...] = ()) -> Resolved:
     """Find what `run` needs: the banks given or, without them, the data set, backbone and weights that it names; and its
     method, or the instance given. Raises FewshotError where these do not fit together."""
+    run = run if method is None else _of_instance(run, method)
     if bank is None:
         from fewshot.pipeline import FeatureSource  # loads torchvision and timm: only where images are needed
 
@@ -229,6 +230,19 @@ def compare(a: Result, b: Result, confidence: float = 0.95) -> Comparison:
                            f"{a.run.seed}, data {a.run.dataset} against {b.run.protocol}, {b.run.episodes}, {b.run.seed}, "
                            f"{b.run.dataset}); evaluate both with the same data, protocol, seed and episodes")
     return paired_difference(a.correct, b.correct, confidence)
+
+
+def _of_instance(run: Run, method: Method) -> Run:
+    """`run` with the name and hyper-parameters of a method that was given ready made, and the backbone that it holds."""
+    settings = getattr(method, "settings", method)  # a learner keeps them apart
+    name = next((name for name in METHODS if METHODS[name] is type(settings)), None)
+    if name is not None:
+        parameters = {key: getattr(settings, key) for key in method_parameters(name)}
+        run = dataclasses.replace(run, method=name, parameters=parameters)
+    held = getattr(method, "backbone", None)
+    if hasattr(held, "weights_id"):
+        run = dataclasses.replace(run, backbone=held.name, weights=held.weights_id)
+    return run
 
 
 def _labelled(run: Run, bank: FeatureBank | ImageBank, base_bank: FeatureBank | None) -> Run:

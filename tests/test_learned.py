@@ -50,7 +50,9 @@ def test_the_stored_learner_is_evaluated(trained):
     predicted = learner(episodes.with_features(learner.backbone.transform)).argmax(-1)
     assert torch.equal(result.correct, (predicted == labels).double().mean(1))
     assert result.setting == "transductive" and result.notes == ()
-    given = evaluate(run_of(trained), bank, method=learner)
+    given = evaluate(Run(**PROTOCOL), bank, method=learner)
+    assert given.run.method == "maml" and given.run.parameters == result.run.parameters and given.run.backbone == "conv4"
+    assert given.run.weights == result.run.weights.partition("+")[0]
     assert torch.equal(given.correct, result.correct) and given.fingerprint == result.fingerprint
 
 
