@@ -12,6 +12,7 @@ _HOMES = {
     "ImageBank": "fewshot.banks", "FeatureBank": "fewshot.banks", "embed": "fewshot.embed",
     "Run": "fewshot.run", "Result": "fewshot.evaluate", "evaluate": "fewshot.evaluate", "compare": "fewshot.evaluate",
     "Store": "fewshot.store", "train": "fewshot.training", "TrainConfig": "fewshot.training",
+    "train_supervised": "fewshot.training", "SupervisedConfig": "fewshot.training",
     "tune": "fewshot.tune", "fit_run": "fewshot.tune", "fit_method": "fewshot.fit", "FewshotError": "fewshot.errors",
     "results_table": "fewshot.tables", "write_report": "fewshot.report",
     "predict_folder": "fewshot.predict", "FewShotClassifier": "fewshot.classifier",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
 import traceback
@@ -45,6 +46,7 @@ from fewshot.options import (
 
 _UsageError = typer.BadParameter.__mro__[1]  # click's; newer versions of typer carry their own copy of click
 _DEBUG, _QUIET = "--debug", "--quiet"
+_FLAGS = {"data_set": "--data-option", "set_": "--set"}
 
 
 class _Stopped(Exception):
@@ -121,36 +123,52 @@ def data(data_root: DataRoot = None,
 
 
 @app.command()
-def train(dataset: Dataset = "glyphs", backbone: Backbone = "conv4",
+def train(context: typer.Context, dataset: Dataset = "glyphs", backbone: Backbone = "conv4",
+          recipe: Annotated[str | None, typer.Option(help="train on classes, not on episodes: cross_entropy")] = None,
           method: Annotated[str, typer.Option(help="differentiable method; its episodic loss is minimised",
-                                         autocompletion=method_names)] = "protonet",
+                                              autocompletion=method_names)] = "protonet",
           out: Annotated[Path, typer.Option(help="folder of checkpoints, TensorBoard logs, weights")] = Path("runs/train"),
           ways: Annotated[int, typer.Option(help="classes of a training episode")] = 20,
           shots: Annotated[int, typer.Option(help="support images a class")] = 1,
           queries: Annotated[int, typer.Option(help="query images a class")] = 5,
-          steps: Annotated[int, typer.Option(help="optimiser steps")] = 2000,
-          lr: Annotated[float, typer.Option(help="learning rate")] = 1e-3,
+          steps: Annotated[int, typer.Option(help="optimiser steps of episodic training")] = 2000,
+          epochs: Annotated[int, typer.Option(help="passes over the images with --recipe")] = 90,
+          lr: Annotated[float, typer.Option(help="learning rate; with --recipe 0.05 unless given")] = 1e-3,
           schedule: Annotated[str, typer.Option(help="constant, step or cosine")] = "cosine",
           seed: Annotated[int, typer.Option(help="seed of initial weights and episodes")] = 0,
           set_: Settings = None, data_set: DataSettings = None,
           config: Annotated[list[str] | None, typer.Option("--config", metavar="NAME=VALUE",
-                                                           help="any other training setting, see TrainConfig")] = None,
+                                                           help="any other setting of TrainConfig, or with --recipe of "
+                                                                "SupervisedConfig")] = None,
+          device: Annotated[str, typer.Option(help="auto (CUDA where there is one), cpu, cuda, cuda:1, ...")] = "auto",
           data_root: DataRoot = None,
           resume: Annotated[bool, typer.Option(help="continue what is in --out, or delete it and start again")] = True):
-    """Train a backbone episodically on the base classes; the same command resumes an interrupted run."""
+    """Train a backbone on the base classes, episodically or with --recipe on their labels; the same command resumes an
+    interrupted run. Under torchrun (torchrun --nproc-per-node=2 -m fewshot train ...) several processes share the work."""
     from fewshot.backbones import check_backbone, create_backbone, input_for
-    from fewshot.training import TrainConfig
-    from fewshot.training import train as run_training
+    from fewshot.training import SupervisedConfig, TrainConfig, train_supervised
+    from fewshot.training import train as train_on_episodes
+    from fewshot.training.parallel import own_device
 
     options = pairs(data_set)
-    settings = {"method": method, "parameters": pairs(set_), "ways": ways, "shots": shots, "queries": queries,
-                "steps": steps, "lr": lr, "schedule": schedule, "seed": seed, **pairs(config)}
-    training = TrainConfig.from_dict(settings)
+    if recipe is None:
+        _refuse_given(context, ("epochs",), "without --recipe: episodic training counts --steps")
+        run_training, training = train_on_episodes, TrainConfig.from_dict({
+            "method": method, "parameters": pairs(set_), "ways": ways, "shots": shots, "queries": queries, "steps": steps,
+            "lr": lr, "schedule": schedule, "seed": seed, **pairs(config)})
+    else:
+        _refuse_given(context, ("method", "ways", "shots", "queries", "steps", "set_"),
+                      f"beside --recipe {recipe}, which trains on images and labels, not on episodes")
+        chosen = {"lr": lr} if _given(context, "lr") else {}
+        run_training, training = train_supervised, SupervisedConfig.from_dict({
+            "recipe": recipe, "epochs": epochs, "schedule": schedule, "seed": seed, **chosen, **pairs(config)})
     check_backbone(backbone)
     base = _load(dataset, "train", data_root, **options)
     validation = _load(dataset, "val", data_root, **options) if training.validate_every else None
-    network = create_backbone(backbone, **input_for(backbone, base.images), seed=seed)
-    typer.echo(run_training(training, base, validation, network, out=out, resume=resume))
+    network = create_backbone(backbone, **input_for(backbone, base.images), seed=seed).to(own_device(device))
+    result = run_training(training, base, validation, network, out=out, resume=resume)
+    if _speaks():
+        typer.echo(result)
 
 
 @app.command()
@@ -289,8 +307,26 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _speaks() -> bool:
+    """Whether this is the only process, or the first on this machine of those that torchrun started: all meet the same
+    mistakes, and one message is enough."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    return context.get_parameter_source(name).name == "COMMANDLINE"
+
+
+def _refuse_given(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """Options that would have no effect are refused."""
+    flags = [_FLAGS.get(name, f"--{name}") for name in names if _given(context, name)]
+    if flags:
+        raise FewshotError(f"{', '.join(flags)} {why}; leave it out")
+
+
 def _fail(message: str, code: int = 2) -> None:
-    typer.secho(message, fg="red", err=True)
+    if _speaks():
+        typer.secho(message, fg="red", err=True)
     sys.exit(code)
 
 
@@ -317,11 +353,9 @@ def _load(dataset: str, split: str | None, root: Path | None, **options):
 def _check_eval(context: typer.Context, features: Path | None, base_features: Path | None, k_eff: int | None,
                 distributions: list[str]) -> None:
     """Options that would have no effect beside others are refused."""
-    given = [name for name in ("dataset", "split", "backbone", "weights", "data_set")
-             if context.get_parameter_source(name).name == "COMMANDLINE"]
-    if features and given:
-        flags = ", ".join("--data-option" if name == "data_set" else f"--{name}" for name in given)
-        raise FewshotError(f"{flags} beside --features: the features know their data set and backbone; leave it out")
+    if features:
+        _refuse_given(context, ("dataset", "split", "backbone", "weights", "data_set"),
+                      "beside --features: the features know their data set and backbone")
     if base_features and not features:
         raise FewshotError("--base-features without --features: with a data set its own base classes are used")
     if k_eff is not None and "k_eff" not in distributions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,3 +28,8 @@ def isolated_rng(seed: int) -> Iterator[None]:
             state = torch.Generator(device=f"cuda:{device}").manual_seed(seed).get_state()
             torch.cuda.set_rng_state(state, device)
         yield
+
+
+def derived_seed(*parts: int | str) -> int:
+    """A seed from 0 to 2^63 - 1 that is a pure function of `parts`; other parts give unrelated streams."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little") >> 1

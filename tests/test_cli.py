@@ -117,6 +117,16 @@ def test_training_is_interrupted_and_resumed(tmp_path, run):
     assert run(*TRAIN, "--out", "interrupted")[1] == out, "a finished run is returned"
 
 
+def test_supervised_training(tmp_path, run):
+    command = ["train", "--recipe", "cross_entropy", "--epochs", "1", "--config", "batch_size=512", "--config",
+               "validation_episodes=20", "--config", "head=cosine", "--out", "classes"]
+    code, out, err = run(*command)
+    assert code == 0 and "steps (all steps)" in out and "validation accuracy" in out, err
+    settings = json.loads((tmp_path / "classes" / "result.json").read_text())["run"]["config"]
+    assert (settings["recipe"], settings["head"], settings["lr"], settings["epochs"]) == ("cross_entropy", "cosine", 0.05, 1)
+    assert run(*command)[1] == out, "a finished run is returned"
+
+
 def test_results_are_compared_tabulated_and_reported(tmp_path, run, features):
     code, out, _ = run("eval", "--features", features, "--method", "protonet, soft_kmeans", "--shots", "1,2", "--queries",
                        "4", "--episodes", "80", "--query-distribution", "balanced,dirichlet", "--runs", "store")
@@ -281,6 +291,11 @@ def test_help_shows_defaults(run):
     (["eval", "--data-option", "protocl=vinyals", "--dataset", "omniglot"], "did you mean 'protocol'"),
     (["train", "--config", "ema=0.9"], "'ema_decay'"),
     (["train", "--lr", "-1"], "lr=-1.0"),
+    (["train", "--epochs", "3"], "--epochs without --recipe"),
+    (["train", "--recipe", "cross_entropi"], "did you mean 'cross_entropy'?"),
+    (["train", "--recipe", "cross_entropy", "--ways", "5", "--set", "a=1"], "--ways, --set beside --recipe"),
+    (["train", "--recipe", "cross_entropy", "--config", "epoch=1"], "did you mean 'epochs'"),
+    (["train", "--device", "gpu"], "device 'gpu' cannot be used here"),
     (["train", "--backbone", "conv5"], "did you mean 'conv4'?"),
     (["train", "--backbone", "pixels"], "nothing to train"),
     (["embed"], "Missing option '--out'"),

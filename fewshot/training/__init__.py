@@ -1,9 +1,13 @@
-"""Episodic training: `train(TrainConfig(...), train_bank, val_bank, backbone, out=folder)`."""
+"""Training: `train(TrainConfig(...), train_bank, val_bank, backbone, out=folder)` on episodes, `train_supervised` with a
+`SupervisedConfig` on the classes."""
 
 from fewshot.training.checkpoint import TrainingInterrupted
-from fewshot.training.config import TrainConfig
+from fewshot.training.config import SupervisedConfig, TrainConfig
 from fewshot.training.episodic import train
 from fewshot.training.learner import Learner
+from fewshot.training.objectives import OBJECTIVES, Objective
 from fewshot.training.record import TrainResult
+from fewshot.training.supervised import train_supervised
 
-__all__ = ["Learner", "TrainConfig", "TrainResult", "TrainingInterrupted", "train"]
+__all__ = ["OBJECTIVES", "Learner", "Objective", "SupervisedConfig", "TrainConfig", "TrainResult", "TrainingInterrupted",
+           "train", "train_supervised"]

@@ -1,4 +1,4 @@
-"""Interrupt-safe checkpoints: written atomically, verified on reading, holding every random-number state."""
+"""Interrupt-safe checkpoints: written atomically, verified on reading; signals; random-number states."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`TrainConfig`: every setting of one training run, validated; its fingerprint guards resuming."""
+"""Every setting of one training run, validated: `TrainConfig` of episodic, `SupervisedConfig` of supervised training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from fewshot.errors import FewshotError
 from fewshot.losses import Loss, parse_losses
@@ -15,62 +16,59 @@ from fewshot.registry import unknown_message
 OPTIMISERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "step", "cosine")
 PRECISIONS = ("float32", "bfloat16")
+HEADS = ("linear", "cosine")
+VALIDATION_NORMS = ("l2n", "un")
 
-# name -> smallest allowed value
+# Of both kinds of training; name -> smallest allowed value
 _INTEGERS = {"ways": 2, "shots": 1, "queries": 1, "episodes_per_step": 1, "steps": 1, "accumulate": 1, "step_size": 1,
              "warmup_steps": 0, "validation_ways": 2, "validation_shots": 1, "validation_queries": 1,
-             "cycles": 1, "validate_every": 0, "validation_episodes": 2, "early_stopping_patience": 0, "checkpoint_every": 1,
-             "log_every": 1, "seed": 0, "validation_seed": 0}
+             "validate_every": 0, "validation_episodes": 2, "early_stopping_patience": 0, "checkpoint_every": 1,
+             "log_every": 1, "seed": 0, "validation_seed": 0, "epochs": 1, "batch_size": 2, "crop_padding": 0,
+             "cycles": 1}
 # name -> (low, high, low itself allowed, high itself allowed)
 _NUMBERS = {"lr": (0, math.inf, False, False), "lr_min": (0, math.inf, True, False),
             "weight_decay": (0, math.inf, True, False), "momentum": (0, 1, True, False), "gamma": (0, 1, False, True),
-            "gradient_clip": (0, math.inf, True, False), "ema_decay": (0, 1, True, False)}
+            "gradient_clip": (0, math.inf, True, False), "ema_decay": (0, 1, True, False),
+            "label_smoothing": (0, 1, True, False)}
+# name -> allowed values
+_CHOICES = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "precision": PRECISIONS, "small_classes": ("refuse", "drop"),
+            "head": HEADS, "validation_norm": VALIDATION_NORMS}
 _LATER = (("loss", "cross_entropy"), ("loss_parameters", {}), ("cycles", 1))
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of `train`. The defaults are those of Prototypical Networks (Snell et al. 2017) on Omniglot except for
-    the number of ways: Adam, 1e-3, halved every 2 000 episodes, no weight decay.
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """What both kinds of training set. "Intervals" are optimiser steps in episodic and epochs in supervised training.
 
-    method, parameters     name and hyper-parameters of the method whose episodic loss is minimised
-    loss, loss_parameters  what is minimised: names separated by commas, whose mean is taken (see `fewshot.losses`), and
-                           {name: {parameter: value}}. A method with a loss of its own keeps it under the default
-    ways, shots, queries   of training episodes (queries per class); validation_* those of validation episodes
-    small_classes          "refuse" or "drop" classes with too few images, as in EpisodeSampler
-    episodes_per_step      E, the meta-batch: an optimiser step minimises the mean loss of E episodes
-    accumulate             passes a step is computed in, to save memory; must divide episodes_per_step. The gradient is
-                           that of one pass, except that BatchNorm sees the images of one pass at a time
-    steps                  optimiser steps
+    accumulate             passes a step is computed in: to save memory, or to share them among processes, of whose number
+                           it must be a multiple. The gradient is that of one pass, except that BatchNorm normalises the
+                           images of one pass at a time; its running statistics take the mean over the passes
     optimiser              "adam", "adamw" or "sgd" (with momentum and nesterov, which the others ignore)
     lr, weight_decay       learning rate and weight decay (L2 for adam and sgd, decoupled for adamw)
-    schedule               "constant"; "step": times gamma every step_size steps, not below lr_min; "cosine": down to
+    schedule               "constant"; "step": times gamma every step_size intervals, not below lr_min; "cosine": down to
                            lr_min, which the step after the last one would have
-    cycles                 of "cosine": so many times down, with warm restarts (Loshchilov and Hutter 2017); divides steps
-    warmup_steps           linear warm-up to the schedule's value
+    cycles                 of "cosine": so many times down, with warm restarts (Loshchilov and Hutter 2017); divides the
+                           steps after the warm-up
+    warmup_steps           steps of linear warm-up to the schedule's value
     gradient_clip          largest gradient norm; 0 is off
-    precision              "float32", or "bfloat16" autocast of the backbone (the method's logits stay float32)
+    precision              "float32", or "bfloat16" autocast of the backbone (logits stay float32)
     ema_decay              decay of the exponential moving average of the weights, which is then what is validated and
                            kept; 0 is off. Step t uses min(ema_decay, (1 + t) / (10 + t)), so that early averages are
                            not dominated by the random initial weights
-    validate_every         steps between validations, of which there is always one at the end; 0 is off (then the last
-                           weights are kept, not the best)
+    validation_ways, validation_shots, validation_queries   of validation episodes (queries per class)
+    small_classes          "refuse" or "drop" classes with too few images for an episode, as in EpisodeSampler
+    validate_every         intervals between validations, of which there is always one at the end; 0 is off (then the
+                           last weights are kept, not the best)
     validation_episodes    the same episodes every time, fixed by validation_seed
     early_stopping_patience   stop after so many validations without a new best; 0 is off
     checkpoint_every       steps between checkpoints;  log_every: steps between rows of the history
-    seed                   of the training episodes and of random numbers inside the network (dropout)
+    seed                   of the order of the data, of augmentation and of random numbers inside the network (dropout)
     """
 
-    method: str = "protonet"
-    parameters: dict = field(default_factory=dict)
-    loss: str = "cross_entropy"
-    loss_parameters: dict = field(default_factory=dict)
-    ways: int = 20
-    shots: int = 1
-    queries: int = 5
-    episodes_per_step: int = 1
+    length: ClassVar[int]  # of the training, in intervals
+    title: ClassVar[str]  # what is trained, in one word
+
     accumulate: int = 1
-    steps: int = 10_000
     optimiser: str = "adam"
     lr: float = 1e-3
     weight_decay: float = 0.0
@@ -98,54 +96,50 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in _INTEGERS.items():
-            _check_integer(name, getattr(self, name), least)
-        for name, limits in _NUMBERS.items():
-            _check_number(name, getattr(self, name), *limits)
-        for name, known in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES), ("precision", PRECISIONS),
-                            ("small_classes", ("refuse", "drop"))):
-            if getattr(self, name) not in known:
-                raise FewshotError(unknown_message(name, str(getattr(self, name)), list(known)))
-        if not isinstance(self.parameters, dict):
-            raise FewshotError(f"parameters={self.parameters!r}; pass a dictionary of parameters of {self.method}")
-        parse_losses(self.loss, self.loss_parameters)
-        if self.episodes_per_step % self.accumulate:
-            raise FewshotError(f"accumulate={self.accumulate} does not divide "
-                               f"episodes_per_step={self.episodes_per_step}; choose a divisor of it")
+        for field_ in dataclasses.fields(self):
+            name, value = field_.name, getattr(self, field_.name)
+            if name in _INTEGERS:
+                _check_integer(name, value, _INTEGERS[name])
+            elif name in _NUMBERS:
+                _check_number(name, value, *_NUMBERS[name])
+            elif name in _CHOICES and value not in _CHOICES[name]:
+                raise FewshotError(unknown_message(name, str(value), list(_CHOICES[name])))
         if not isinstance(self.nesterov, bool) or (self.nesterov and self.momentum == 0):
             raise FewshotError(f"nesterov={self.nesterov!r} with momentum={self.momentum}; pass True or False, and "
                                "True only with a positive momentum")
-        if self.warmup_steps >= self.steps:
-            raise FewshotError(f"warmup_steps={self.warmup_steps} leaves nothing of steps={self.steps}; lower it")
-        if (self.steps - self.warmup_steps) % self.cycles:
-            raise FewshotError(f"cycles={self.cycles} does not divide the {self.steps - self.warmup_steps} steps after the "
-                               "warm-up; choose numbers that fit")
         if self.lr_min > self.lr:
             raise FewshotError(f"lr_min={self.lr_min} exceeds lr={self.lr}; the schedules only go down")
         if self.early_stopping_patience and not self.validate_every:
             raise FewshotError(f"early_stopping_patience={self.early_stopping_patience} with validate_every=0; early "
                                "stopping needs validations: set validate_every")
 
-    @property
-    def losses(self) -> tuple[Loss, ...]:
-        """The losses named, whose mean is minimised."""
-        return parse_losses(self.loss, self.loss_parameters)
+    def steps_in_all(self, interval: int = 1) -> int:
+        """Optimiser steps of the training, `interval` of them an interval; FewshotError if the warm-up takes all, and if the
+        cycles do not divide the others."""
+        steps = self.length * interval
+        if self.warmup_steps >= steps:
+            raise FewshotError(f"warmup_steps={self.warmup_steps} leaves nothing of steps={steps}; lower it")
+        if (steps - self.warmup_steps) % self.cycles:
+            raise FewshotError(f"cycles={self.cycles} does not divide the {steps - self.warmup_steps} steps after the "
+                               "warm-up; choose numbers that fit")
+        return steps
 
-    def learning_rate(self, step: int) -> float:
+    def learning_rate(self, step: int, interval: int = 1) -> float:
         """Learning rate of the update number `step` (from 0): a pure function, so resuming needs no scheduler state."""
         if self.schedule == "step":
-            rate = max(self.lr_min, self.lr * self.gamma ** (step // self.step_size))
+            rate = max(self.lr_min, self.lr * self.gamma ** (step // (self.step_size * interval)))
         elif self.schedule == "cosine":
-            length = (self.steps - self.warmup_steps) // self.cycles
+            length = (self.length * interval - self.warmup_steps) // self.cycles
             progress = max(0, step - self.warmup_steps) % length / length
             rate = self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2
         else:
             rate = self.lr
         return rate * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else rate
 
-    def validates_after(self, step: int) -> bool:
+    def validates_after(self, step: int, interval: int = 1) -> bool:
         """Whether there is a validation when `step` updates are done."""
-        return self.validate_every > 0 and step > 0 and (step % self.validate_every == 0 or step == self.steps)
+        due = self.validate_every and (step % (self.validate_every * interval) == 0 or step == self.length * interval)
+        return step > 0 and bool(due)
 
     def to_dict(self) -> dict:
         """Plain values, as stored in checkpoints and provenance. Settings that came later are written only where they are
@@ -153,7 +147,7 @@ class TrainConfig:
         return {key: value for key, value in dataclasses.asdict(self).items() if (key, value) not in _LATER}
 
     @classmethod
-    def from_dict(cls, values: dict) -> TrainConfig:
+    def from_dict(cls, values: dict):
         """The inverse of `to_dict`; settings left out get their defaults, unknown ones raise with the nearest names."""
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
@@ -165,6 +159,101 @@ class TrainConfig:
     def fingerprint(self) -> str:
         """16 hexadecimal digits: equal for equal settings."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """Settings of `train`, besides those of `LoopConfig`. The defaults are those of Prototypical Networks (Snell et al.
+    2017) on Omniglot except for the number of ways: Adam, 1e-3, halved every 2 000 episodes, no weight decay.
+
+    method, parameters     name and hyper-parameters of the method whose episodic loss is minimised
+    loss, loss_parameters  what is minimised: names separated by commas, whose mean is taken (see `fewshot.losses`), and
+                           {name: {parameter: value}}. A method with a loss of its own keeps it under the default
+    ways, shots, queries   of training episodes (queries per class)
+    episodes_per_step      E, the meta-batch: an optimiser step minimises the mean loss of E episodes; a multiple of
+                           `accumulate`
+    steps                  optimiser steps, which are also the intervals of LoopConfig
+    """
+
+    method: str = "protonet"
+    parameters: dict = field(default_factory=dict)
+    loss: str = "cross_entropy"
+    loss_parameters: dict = field(default_factory=dict)
+    ways: int = 20
+    shots: int = 1
+    queries: int = 5
+    episodes_per_step: int = 1
+    steps: int = 10_000
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.parameters, dict):
+            raise FewshotError(f"parameters={self.parameters!r}; pass a dictionary of parameters of {self.method}")
+        parse_losses(self.loss, self.loss_parameters)
+        if self.episodes_per_step % self.accumulate:
+            raise FewshotError(f"accumulate={self.accumulate} does not divide "
+                               f"episodes_per_step={self.episodes_per_step}; choose a divisor of it")
+        self.steps_in_all()
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        """The losses named, whose mean is minimised."""
+        return parse_losses(self.loss, self.loss_parameters)
+
+    @property
+    def length(self) -> int:
+        return self.steps
+
+    @property
+    def title(self) -> str:
+        return self.method
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig(LoopConfig):
+    """Settings of `train_supervised`, besides those of `LoopConfig`, whose intervals are epochs here. The defaults are
+    the usual ones for residual networks on base classes: SGD with Nesterov momentum, 0.05, cosine, weight decay 5e-4.
+
+    recipe            name of the objective, "cross_entropy"
+    epochs            passes over the images of the base classes, every image once in each
+    batch_size        largest number of images of a step; the batches of an epoch differ by one image at most
+    head              "linear", or "cosine": a learned scale times the cosine of feature and class weight
+    label_smoothing   share of the target that is spread over all classes
+    crop_padding      pixels of black border from which images are cropped back to their size at random; 0 is off
+    flip              mirror half of the images left to right
+    validation_norm   validation takes the nearest prototype of features divided by their length ("l2n") or as they
+                      are ("un")
+    """
+
+    recipe: str = "cross_entropy"
+    epochs: int = 90
+    batch_size: int = 64
+    head: str = "linear"
+    label_smoothing: float = 0.0
+    crop_padding: int = 0
+    flip: bool = False
+    validation_norm: str = "l2n"
+    optimiser: str = "sgd"
+    lr: float = 0.05
+    weight_decay: float = 5e-4
+    nesterov: bool = True
+    schedule: str = "cosine"
+    step_size: int = 30
+    gamma: float = 0.1
+    validate_every: int = 1
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.flip, bool):
+            raise FewshotError(f"flip={self.flip!r}; pass True or False")
+
+    @property
+    def length(self) -> int:
+        return self.epochs
+
+    @property
+    def title(self) -> str:
+        return self.recipe
 
 
 def _check_integer(name: str, value, least: int) -> None:

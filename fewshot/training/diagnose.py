@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from fewshot.episodes import Episodes
 
-
-def first_non_finite(learner: nn.Module, episodes: Episodes) -> str:
-    """Name the first layer of `learner` whose weights, output on `episodes` or gradient hold NaN or infinity.
+def first_non_finite(learner: nn.Module, answer: Callable[[], Tensor]) -> str | None:
+    """The first layer of `learner` whose weights, output during `answer() -> logits` or gradient hold NaN or infinity;
+    None if there is none.
 
     Runs the network once more, so call it only when training is over anyway.
     """
@@ -30,7 +31,7 @@ def first_non_finite(learner: nn.Module, episodes: Episodes) -> str:
     handles = [watch(name, module) for name, module in learner.named_modules() if name and not any(module.children())]
     try:
         with torch.no_grad():
-            logits = learner(episodes)
+            logits = answer()
     finally:
         for handle in handles:
             handle.remove()
@@ -39,7 +40,7 @@ def first_non_finite(learner: nn.Module, episodes: Episodes) -> str:
     if not torch.isfinite(logits).all():
         return "the logits of the method"
     gradients = _first_bad({name: p.grad for name, p in learner.named_parameters() if p.grad is not None})
-    return f"the gradient of {gradients}" if gradients else "none, so the loss itself"
+    return f"the gradient of {gradients}" if gradients else None
 
 
 def _first_bad(tensors: dict[str, Tensor]) -> str | None:

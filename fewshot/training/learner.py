@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -65,6 +66,16 @@ class Learner(nn.Module):
                 return method(episodes.with_features(self.backbone.transform))
             features = embed_episodes(episodes, self.backbone)
         return method(features.to(torch.float32) if self.precision == "bfloat16" else features)
+
+    def trajectory(self, episodes: Episodes, at: set[int]) -> Tensor:
+        """Logits [T, E, Q, N] of a gradient-based learner after the numbers of inner steps in `at`, ascending."""
+        return self._apply_to(episodes, lambda prepared: self.method.trajectory(prepared, at))
+
+    def describe(self) -> str:
+        """The method with its settings."""
+        method = getattr(self.method, "settings", self.method)  # a gradient-based learner keeps its settings apart
+        fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
+        return f"{type(method).__name__} { {field.name: getattr(method, field.name) for field in fields} }"
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,23 +17,27 @@ from tqdm import tqdm
 
 from fewshot.files import write_atomically
 from fewshot.statistics import Interval
-from fewshot.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from fewshot.training.config import LoopConfig
+    from fewshot.training.loop import Task
+    from fewshot.training.validation import Scored
 
 COLUMNS = ("step", "loss", "accuracy", "gradient_norm", "lr", "validation_accuracy", "validation_half_width")
 
 
 class Log:
-    """Context manager around the training loop; `step` is where the run starts, above 0 when it resumes."""
+    """Context manager around the training loop; `step` is where the run starts, above 0 when it resumes, of `steps`."""
 
-    def __init__(self, out: Path, config: TrainConfig, step: int, progress: bool):
-        self.out, self.config = out, config
+    def __init__(self, out: Path, config: LoopConfig, step: int, steps: int, task: Task, progress: bool):
+        self.out, self.task = out, task
         out.mkdir(parents=True, exist_ok=True)
         folder = out / "tensorboard"
         if step:
             _wait_for_a_later_second(folder)
         # What a killed run wrote after its last checkpoint is computed again: the purge hides it.
         self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-        self.bar = tqdm(total=config.steps, initial=step, desc=config.method, disable=not progress, unit="step")
+        self.bar = tqdm(total=steps, initial=step, desc=config.title, disable=not progress, unit="step")
         self._since = (step, time.perf_counter())
 
     def __enter__(self) -> Log:
@@ -42,23 +47,30 @@ class Log:
         self.bar.close()
         self.writer.close()
 
+    def update(self) -> None:
+        """One more step is done."""
+        self.bar.update()
+
     def row(self, row: dict) -> None:
         """Scalars of one row of the history."""
         step, now = row["step"], time.perf_counter()
-        speed = (step - self._since[0]) * self.config.episodes_per_step / (now - self._since[1])
+        speed = (step - self._since[0]) * self.task.items / (now - self._since[1])
         self._since = (step, now)
         for name in ("loss", "accuracy", "gradient_norm"):
             self.writer.add_scalar(f"train/{name}", row[name], step)
         self.writer.add_scalar("lr", row["lr"], step)
-        self.writer.add_scalar("episodes_per_second", speed, step)
+        self.writer.add_scalar(f"{self.task.unit}_per_second", speed, step)
         self.bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.3f}", refresh=False)
 
-    def validation(self, step: int, accuracy: Interval, picture: Tensor) -> None:
-        """Validation accuracy, the ends of its interval, and a picture [3, H, W] of one episode."""
+    def validation(self, step: int, accuracy: Interval, scored: Scored) -> None:
+        """Validation accuracy, the ends of its interval, a picture of one episode, and for gradient-based learners the
+        accuracy after each number of inner steps."""
         self.writer.add_scalar("validation/accuracy", accuracy.mean, step)
         self.writer.add_scalar("validation/accuracy_low", accuracy.low, step)
         self.writer.add_scalar("validation/accuracy_high", accuracy.high, step)
-        self.writer.add_image("validation/episode", picture, step)
+        self.writer.add_image("validation/episode", scored.picture, step)
+        for steps, value in scored.inner_loop.items():
+            self.writer.add_scalar(f"inner_loop/accuracy_after_{steps:02d}_steps", value, step)
         if not self.bar.disable:
             self.bar.write(f"step {step}: validation accuracy {accuracy.percent()} %", file=sys.stderr)
         self._since = (step, time.perf_counter())  # the time of validating is not training speed
@@ -67,6 +79,25 @@ class Log:
         """Bring the files up to date; called before each checkpoint, so that they are never behind it."""
         self.writer.flush()
         write_history(self.out, history)
+
+
+class NoLog:
+    """What stands in for `Log` in the processes that do not log."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *unused) -> None:
+        pass
+
+    def update(self) -> None:
+        pass
+
+    def row(self, row: dict) -> None:
+        pass
+
+    def validation(self, step: int, accuracy: Interval, scored: Scored) -> None:
+        pass
 
 
 def write_history(out: Path, history: list[dict]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -21,8 +21,10 @@ from fewshot.files import write_atomically
 from fewshot.learned import describe_method, load_own_state, own_state
 from fewshot.methods.base import Method
 from fewshot.statistics import Interval
-from fewshot.training.config import TrainConfig
-from fewshot.training.learner import Learner
+from fewshot.training.config import LoopConfig
+
+if TYPE_CHECKING:
+    from fewshot.training.objectives import Objective
 
 try:
     import fcntl
@@ -38,7 +40,7 @@ WEIGHTS, RESULT = "weights.safetensors", "result.json"
 class TrainResult:
     """A finished training run.
 
-    backbone, method   with the kept weights, in evaluation mode
+    backbone, method   with the kept weights, in evaluation mode; the method of a supervised run is its objective
     steps, stopped     optimiser steps done, and why it ended: "all steps" or "early stopping"
     best_step          the step whose weights are kept
     validation         validation accuracy of these weights with its interval, None without validation. The best of
@@ -47,9 +49,9 @@ class TrainResult:
     weights            the file of the backbone's weights, and of the method's where it has its own
     """
 
-    config: TrainConfig
+    config: LoopConfig
     backbone: nn.Module
-    method: Method
+    method: Method | Objective
     steps: int
     stopped: str
     best_step: int
@@ -64,14 +66,11 @@ class TrainResult:
         return f"{self.steps} steps ({self.stopped}); weights of step {self.best_step}, {found}: {self.weights}"
 
 
-def identify(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None, learner: Learner) -> dict:
+def identify(config: LoopConfig, train_bank: ImageBank, val_bank: ImageBank | None, learner: nn.Module) -> dict:
     """What must be equal for a run to be continued, as plain JSON values: settings, data, and initial weights."""
-    method = getattr(learner.method, "settings", learner.method)  # a gradient-based learner keeps its settings apart
-    fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
-    settings = {field.name: getattr(method, field.name) for field in fields}
     run = {"config": config.to_dict(), "train_bank": _describe(train_bank),
            "val_bank": _describe(val_bank) if config.validate_every and val_bank is not None else None,
-           "method": f"{type(method).__name__} {settings}",
+           "method": learner.describe(),
            "backbone": learner.backbone.describe(), "initial_weights": state_sha256(learner.state_dict())}
     return json.loads(json.dumps(run))  # tuples become lists, as they do in the stored one
 
@@ -118,16 +117,16 @@ def exclusive(out: Path) -> Iterator[None]:
         yield
 
 
-def write_result(out: Path, run: dict, learner: Learner, outcome: dict) -> None:
+def write_result(out: Path, run: dict, config: LoopConfig, learner: nn.Module, outcome: dict) -> None:
     """Write result.json and, last, the weights."""
     record = {"run": run, **outcome, "versions": provenance.versions(), "commit": provenance.commit()}
     write_atomically(out / RESULT, json.dumps(record, indent=1).encode())
-    described = describe_method(run["config"]["method"], learner.method)
+    described = describe_method(config.title, learner.method)
     method = None if described is None else (own_state(learner.method), described)
     save_weights(learner.backbone, out / WEIGHTS, provenance=record, method=method)
 
 
-def read_result(out: Path, run: dict, config: TrainConfig, learner: Learner) -> TrainResult:
+def read_result(out: Path, run: dict, config: LoopConfig, learner: nn.Module) -> TrainResult:
     """The finished run in `out`; raises FewshotError if it is another one."""
     record = json.loads((out / RESULT).read_text())
     refuse_other_run(out, record["run"], run)

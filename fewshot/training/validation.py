@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,17 +14,32 @@ from fewshot.errors import FewshotError
 from fewshot.rng import isolated_rng
 from fewshot.sampler import EpisodeSampler
 from fewshot.training.checkpoint import StopRequest
-from fewshot.training.config import TrainConfig
+from fewshot.training.config import LoopConfig
 from fewshot.training.learner import Learner
 from fewshot.training.logs import episode_picture
 
 _CHUNK_IMAGES = 1024  # images of the episodes that are scored together
+_CURVE_EPISODES, _CURVE_POINTS = 25, 11  # of the curve over inner steps
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One validation.
+
+    correct      [episodes] accuracy of every episode
+    picture      [3, H, W] of the first one
+    inner_loop   number of inner steps -> accuracy of some of the episodes after so many; only of gradient-based learners
+    """
+
+    correct: Tensor
+    picture: Tensor
+    inner_loop: dict[int, float]
 
 
 class Validation:
     """Scores weights with its own copy of the learner in evaluation mode, so that it cannot disturb the training."""
 
-    def __init__(self, config: TrainConfig, bank: ImageBank | None, learner: Learner):
+    def __init__(self, config: LoopConfig, bank: ImageBank | None, learner: Learner):
         if bank is None:
             raise FewshotError(f"validate_every={config.validate_every} but no validation bank; pass val_bank, or set "
                                "validate_every=0")
@@ -34,12 +50,13 @@ class Validation:
         self.sampler = EpisodeSampler(bank, config.validation_ways, config.validation_shots, config.validation_queries,
                                       config.validation_seed, small_classes=config.small_classes)
 
-    def score(self, weights: dict[str, Tensor], stop: StopRequest) -> tuple[Tensor, Tensor] | None:
-        """(accuracy of every episode [episodes], picture of the first [3, H, W]); None if asked to stop meanwhile."""
-        self.learner.load_state_dict(weights)
+    def score(self, weights: dict[str, Tensor], stop: StopRequest) -> Scored | None:
+        """The validation of `weights`, a state dict with at least the names of the learner; None if asked to stop
+        meanwhile."""
+        self.learner.load_state_dict({name: weights[name] for name in self.learner.state_dict()})
         with torch.no_grad(), isolated_rng(self.config.validation_seed):
             correct = self._accuracies(stop)
-            return None if correct is None else (correct, self._picture())
+            return None if correct is None else Scored(correct, self._picture(), self._inner_loop())
 
     def _accuracies(self, stop: StopRequest) -> Tensor | None:
         config, correct = self.config, []
@@ -65,3 +82,14 @@ class Validation:
         predicted = self.learner(episode.to(self.learner.device)).argmax(-1).cpu()
         return episode_picture(episode.support[0], episode.support_labels[0], episode.query[0], labels[0], predicted[0],
                                episode.ways)
+
+    def _inner_loop(self) -> dict[int, float]:
+        method = self.learner.method
+        if not hasattr(method, "trajectory"):
+            return {}
+        at = sorted({round(method.steps * i / (_CURVE_POINTS - 1)) for i in range(_CURVE_POINTS)})
+        count = min(_CURVE_EPISODES, self.config.validation_episodes)
+        episodes, labels = self.sampler.sample(self.bank, start=0, count=count)
+        logits = self.learner.trajectory(episodes.to(self.learner.device), set(at))  # [T, E, Q, N]
+        accuracy = (logits.argmax(-1).cpu() == labels).double().mean((1, 2))
+        return dict(zip(at, accuracy.tolist(), strict=True))

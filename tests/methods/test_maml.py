@@ -232,4 +232,4 @@ def test_the_layer_that_is_not_finite_is_found_under_vmap():
     learner = Learner(backbone, maml(backbone, vectorise=True))
     with torch.no_grad():
         backbone.layers[0].weight.fill_(3e38)
-    assert "layers.0 (Conv2d)" in first_non_finite(learner, episodes)
+    assert "layers.0 (Conv2d)" in first_non_finite(learner, lambda: learner(episodes))

@@ -7,13 +7,17 @@ import time
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone, ImageTransform
 from fewshot.banks import ImageBank
+from fewshot.errors import FewshotError
+from fewshot.methods.base import Method
+from fewshot.methods.protonet import ProtoNet
 from fewshot.rng import isolated_rng
 from fewshot.sampler import EpisodeSampler
-from fewshot.training import TrainConfig, train
+from fewshot.training import SupervisedConfig, TrainConfig, train, train_supervised
 
 SIZE = 8
 
@@ -65,6 +69,24 @@ def run(out, *, backbone=None, method=None, method_name="protonet", resume=True,
                  out=out, progress=False, resume=resume)
 
 
+def supervised_config(**changes) -> SupervisedConfig:
+    """Three epochs of eight steps."""
+    small = {"epochs": 3, "batch_size": 18, "lr": 0.02, "validation_ways": 4, "validation_queries": 3,
+             "validation_episodes": 10, "checkpoint_every": 5, "log_every": 3, "ema_decay": 0.9, "crop_padding": 1,
+             "flip": True, "label_smoothing": 0.1}
+    return SupervisedConfig(**{**small, **changes})
+
+
+def run_supervised(out, *, backbone=None, objective=None, augment=None, resume=True, **changes):
+    changes["recipe"] = changes.get("recipe", "cross_entropy") if objective is None else "custom"
+    return train_supervised(supervised_config(**changes), bank("train"), bank("val"),
+                            tiny() if backbone is None else backbone, objective=objective, augment=augment, out=out,
+                            progress=False, resume=resume)
+
+
+KINDS = {"episodic": run, "supervised": run_supervised}
+
+
 @contextlib.contextmanager
 def fails_at(step: int, episodes_per_step: int = 2):
     """Training fails when it draws the episodes of this step."""
@@ -79,20 +101,31 @@ def fails_at(step: int, episodes_per_step: int = 2):
         yield
 
 
-def run_in_child(out: str, connection, delay: float, **changes) -> None:
-    """Entry point of a child process: report when training begins, then slow every step down by `delay` seconds, so
-    that signals hit anywhere. Sends how the run ended."""
+def run_in_child(out: str, connection, delay: float, kind: str = "episodic", team: tuple[int, int, str] | None = None,
+                 **changes) -> None:
+    """Entry point of a child process: report when training begins, then slow every step down by about `delay` seconds,
+    so that signals hit anywhere. Sends how the run ended. `team` is rank, number of processes and a file to meet at."""
     torch.set_num_threads(1)
-    plain = EpisodeSampler.sample
+    plain = ImageBank.take
 
-    def slow(self, *args, **kwargs):
+    def slow(self, indices):
         time.sleep(delay)
-        return plain(self, *args, **kwargs)
+        return plain(self, indices)
 
-    with mock.patch.object(EpisodeSampler, "sample", slow):
+    with mock.patch.object(ImageBank, "take", slow):
+        if team is not None:
+            rank, size, meeting = team
+            dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
         connection.send("started")
         try:
-            run(out, **changes)
+            KINDS[kind](out, **changes)
             connection.send("finished")
-        except KeyboardInterrupt as stop:
+        except (KeyboardInterrupt, FewshotError) as stop:
             connection.send(str(stop))
+
+
+class NanInTheSecondProcess(Method):
+    """ProtoNet whose logits are NaN in the process of rank 1."""
+
+    def __call__(self, episodes):
+        return ProtoNet()(episodes) * (float("nan") if dist.get_rank() == 1 else 1.0)

@@ -234,8 +234,8 @@ def test_both_ways_of_validating_agree(tmp_path):
     from fewshot.training.validation import Validation
 
     learner, images = Learner(tiny(), ProtoNet()), bank("val", images=50)
-    few, _ = Validation(config(validation_episodes=10), images, learner).score(learner.state_dict(), StopRequest())
-    many, _ = Validation(config(validation_episodes=80), images, learner).score(learner.state_dict(), StopRequest())
+    few = Validation(config(validation_episodes=10), images, learner).score(learner.state_dict(), StopRequest()).correct
+    many = Validation(config(validation_episodes=80), images, learner).score(learner.state_dict(), StopRequest()).correct
     assert 10 * 16 < len(images) < 80 * 16
     assert torch.equal(few, many[:10]) and len(few) == 10 and len(many) == 80
     assert 0 < few.mean() < 1
@@ -270,6 +270,29 @@ def test_tensorboard_scalars_and_picture(tmp_path):
     assert low < mean < high
     assert all(event.value > 0 for event in events.Scalars("episodes_per_second"))
     assert [event.step for event in events.Images("validation/episode")] == [8, 16, 24]
+
+
+def test_tensorboard_shows_the_curve_over_inner_steps(tmp_path):
+    """Of a gradient-based learner: the last point is the accuracy of the episodes that are validated."""
+    result = train(config(method="maml", parameters={"inner_lr": 0.05, "inner_steps": 2, "eval_steps": 30}, steps=4,
+                          validate_every=2, ema_decay=0.0), bank(), bank("val"), tiny(), out=tmp_path, progress=False)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    names = [name for name in events.Tags()["scalars"] if name.startswith("inner_loop/")]
+    assert names == [f"inner_loop/accuracy_after_{steps:02d}_steps" for steps in range(0, 31, 3)]
+    for name in names:
+        assert [event.step for event in events.Scalars(name)] == [2, 4]
+    last = {event.step: event.value for event in events.Scalars(names[-1])}
+    expected = {row["step"]: row["validation_accuracy"] for row in result.history if row["validation_accuracy"] is not None}
+    assert last == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_counter_of_the_method_counts_the_episodes_of_all_passes(tmp_path):
+    """MAML++ weights the losses of its steps by the number of episodes seen."""
+    changes = {"method": "maml", "parameters": {"inner_lr": 0.05, "inner_steps": 2, "multi_step_episodes": 20}, "steps": 3,
+               "episodes_per_step": 4, "validate_every": 0, "ema_decay": 0.0}
+    for passes in (1, 2):
+        found = train(config(accumulate=passes, **changes), bank(), None, tiny(), out=tmp_path / str(passes), progress=False)
+        assert found.method.episodes_seen == 12
 
 
 def test_the_picture_puts_queries_in_the_row_of_their_predicted_class():

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import random
 import signal
 import time
 
@@ -13,48 +11,36 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fewshot.backbones import read_weights
 from fewshot.training import TrainingInterrupted
 from fewshot.training.checkpoint import latest_checkpoint, load_checkpoint
-from tests.training.runs import fails_at, run, run_in_child
+from tests.training.children import Children, assert_same, kill_until_finished, outcome
+from tests.training.runs import KINDS, fails_at, run
 
 # All that has a state: dropout (random numbers), BatchNorm, Adam's moments, moving average, schedule, best weights.
-FULL = {"steps": 24, "ema_decay": 0.9, "warmup_steps": 3, "gradient_clip": 0.3}
+FULL = {"ema_decay": 0.9, "warmup_steps": 3, "gradient_clip": 0.3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """Weights, history and last checkpoint of the run without interruption."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("uninterrupted")
     run(out, **FULL)
-    yield outcome(out)
-    torch.set_num_threads(threads)
+    return outcome(out)
 
 
-def outcome(out):
-    checkpoint = load_checkpoint(out / "checkpoints")
-    return {"weights": read_weights(out / "weights.safetensors")[0], "csv": (out / "history.csv").read_bytes(),
-            "learner": checkpoint["learner"], "average": checkpoint["average"], "rng": checkpoint["rng"],
-            "moments": checkpoint["optimiser"]["state"], "best_step": checkpoint["best"]["step"]}
-
-
-def assert_same(a, b, path=""):
-    """Equal to the last bit, through nested containers."""
-    assert type(a) is type(b), path
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), path
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, (list, tuple)):
-        assert len(a) == len(b), path
-        for place, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}[{place}]")
-    else:
-        assert a == b, path
+@pytest.fixture(scope="module")
+def children(tmp_path_factory):
+    children = Children(tmp_path_factory.mktemp("meetings"))
+    yield children
+    children.end()
 
 
 @pytest.mark.parametrize("steps", [(1,), (8,), (13,), (4, 9, 23)])
@@ -123,45 +109,11 @@ def test_sigterm_in_this_process_finishes_the_step_and_puts_the_handler_back(tmp
     assert_same(outcome(tmp_path), uninterrupted)
 
 
-@pytest.fixture(scope="module")
-def children():
-    """Start training in a child process. The server imports everything once, so that children start quickly."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.runs", "torch.utils.tensorboard"])
-    processes = []
-
-    def start(out, delay, **changes):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=run_in_child, args=(str(out), theirs, delay), kwargs=changes, daemon=True)
-        process.start()
-        processes.append(process)
-        assert ours.poll(60) and ours.recv() == "started"
-        return process, ours
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.join()
-
-
-def kill_until_finished(children, out, kills: int, seed: int, **changes) -> int:
-    """Kill the run at random moments, then let it finish; how many kills hit a running training."""
-    chance, hits = random.Random(seed), 0
-    for _ in range(kills):
-        process, connection = children(out, 0.04, **changes)
-        time.sleep(chance.uniform(0.05, 0.6))
-        hits += not connection.poll()
-        process.kill()
-        process.join(10)
-    process, connection = children(out, 0.0, **changes)
-    assert connection.poll(120) and connection.recv() == "finished"
-    process.join(30)
-    return hits
-
-
-def test_sigkill_at_random_moments(tmp_path, uninterrupted, children):
-    assert kill_until_finished(children, tmp_path, 3, seed=0, **FULL)
-    assert_same(outcome(tmp_path), uninterrupted)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sigkill_at_random_moments(tmp_path, children, kind):
+    KINDS[kind](tmp_path / "whole", **FULL)
+    assert kill_until_finished(children, tmp_path / "killed", 3, seed=0, kind=kind, **FULL)
+    assert_same(outcome(tmp_path / "killed"), outcome(tmp_path / "whole"))
     assert not list(tmp_path.rglob("*.tmp"))
 
 
@@ -175,7 +127,7 @@ def test_many_sigkills(tmp_path, uninterrupted, children):
 
 
 def test_sigterm_in_a_child(tmp_path, uninterrupted, children):
-    process, connection = children(tmp_path, 0.05, **FULL)
+    [(process, connection)] = children.start(tmp_path, 0.03, **FULL)
     deadline = time.monotonic() + 60
     while not list((tmp_path / "checkpoints").glob("*.pt")):  # before the first one SIGTERM still ends the process at once
         assert time.monotonic() < deadline
