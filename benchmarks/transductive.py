@@ -31,6 +31,7 @@ from fewshot.answers import answers
 from fewshot.banks import FeatureBank
 from fewshot.evaluate import _chunks
 from fewshot.methods import METHODS, Method, create_method
+from fewshot.methods.base import TwoStageMethod
 from fewshot.sampler import EpisodeSampler
 
 SETTINGS = (1, 5)  # shots
@@ -80,6 +81,8 @@ class Contender:
             fit = int(2 * seconds / (time.perf_counter() - start))
         size = len(chunks[0])
         self.chunks = [chunks[0][: max(2, fit)]] if fit < size else chunks[: fit // size]
+        if isinstance(answer, TwoStageMethod):
+            self.chunks = chunks  # its rate depends on how many episodes it solves together
         self.episodes = sum(len(chunk) for chunk in self.chunks)
 
     def run(self) -> None:
