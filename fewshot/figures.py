@@ -43,7 +43,7 @@ STYLE = {
 }
 
 
-def _styled(draw: Callable) -> Callable:
+def styled(draw: Callable) -> Callable:
     """Build the figure under STYLE and leave matplotlib's settings as they were."""
     @functools.wraps(draw)
     def wrapper(*arguments, **options):
@@ -60,7 +60,7 @@ def accuracy_against_shots(results: Iterable[Result]) -> Figure:
     return accuracy_against(results, "shots")
 
 
-@_styled
+@styled
 def accuracy_against(results: Iterable[Result], axis: str) -> Figure:
     """Accuracy with 95 % intervals over "shots", "ways", "queries" or "alpha" (of Dirichlet queries): a line per method (and
     backbone, seed, ... where they vary), a panel per data set and what else of the protocol varies.
@@ -115,7 +115,7 @@ def accuracy_against(results: Iterable[Result], axis: str) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def accuracy_dots(results: Iterable[Result]) -> Figure:
     """Accuracy with 95 % intervals, a panel per data set and protocol, sorted; open dots are transductive."""
     results = unique_results(results)
@@ -133,7 +133,7 @@ def accuracy_dots(results: Iterable[Result]) -> Figure:
             accuracy = result.accuracy
             axes.errorbar(100 * accuracy.mean, y, xerr=100 * accuracy.half_width, fmt="o", color=BLUE,
                           markerfacecolor="white" if result.setting == "transductive" else BLUE)
-        axes.set_yticks(range(len(panel)), [_short(names[r.run.key], 44) for r in panel])
+        axes.set_yticks(range(len(panel)), [short(names[r.run.key], 44) for r in panel])
         axes.set_ylim(-0.7, len(panel) - 0.3)
         axes.set_title(", ".join(key))
         axes.tick_params(axis="y", length=0)
@@ -147,7 +147,7 @@ def accuracy_dots(results: Iterable[Result]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def training_curve(history: Sequence[dict], smoothing: float = 0.9) -> Figure:
     """Training loss and validation accuracy over steps.
 
@@ -183,7 +183,7 @@ def training_curve(history: Sequence[dict], smoothing: float = 0.9) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def episode_figure(support, support_labels, query, predictions, query_labels=None,
                    class_names: Sequence[str] | None = None, max_shots: int = 5, max_queries: int = 6) -> Figure:
     """One episode: a row per class with its support on the left and queries on the right.
@@ -227,10 +227,10 @@ def episode_figure(support, support_labels, query, predictions, query_labels=Non
         for place, i in enumerate(given):
             axes = draw(support[i], n, 0.05 + place * cell)
             if place == 0:
-                axes.set_title(_short(names[n], 14 * shots), fontsize=8.5, fontweight="bold", pad=3)
+                axes.set_title(short(names[n], 14 * shots), fontsize=8.5, fontweight="bold", pad=3)
         for place, i in enumerate(asked):
             axes = draw(query[i], n, 0.05 + gap + (shots + place) * cell)
-            named = _short(names[predictions[i]], 14)
+            named = short(names[predictions[i]], 14)
             if query_labels is None:
                 axes.set_title(named, fontsize=8, pad=4)
                 continue
@@ -258,10 +258,10 @@ def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     return written[0], written[1]
 
 
-def figure_bytes(figure: Figure, suffix: str = "png", metadata: dict | None = None) -> bytes:
+def figure_bytes(figure: Figure, suffix: str = "png", metadata: dict | None = None, dpi: float = 200) -> bytes:
     """The figure as the content of a file."""
     buffer = io.BytesIO()
-    dpi = min(200, 60_000 / max(figure.get_size_inches()))  # Agg draws at most 65 536 pixels a side
+    dpi = min(dpi, 60_000 / max(figure.get_size_inches()))  # Agg draws at most 65 536 pixels a side
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(buffer, format=suffix, dpi=dpi, facecolor="white", metadata=metadata)
     return buffer.getvalue()
@@ -318,5 +318,5 @@ def _frame(axes: Axes, colour: str, dash, width: float) -> None:
         spine.set(visible=True, color=colour, linewidth=width, linestyle=dash)
 
 
-def _short(text: str, width: int) -> str:
+def short(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1].rstrip() + "…"

@@ -96,6 +96,8 @@ class Refinement:
     iterations   [E] int64, steps taken by each episode
     converged    [E] bool; a method that runs a fixed number of steps reports True throughout
     history      optional list over iterations of prototypes [E, N, D]
+    space        with the history: the episodes in the coordinates of the prototypes, which pictures need; None where
+                 prototypes are no points among the features
     """
 
     logits: Tensor
@@ -103,12 +105,14 @@ class Refinement:
     iterations: Tensor
     converged: Tensor
     history: list[Tensor] | None = None
+    space: Episodes | None = None
 
     @classmethod
-    def of_fixed_steps(cls, logits: Tensor, prototypes: Tensor, steps: int, history: list[Tensor] | None) -> Refinement:
+    def of_fixed_steps(cls, logits: Tensor, prototypes: Tensor, steps: int, history: list[Tensor] | None,
+                       space: Episodes | None = None) -> Refinement:
         """Of a method that always takes `steps` steps."""
         taken = torch.full((len(logits),), steps, device=logits.device)
-        return cls(logits, prototypes, taken, torch.ones_like(taken, dtype=torch.bool), history)
+        return cls(logits, prototypes, taken, torch.ones_like(taken, dtype=torch.bool), history, space)
 
 
 class BaseMean:

@@ -24,7 +24,7 @@ class HCTAdapt(IterativeMethod):
     `iterations` times: centre support and queries, each by its own mean, and scale every point to unit length; assign
     u = softmax(scale cos(z, w)); move the prototypes w by `step_size` towards the means of support and u-weighted
     queries, and scale them to unit length. The first prototypes are the class means of the normalised support;
-    logits = scale cos(z, w) with the last ones. Prototypes lie in the space of the normalised points.
+    logits = scale cos(z, w) with the last ones. Prototypes lie in the space of the points as last normalised.
 
     Raises FewshotError for scale <= 0, step_size outside (0, 1] or iterations < 1.
     """
@@ -58,4 +58,4 @@ class HCTAdapt(IterativeMethod):
             if history:
                 trace.append(means)
         return Refinement.of_fixed_steps(self.scale * cosine(episodes.query, means), means, self.iterations,
-                                         trace if history else None)
+                                         trace if history else None, episodes if history else None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -48,8 +49,11 @@ class KMeans(BaseMean, IterativeMethod):
 
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
-        points = aligned_points(normalise_episodes(episodes, self.norm, self.base_mean))
+        episodes = normalise_episodes(episodes, self.norm, self.base_mean)
+        points, shots = aligned_points(episodes), episodes.support.shape[1]
         found = cluster(points, episodes.support_labels, episodes.ways, self.options(), history)
-        logits = found.scores[:, episodes.support.shape[1]:]  # [E, Q, N]
-        trace = [weights @ points for weights in found.history] if history else None
-        return Refinement(logits, found.weights @ points, found.iterations, found.converged, trace)
+        logits = found.scores[:, shots:]  # [E, Q, N]
+        trace, space = None, None
+        if history:
+            trace, space = [w @ points for w in found.history], dataclasses.replace(episodes, query=points[:, shots:])
+        return Refinement(logits, found.weights @ points, found.iterations, found.converged, trace, space)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -80,7 +81,8 @@ class LaplacianShot(BaseMean, IterativeMethod):
         unary, apart = distances_to_centres_and_each_other(query, centres)  # [E, Q, N], [E, Q, Q]
         affinity = knn_affinity(apart, self.neighbours, self.symmetric)
         found = bound_updates(unary, affinity, self._weight(episodes), self.max_iterations, self.tolerance)
-        return Refinement(found.scores, centres, found.iterations, found.converged, [centres] if history else None)
+        space = dataclasses.replace(episodes, query=query) if history else None
+        return Refinement(found.scores, centres, found.iterations, found.converged, [centres] if history else None, space)
 
     def _weight(self, episodes: Episodes) -> float:
         if self.laplacian_weight != "auto":

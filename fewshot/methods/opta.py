@@ -82,7 +82,8 @@ class OpTA(IterativeMethod):
         labels = torch.arange(episodes.ways, device=query.device).expand(len(episodes), -1)
         head = fit_logistic(means, labels, episodes.ways, self.C)
         steps = torch.full((len(episodes),), passes, device=query.device)
-        return Refinement(head(query), means, steps, converged & head.converged, trace if history else None)
+        return Refinement(head(query), means, steps, converged & head.converged, trace if history else None,
+                          episodes if history else None)
 
     def _plan(self, cost: Tensor) -> tuple[Tensor, Tensor]:
         """(plan [E, Q, N], solved [E]) for cost [E, Q, N]; only the proportions within a column matter."""

@@ -53,17 +53,20 @@ class Paddle(IterativeMethod):
         logits, visited = gaussian_em(GaussianStatistics.of(moments.query, moments.sums, moments.counts),
                                       [self.prior_weight] * self.iterations, [1] * self.iterations, history)
         path = [moments.centroids(u) for u in visited]
-        return Refinement.of_fixed_steps(logits.transpose(1, 2), path[-1], self.iterations, path if history else None)
+        return Refinement.of_fixed_steps(logits.transpose(1, 2), path[-1], self.iterations, path if history else None,
+                                         episodes.with_features(lambda x: x * moments.scale) if history else None)
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """query [E, Q, D] and class sums [E, N, D] of the support, shifted by `origin` [E, 1, D]; counts [E, N]."""
+    """query [E, Q, D] and class sums [E, N, D] of the support, multiplied by `scale` (1 or [E, 1, D]) and shifted by
+    `origin` [E, 1, D]; counts [E, N]."""
 
     query: Tensor
     sums: Tensor
     counts: Tensor
     origin: Tensor
+    scale: Tensor | float = 1.0
 
     def centroids(self, u: Tensor) -> Tensor:
         """[E, N, D] for assignments u [E, N, Q], in unshifted coordinates."""
@@ -78,10 +81,11 @@ def shifted_moments(episodes: Episodes, scale_by_range: bool = False) -> Moments
     means = weights.transpose(1, 2) @ episodes.support / counts.unsqueeze(-1)
     origin = query.mean(1, keepdim=True)
     query, means = query - origin, means - origin
+    scale = 1.0
     if scale_by_range:
         low, high = episodes.query.aminmax(dim=1, keepdim=True)
         spread = high - low
         rounding = torch.finfo(spread.dtype).eps * torch.maximum(high.abs(), low.abs())
-        inverse = torch.where(spread > rounding, spread, 1).reciprocal()
-        query, means, origin = query * inverse, means * inverse, origin * inverse
-    return Moments(query, means * counts.unsqueeze(-1), counts, origin)
+        scale = torch.where(spread > rounding, spread, 1).reciprocal()
+        query, means, origin = query * scale, means * scale, origin * scale
+    return Moments(query, means * counts.unsqueeze(-1), counts, origin, scale)

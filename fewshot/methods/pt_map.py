@@ -87,7 +87,8 @@ class PTMAP(TwoStageMethod):
                 trace.append(means)
         logits = found.plan.clamp_min(torch.finfo(query.dtype).tiny).log()
         steps = torch.full((len(reduced),), self.iterations, device=query.device)
-        return Refinement(logits, means, steps, converged, trace if history else None)
+        return Refinement(logits, means, steps, converged, trace if history else None,
+                          reduced if history else None)
 
     def _assign(self, query: Tensor, means: Tensor, start: Tensor | None = None) -> Transport:
         """The plan for prototypes [E, N, D], from the potentials `start` [E, N]."""

@@ -107,7 +107,8 @@ class PUTM(IterativeMethod):
             if history:
                 trace.append(means)
         logits = network.train(query, means, self.inner, rho, balance, target)
-        return Refinement.of_fixed_steps(logits.to(dtype), means, self.outer, trace or None)
+        return Refinement.of_fixed_steps(logits.to(dtype), means, self.outer, trace or None,
+                                         episodes if history else None)
 
     def _balance(self, query: Tensor, ways: int) -> tuple[float, float, Tensor]:
         """rho, balance and the target column sums [E, 1, N]."""

@@ -65,7 +65,8 @@ class SoftKMeans(BaseMean, IterativeMethod):
 
         prototypes = means(weights)
         logits = -self.scale * squared_euclidean(e.query, prototypes)
-        return Refinement(logits, prototypes, iterations, converged, [means(w) for w in steps] if history else None)
+        trace, space = ([means(w) for w in steps], e) if history else (None, None)
+        return Refinement(logits, prototypes, iterations, converged, trace, space)
 
     def _iterate(self, episodes: Episodes, history: bool) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
         """Query weights [E, N, Q] of the final class means, iterations [E], converged [E], weights of every step.

@@ -69,7 +69,8 @@ class TIMADM(IterativeMethod):
             if history:
                 trace.append(means)
         logits = squared_euclidean(episodes.query, means) * (-self.scale / 2)  # [E, Q, N]
-        return Refinement.of_fixed_steps(logits.to(dtype), means.to(dtype), self.iterations, trace if history else None)
+        return Refinement.of_fixed_steps(logits.to(dtype), means.to(dtype), self.iterations, trace if history else None,
+                                         episodes if history else None)
 
     def _assignments(self, p: torch.Tensor) -> torch.Tensor:
         """q [E, N, Q] from the query probabilities p [E, N, Q]."""

@@ -55,7 +55,8 @@ class TIMGD(IterativeMethod):
         means, trace = maximise_information(episodes, self.scale, (self.cross_entropy, self.marginal, self.conditional),
                                             self.entropy_order(episodes), self.iterations, self.learning_rate, history)
         logits = squared_euclidean(episodes.query, means) * (-self.scale / 2)  # [E, Q, N]
-        return Refinement.of_fixed_steps(logits, means, self.iterations, trace or None)
+        return Refinement.of_fixed_steps(logits, means, self.iterations, trace or None,
+                                         episodes if history else None)
 
     def entropy_order(self, episodes: Episodes) -> float:
         """alpha of Tsallis' entropy; 1 is Shannon's."""

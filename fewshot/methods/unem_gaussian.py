@@ -89,4 +89,5 @@ class UNEMGaussian(UnrolledEM):
         statistics = GaussianStatistics.of(moments.query, moments.sums, moments.counts).scaled(scale.square())
         logits, visited = gaussian_em(statistics, *self.schedule(moments.query), history)
         path = [scale * moments.centroids(u) for u in visited]
-        return Refinement.of_fixed_steps(logits.transpose(1, 2), path[-1], self.layers, path if history else None)
+        return Refinement.of_fixed_steps(logits.transpose(1, 2), path[-1], self.layers, path if history else None,
+                                         episodes.with_features(lambda x: scale * x) if history else None)
