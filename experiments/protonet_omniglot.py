@@ -16,7 +16,8 @@ them, which the interval over episodes does not cover.
 
 from __future__ import annotations
 
-from fewshot.experiment import Recipe, run_experiment, weights_file
+from fewshot.experiment import Recipe, run_experiment, weights_file, write_table
+from fewshot.metric_tables import seeds_table
 from fewshot.published import numbers
 from fewshot.run import Run
 from fewshot.training import TrainConfig
@@ -47,4 +48,9 @@ PUBLISHED = (*numbers("protonet", "omniglot", "conv4", _SOURCE, (1, 98.8), (5, 9
              *numbers("protonet", "omniglot", "conv4", _SOURCE, (1, 96.0), (5, 98.9), ways=20))
 
 if __name__ == "__main__":
-    run_experiment(__file__, RUNS, published=PUBLISHED, recipes=RECIPES)
+    results = run_experiment(__file__, RUNS, published=PUBLISHED, recipes=RECIPES)
+    seeds = [r for r in results if r.run.protocol == "5-way 1-shot" and r.run.episodes == Run.episodes]
+    if len(seeds) == len(SEEDS):
+        table = seeds_table(seeds)
+        table.print()
+        write_table(__file__, "seeds", table)

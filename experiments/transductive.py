@@ -18,11 +18,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
 from fewshot.evaluate import Result
-from fewshot.experiment import run_experiment, small_data_runs
+from fewshot.experiment import run_experiment, small_data_runs, write_table
 from fewshot.files import write_atomically
 from fewshot.pipeline import FeatureSource
 from fewshot.references import reference_table
@@ -108,8 +109,7 @@ def tables(results: list[Result]) -> None:
                    for method, record in found.items() if record}
         table = reference_table(default, changed, ("soft_kmeans", "best inductive"), reasons)
         table.print()
-        file = "transductive_" + "".join(c if c.isalnum() else "_" for c in name.lower()).replace("__", "_").strip("_")
-        write_atomically(Path(__file__).parent / "results" / f"{file}.md", table.to_markdown().encode())
+        write_table(__file__, re.sub("[^a-z0-9]+", "_", name.lower()).strip("_"), table)
 
 
 RUNS = all_runs()

@@ -17,7 +17,7 @@ from fewshot.pipeline import FeatureSource
 from fewshot.published import Experiment, Published, obstacle, published_table
 from fewshot.run import Run
 from fewshot.store import Store
-from fewshot.tables import comparison_table, results_table
+from fewshot.tables import Table, comparison_table, results_table
 
 if TYPE_CHECKING:
     from fewshot.training import TrainConfig, TrainResult
@@ -101,7 +101,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
         if published:
             beside = published_table(Experiment(Path("experiments") / path.name, tuple(runs), tuple(published)), results,
                                      arguments.data_root)
-            write_atomically(path.parent / "results" / f"{path.stem}_published.md", beside.to_markdown().encode())
+            write_table(file, "published", beside)
     return results
 
 
@@ -124,7 +124,12 @@ def small_data_runs(file: str, method: str, *, shots: Sequence[int] = (1, 5),
             for place in places for distribution in distributions for count in shots]
 
 
+def write_table(file: str, name: str, table: Table) -> None:
+    """`table` into `results/<stem>_<name>.md` beside `file`."""
+    path = Path(file)
+    write_atomically(path.parent / "results" / f"{path.stem}_{name}.md", table.to_markdown().encode())
+
+
 def write_differences(file: str, results: Sequence[Result], name: str) -> None:
     """Paired differences between `results` (one protocol) into `results/<stem>_<name>.md` beside `file`."""
-    path = Path(file)
-    write_atomically(path.parent / "results" / f"{path.stem}_{name}.md", comparison_table(results).to_markdown().encode())
+    write_table(file, name, comparison_table(results))
