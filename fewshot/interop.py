@@ -16,13 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-import fewshot.methods  # noqa: F401 (it imports fewshot.adaptation, which cannot be the first of the two)
-from fewshot.adaptation import GradientMethod, mean_cross_entropy
 from fewshot.backbones.base import Backbone
 from fewshot.backbones.transform import ImageTransform
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+from fewshot.methods.adaptation import GradientMethod, mean_cross_entropy
 from fewshot.methods.base import Method, create_method
 from fewshot.sampler import EpisodeSampler
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewshot.adaptation import HEAD, GradientMethod
+from fewshot.methods.adaptation import HEAD, GradientMethod
 from fewshot.methods.base import METHODS
 
 

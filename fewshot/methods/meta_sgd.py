@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.adaptation import GradientLearner, GradientMethod
+from fewshot.methods.adaptation import GradientLearner, GradientMethod
 from fewshot.methods.base import METHODS
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewshot.adaptation import HEAD, GradientLearner, GradientMethod
 from fewshot.episodes import Episodes
+from fewshot.methods.adaptation import HEAD, GradientLearner, GradientMethod
 from fewshot.methods.base import METHODS
 from fewshot.ops.inner_loop import Tensors
 from fewshot.ops.prototypes import prototypes

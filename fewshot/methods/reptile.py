@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.adaptation import GradientLearner, GradientMethod, at_least, mean_cross_entropy
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+from fewshot.methods.adaptation import GradientLearner, GradientMethod, at_least, mean_cross_entropy
 from fewshot.methods.base import METHODS
 from fewshot.ops.inner_loop import Tensors
 
