@@ -1,4 +1,5 @@
-"""Put the tables of experiments/results/*.csv into README.md, between `<!-- table: NAME -->` and `<!-- end -->`.
+"""Put the tables of experiments/results into README.md, between `<!-- table: NAME -->` (of NAME.csv) or
+`<!-- published: NAME NAME -->` (of NAME_published.md, measured beside published) and `<!-- end -->`.
 
     python docs/update_readme.py
 """
@@ -33,8 +34,22 @@ def table(name: str) -> str:
     return "\n".join(lines)
 
 
+def published(names: str) -> str:
+    """The rows of several tables of the same headings; what is not there yet is named."""
+    lines: list[str] = []
+    for name in names.split():
+        path = ROOT / "experiments" / "results" / f"{name}_published.md"
+        if not path.is_file():
+            return f"*experiments/results/{name}_published.md has not been made yet.*"
+        rows = [line for line in path.read_text().splitlines() if line.startswith("|")]
+        lines += rows[2:] if lines else rows
+    return "\n".join(re.sub(" +", " ", line) for line in lines)
+
+
 def filled(text: str) -> str:
-    return re.sub(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table(m[2])}\n{m[3]}", text, flags=re.S)
+    made = {"table": table, "published": published}
+    return re.sub(r"(<!-- (table|published): ([\w ]+) -->\n).*?(<!-- end -->)",
+                  lambda m: f"{m[1]}{made[m[2]](m[3])}\n{m[4]}", text, flags=re.S)
 
 
 if __name__ == "__main__":
