@@ -194,7 +194,7 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
              weights: Weights = None,
              features: Features = None, base_features: BaseFeatures = None,
              method: Annotated[str, typer.Option(help="methods, comma-separated; see `fewshot list methods`",
-                                         autocompletion=method_names)] = "protonet",
+                                              autocompletion=method_names)] = "protonet",
              ways: Annotated[str, typer.Option(help="classes an episode, comma-separated")] = "5",
              shots: Annotated[str, typer.Option(help="support images a class, comma-separated")] = "1,5",
              queries: Annotated[str, typer.Option(help="query images a class, comma-separated")] = "15",
@@ -319,7 +319,7 @@ def _given(context: typer.Context, name: str) -> bool:
 
 def _refuse_given(context: typer.Context, names: tuple[str, ...], why: str) -> None:
     """Options that would have no effect are refused."""
-    flags = [_FLAGS.get(name, f"--{name}") for name in names if _given(context, name)]
+    flags = [_FLAGS.get(name, f"--{name.replace('_', '-')}") for name in names if _given(context, name)]
     if flags:
         raise FewshotError(f"{', '.join(flags)} {why}; leave it out")
 
@@ -366,9 +366,7 @@ def _check_alone(context: typer.Context, path: Path) -> None:
     """Beside a list of episodes, options that describe episodes would have no effect."""
     names = ("ways", "shots", "queries", "query_distribution", "alpha", "k_eff", "open_classes", "open_queries", "episodes",
              "seed")
-    given = [f"--{name.replace('_', '-')}" for name in names if context.get_parameter_source(name).name == "COMMANDLINE"]
-    if given:
-        raise FewshotError(f"{', '.join(given)} beside --episode-file {path}: the file says so; leave it out")
+    _refuse_given(context, names, f"beside --episode-file {path}: the file says so")
 
 
 def _axis(lists: dict[str, list], figure: Path | None) -> str | None:

@@ -22,9 +22,8 @@ VALIDATION_NORMS = ("l2n", "un")
 # Of both kinds of training; name -> smallest allowed value
 _INTEGERS = {"ways": 2, "shots": 1, "queries": 1, "episodes_per_step": 1, "steps": 1, "accumulate": 1, "step_size": 1,
              "warmup_steps": 0, "validation_ways": 2, "validation_shots": 1, "validation_queries": 1,
-             "validate_every": 0, "validation_episodes": 2, "early_stopping_patience": 0, "checkpoint_every": 1,
-             "log_every": 1, "seed": 0, "validation_seed": 0, "epochs": 1, "batch_size": 2, "crop_padding": 0,
-             "cycles": 1}
+             "cycles": 1, "validate_every": 0, "validation_episodes": 2, "early_stopping_patience": 0, "checkpoint_every": 1,
+             "log_every": 1, "seed": 0, "validation_seed": 0, "epochs": 1, "batch_size": 2, "crop_padding": 0}
 # name -> (low, high, low itself allowed, high itself allowed)
 _NUMBERS = {"lr": (0, math.inf, False, False), "lr_min": (0, math.inf, True, False),
             "weight_decay": (0, math.inf, True, False), "momentum": (0, 1, True, False), "gamma": (0, 1, False, True),
@@ -47,8 +46,8 @@ class LoopConfig:
     lr, weight_decay       learning rate and weight decay (L2 for adam and sgd, decoupled for adamw)
     schedule               "constant"; "step": times gamma every step_size intervals, not below lr_min; "cosine": down to
                            lr_min, which the step after the last one would have
-    cycles                 of "cosine": so many times down, with warm restarts (Loshchilov and Hutter 2017); divides the
-                           steps after the warm-up
+    cycles                 of "cosine": so many times down, with warm restarts (Loshchilov and Hutter 2017); divides
+                           the steps after the warm-up
     warmup_steps           steps of linear warm-up to the schedule's value
     gradient_clip          largest gradient norm; 0 is off
     precision              "float32", or "bfloat16" autocast of the backbone (logits stay float32)
@@ -114,8 +113,7 @@ class LoopConfig:
                                "stopping needs validations: set validate_every")
 
     def steps_in_all(self, interval: int = 1) -> int:
-        """Optimiser steps of the training, `interval` of them an interval; FewshotError if the warm-up takes all, and if the
-        cycles do not divide the others."""
+        """Optimiser steps of the training, `interval` of them an interval; FewshotError if warm-up or cycles do not fit."""
         steps = self.length * interval
         if self.warmup_steps >= steps:
             raise FewshotError(f"warmup_steps={self.warmup_steps} leaves nothing of steps={steps}; lower it")

@@ -40,20 +40,24 @@ class EpisodeTask:
         return self.learner
 
     def part(self, step: int, number: int) -> tuple[Episodes, Tensor, float]:
-        passes = self.config.accumulate
-        count = self.config.episodes_per_step // passes
-        start = (step * passes + number) * count
-        return *self.sampler.sample(self.train_bank, start=start, count=count), 1 / passes
+        episodes = self._episodes(step, number)
+        drawn = self.sampler.sample(self.train_bank, start=episodes.start, count=len(episodes))
+        return *drawn, 1 / self.config.accumulate
 
-    def loss(self, inputs: Episodes, labels: Tensor, generator: torch.Generator, step: int, number: int,
-             ) -> tuple[Tensor, Tensor]:
-        start = (step * self.config.accumulate + number) * len(inputs)
-        return self.learner.loss(inputs, labels, torch.arange(start, start + len(inputs)))
+    def loss(self, step: int, number: int, inputs: Episodes, labels: Tensor,
+             generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.learner.loss(inputs, labels, torch.tensor(self._episodes(step, number)))
+
+    def _episodes(self, step: int, number: int) -> range:
+        """Their numbers in the run."""
+        count = self.config.episodes_per_step // self.config.accumulate
+        start = step * self.config.episodes_per_step + number * count
+        return range(start, start + count)
 
 
 def train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None, backbone: nn.Module, *,
           method: Method | None = None, out: str | Path, progress: bool = True, resume: bool = True) -> TrainResult:
-    """Minimise the mean query cross-entropy of episodes of `train_bank`; keep the weights best on `val_bank`.
+    """Minimise the mean of config.loss over episodes of `train_bank`; keep the weights best on `val_bank`.
 
     config     settings, see TrainConfig
     backbone   the initial weights; it is copied, not changed. Its device is used

@@ -65,9 +65,9 @@ class Task(Protocol):
     def part(self, step: int, number: int) -> tuple[object, Tensor, float]:
         """(inputs, labels, share of the step's items) of pass `number` of a step: a pure function of both."""
 
-    def loss(self, inputs: object, labels: Tensor, generator: torch.Generator, step: int, number: int,
-             ) -> tuple[Tensor, Tensor]:
-        """(mean loss, logits [..., classes]) of pass `number` of a step; random numbers come from `generator` or the global
+    def loss(self, step: int, number: int, inputs: object, labels: Tensor,
+             generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(mean loss, logits [..., classes]) of what `part` returned. Random numbers come from `generator` or the global
         generators, which are seeded for every pass."""
 
 
@@ -237,7 +237,8 @@ def _loss(task: Task, step: int, number: int, inputs, labels: Tensor) -> tuple[T
     """Loss and logits of one pass; its random numbers depend neither on what ran before nor on the process."""
     seed = derived_seed("pass", task.config.seed, step, number)
     with isolated_generators(seed):
-        return task.loss(inputs.to(task.learner.device), labels, torch.Generator().manual_seed(seed), step, number)
+        inputs = inputs.to(task.learner.device)
+        return task.loss(step, number, inputs, labels, torch.Generator().manual_seed(seed))
 
 
 def _remember(state: _State, scored: Scored, log: Log | NoLog) -> None:

@@ -70,8 +70,8 @@ class ClassificationTask:
             images = self.augment(images, draws[rows])
         return images, self.labels[rows], len(rows) / len(batch)
 
-    def loss(self, inputs: Tensor, labels: Tensor, generator: torch.Generator, step: int, number: int,
-             ) -> tuple[Tensor, Tensor]:
+    def loss(self, step: int, number: int, inputs: Tensor, labels: Tensor,
+             generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return self.learner.loss(inputs, labels, generator)
 
     def _of_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
