@@ -185,7 +185,7 @@ class Table:
     def _key_lines(self) -> list[str]:
         return [f"run {cell.key}: {', '.join(label)}, {column}"
                 for label, cells in zip(self.labels, self.cells, strict=True)
-                for column, cell in zip(self.columns, cells, strict=True) if cell]
+                for column, cell in zip(self.columns, cells, strict=True) if cell and cell.key]
 
 
 def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", "method"),
