@@ -175,23 +175,28 @@ def evaluate(run: Run | None = None, bank: FeatureBank | ImageBank | None = None
 def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, progress: bool = False, metrics: bool = False,
                       calibrate: FeatureBank | ImageBank | None = None, episodes: EpisodeList | None = None) -> Result:
     """As `evaluate`, for what `resolve` returned. A stored result without the measures asked for is made again."""
-    run, bank, method = resolved.run, resolved.bank, resolved.method
+    run, bank = resolved.run, resolved.bank
     wanted = {name for name, asked in (("nll", metrics), ("temperature", calibrate is not None)) if asked}
     if store is not None and (found := store.load(run)) is not None and wanted <= found.measures.keys():
         return found
-    chain = parse_transforms(run.transforms).fit(resolved.base_bank)
-    if method.needs_base:
-        method = method.fit(chain.bank(_required(resolved.base_bank, method)))
+    method, prepare, transductive = ready(resolved)
     sampler = run.sampler(bank) if episodes is None else episodes.of(bank)
-    prepare = chain if resolved.transform is None else lambda episodes: episodes.with_features(resolved.transform)
     temperature = None if calibrate is None else validation_temperature(run, calibrate, method, prepare)
     measures = Measures(metrics or calibrate is not None, len(bank.class_names), temperature)
-    transductive = method.setting == "transductive" or chain.transductive
     result = _score(run, bank, sampler, method, prepare, measures, progress, notes=resolved.notes,
                     assumes=tuple(method.assumes), setting="transductive" if transductive else "inductive")
     if store is not None:
         store.save(result)
     return result
+
+
+def ready(resolved: Resolved) -> tuple[Method, Callable[[Episodes], Episodes], bool]:
+    """(method fitted to the base classes, what its episodes pass before, whether either looks at all queries at once)."""
+    method, chain = resolved.method, parse_transforms(resolved.run.transforms).fit(resolved.base_bank)
+    if method.needs_base:
+        method = method.fit(chain.bank(_required(resolved.base_bank, method)))
+    prepare = chain if resolved.transform is None else lambda episodes: episodes.with_features(resolved.transform)
+    return method, prepare, method.setting == "transductive" or chain.transductive
 
 
 def resolve(run: Run, bank: FeatureBank | ImageBank | None = None, base_bank: FeatureBank | None = None, *,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import string
 from collections import defaultdict
@@ -18,7 +19,16 @@ from fewshot.errors import FewshotError
 from fewshot.evaluate import Result
 from fewshot.figures import accuracy_dots, figure_bytes
 from fewshot.files import write_atomically
-from fewshot.labels import distinct_labels, natural, unique_results
+from fewshot.labels import PROTOCOL, distinct_labels, natural, unique_results
+from fewshot.metric_tables import metrics_table, pairs_table, ranks_table
+from fewshot.pipeline import FeatureSource
+from fewshot.report_figures import (
+    calibration_figure,
+    confused_pairs,
+    confusion_figure,
+    drawn_episodes,
+    evaluated_images,
+)
 from fewshot.tables import comparison_table, results_table
 
 _DOTS = ("Accuracy with 95 % intervals over episodes, sorted; the numbers are those of the table. Open dots are "
@@ -26,18 +36,28 @@ _DOTS = ("Accuracy with 95 % intervals over episodes, sorted; the numbers are th
 _DIFFERENCES = ("Accuracy of the row minus accuracy of the column on the same episodes, in percentage points ± half "
                 "width of the 95 % interval (Student t, paired; it covers episode sampling). †: the interval includes "
                 "zero (no correction for several comparisons).")
+_CALIBRATION = ("Reliability: accuracy (bars and dots) against the confidence in 15 bins; on the dashed line a method is "
+                "calibrated, and the vertical strokes are the gaps that the expected calibration error (ECE) averages. "
+                "Below: how many queries each bin holds.")
 _MATRIX = 25  # rows of a matrix that can still be read
+_PAIRS = 10  # results whose pairs, 45 of them, can still be read
+_MEASURED = 8  # results whose calibration and confusion are drawn
+_DRAWN = 4  # results of which episodes are drawn
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def write_report(path: str | Path, *, title: str, results: Iterable[Result],
                  figures: Mapping[str, tuple[str | Path | Figure, str]] | None = None, text: str = "",
-                 commands: Sequence[str] = ()) -> Path:
-    """Write one HTML file with a sortable table, a dot plot, paired differences, figures and how to repeat the runs.
+                 commands: Sequence[str] = (), source: FeatureSource | None = None,
+                 weights: Mapping[str, Path] | None = None) -> Path:
+    """Write one HTML file with a sortable table, a dot plot, paired differences and ranks, what else was measured, figures
+    and how to repeat the runs.
 
     figures    name -> (PNG file or matplotlib Figure, caption); the dot plot of the results is always there
     text       paragraphs above the results, separated by empty lines; plain text
     commands   the exact commands that made the results
+    source     where images come from, to draw episodes and to name classes; None: neither
+    weights    identity -> weights file, to answer the drawn episodes with
 
     The file is complete or absent. Raises FewshotError without results and for a figure that is not a readable PNG.
     """
@@ -47,7 +67,7 @@ def write_report(path: str | Path, *, title: str, results: Iterable[Result],
         "".join(f"<p>{escape(part.strip())}</p>" for part in text.split("\n\n") if part.strip()),
         "<h2>Accuracy</h2>", table.to_html("sortable"), _download(table.to_csv()),
         _figure("accuracy", accuracy_dots(results), _DOTS),
-        *_comparisons(results),
+        *_comparisons(results), *_measured(results, source), *_episodes(results, source, weights),
         *(["<h2>Figures</h2>"] if figures else []),
         *(_figure(name, image, caption) for name, (image, caption) in (figures or {}).items()),
         "<h2>How to repeat this</h2>", *_commands(commands), _runs(results), _versions(results)]
@@ -78,7 +98,78 @@ def _comparisons(results: list[Result]) -> list[str]:
             heading = f"{place}{group[0].run.protocol}, {len(group[0].correct)} episodes"
             heading += f", the best {_MATRIX} of {len(group)} results" if len(group) > _MATRIX else ""
             parts += [f"<h3>{escape(heading)}</h3>", comparison_table(best).to_html("sortable matrix", notes=False)]
+            parts += _pairs_and_ranks(best[:_PAIRS])
     return ["<h2>Paired differences</h2>", f'<p class="soft">{_DIFFERENCES}</p>', *parts] if parts else []
+
+
+def _pairs_and_ranks(results: list[Result]) -> list[str]:
+    """The pairs with corrected p-values, and for three results or more their ranks."""
+    pairs = pairs_table(results).to_html("sortable")
+    parts = [f"<h4>Pairs, Holm-corrected</h4>\n{pairs}"]
+    # Not for results that differ only in a setting of the protocol without effect on the episodes, which share a label.
+    with contextlib.suppress(FewshotError):
+        if len(results) > 2:
+            parts.append(f"<h4>Ranks</h4>\n{ranks_table(results).to_html('sortable')}")
+    return parts
+
+
+def _measured(results: list[Result], source: FeatureSource | None) -> list[str]:
+    """Calibration and confusion of the results evaluated with metrics."""
+    found = [r for r in results if "calibration" in r.measures or "confusion" in r.measures]
+    if not found:
+        return []
+    label = dict(zip((r.run.key for r in results), distinct_labels(results, PROTOCOL), strict=True))
+    found.sort(key=lambda r: (natural(r.run.protocol), -r.accuracy.mean))
+    parts = ["<h2>Probabilities and confusion</h2>", metrics_table(found).to_html("sortable")]
+    if len(found) > _MEASURED:
+        parts.append(f'<p class="soft">Drawn are the first {_MEASURED} of {len(found)} results, by protocol and accuracy; a '
+                     "report of fewer results draws the others.</p>")
+    for result in found[:_MEASURED]:
+        measures, title = result.measures, f"{label[result.run.key]}, {result.run.protocol}"
+        parts.append(f"<h3>{escape(title)}</h3>")
+        histograms = {"as answered": measures.get("calibration")}
+        if "calibration_calibrated" in measures:
+            fitted = f"with temperature {float(measures['temperature']):.3g}"
+            histograms[fitted] = measures["calibration_calibrated"]
+        if histograms["as answered"] is not None:
+            parts.append(_figure(f"calibration of {title}", calibration_figure(histograms), _CALIBRATION))
+        if "confusion" in measures:
+            parts.append(_confusion(result, title, source))
+    return parts
+
+
+def _confusion(result: Result, title: str, source: FeatureSource | None) -> str:
+    matrix, names, numbered = result.measures["confusion"], None, ""
+    try:
+        if source is not None:
+            names = evaluated_images(result.run, source).class_names
+    except FewshotError as error:
+        numbered = f" Classes have numbers: {error}."
+    pairs = confused_pairs(matrix, names)
+    caption = f"Most confused: {'; '.join(pairs)}." if pairs else "No query was given a wrong class."
+    if len(matrix) > result.run.ways:
+        caption += (f" Shares are of all queries of the class; an episode has {result.run.ways} of the {len(matrix)} "
+                    "classes, and only these can be taken for each other.")
+    return _figure(f"confusion of {title}", confusion_figure(matrix, names), caption + numbered)
+
+
+def _episodes(results: list[Result], source: FeatureSource | None, weights: Mapping[str, Path] | None) -> list[str]:
+    """Two episodes of the best result on each list of episodes."""
+    if source is None:
+        return []
+    best: dict[str, Result] = {}
+    for result in sorted(results, key=lambda r: -r.accuracy.mean):
+        best.setdefault(result.fingerprint, result)
+    labels = dict(zip((r.run.key for r in results), distinct_labels(results, PROTOCOL), strict=True))
+    parts = ["<h2>Episodes</h2>"]
+    chosen = sorted(best.values(), key=lambda r: natural(f"{r.run.dataset} {r.run.protocol}"))
+    for result in chosen[:_DRAWN]:
+        parts.append(f"<h3>{escape(f'{labels[result.run.key]} on {result.run.dataset}, {result.run.protocol}')}</h3>")
+        try:
+            parts += [_figure(name, figure, caption) for name, figure, caption in drawn_episodes(result, source, weights)]
+        except FewshotError as error:
+            parts.append(f'<p class="soft">Not drawn: {escape(str(error))}.</p>')
+    return parts
 
 
 def _figure(name: str, image: str | Path | Figure, caption: str) -> str:

@@ -87,16 +87,23 @@ def table(results: Annotated[list[str] | None, typer.Argument(help="result folde
 
 def report(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all")] = None,
            runs: Runs = Path("runs"), out: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
-           title: Annotated[str, typer.Option(help="heading of the page")] = "Few-shot results"):
-    """One self-contained HTML page of stored results."""
-    from fewshot.figures import accuracy_against_shots
+           title: Annotated[str, typer.Option(help="heading of the page")] = "Few-shot results", data_root: DataRoot = None,
+           images: Annotated[bool, typer.Option(help="draw episodes, where the images are there")] = True,
+           weights: Annotated[list[Path] | None, typer.Option(help="weights file of these results, to draw their episodes "
+                                                              "and for the commands; repeat for more")] = None):
+    """One self-contained HTML page of stored results. Nothing is evaluated but two episodes a data set, to draw them."""
+    from fewshot.backbones import read_weights
+    from fewshot.pipeline import FeatureSource
+    from fewshot.repeat import eval_command
     from fewshot.report import write_report
+    from fewshot.report_figures import sweeps
 
     found = _results(results, runs)
-    figures = {}
-    if len({r.run.shots for r in found}) > 1:
-        figures["shots"] = (accuracy_against_shots(found), "Accuracy against shots.")
-    typer.echo(f"wrote {write_report(out, title=title, results=found, figures=figures)}")
+    files = {read_weights(path)[1]["weights_id"]: path for path in weights or []}
+    path = write_report(out, title=title, results=found, figures=sweeps(found), weights=files,
+                        commands=[eval_command(r, data_root, files) for r in found],
+                        source=FeatureSource(data_root, runs / "cache") if images else None)
+    typer.echo(f"wrote {path}")
 
 
 def _results(keys: list[str] | None, runs: Path, least: int = 1):
