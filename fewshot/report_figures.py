@@ -19,7 +19,7 @@ from fewshot.datasets import DATASETS
 from fewshot.episode_list import EpisodeList
 from fewshot.errors import FewshotError
 from fewshot.evaluate import Result, ready
-from fewshot.figures import AXES, BLUE, GREY, ORANGE, accuracy_against, episode_figure, short, styled
+from fewshot.figures import AXES, BLUE, GREY, ORANGE, accuracy_against, episode_figure, styled
 from fewshot.labels import unique_results
 from fewshot.measures import BINS, calibration_error
 from fewshot.pipeline import FeatureSource, backbone_for
@@ -58,10 +58,10 @@ def confusion_figure(confusion: Tensor, class_names: Sequence[str] | None = None
     asked = np.flatnonzero(~np.isnan(wrong))
     shown = np.sort(asked[np.argsort(-wrong[asked], kind="stable")[:LARGEST]])
     cells = share[np.ix_(shown, shown)]
-    labels = [short(names[i], 22) for i in shown]
+    labels = [_middle(names[i], 22) for i in shown]
     n, text = len(shown), 0.085 * max(map(len, labels)) + 0.3
     cell = 0.5 if n <= _NUMBERS else max(0.17, 6 / n - 0.03)
-    figure = Figure(figsize=(max(4.6, n * cell + text + 0.9), n * cell + text + 0.6), layout="constrained")
+    figure = Figure(figsize=(max(4.6, n * cell + text + 1.6), n * cell + text + 0.7), layout="constrained")
     axes = figure.subplots()
     # A root scale: a class mistaken for many others in a few percent each must still be seen beside its right answers.
     image = axes.imshow(cells, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
@@ -113,6 +113,8 @@ def calibration_figure(histograms: Mapping[str, Tensor]) -> Figure:
         top.set(xlim=(0, 1), ylim=(0, 1.02))
         top.set_title(f"{title}\nECE {100 * calibration_error(histogram):.2f} %, {int(count.sum()):,} queries")
         bottom.bar(edges, count, 1 / BINS, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
+        bottom.set_yscale("log")  # most queries are in the last bin
+        bottom.set_ylim(0.7, None)
         bottom.set_xlabel("confidence")
         bottom.set_xticks(np.arange(0, 1.01, 0.2))
     upper[0].set_ylabel("accuracy")
@@ -184,6 +186,11 @@ def _names(confusion: Tensor, class_names: Sequence[str] | None) -> list[str]:
     if len(names) != len(confusion):
         raise FewshotError(f"{len(names)} class names for a confusion matrix of {len(confusion)} classes; give one each")
     return names
+
+
+def _middle(text: str, width: int) -> str:
+    """Shortened in the middle: names of classes often begin alike."""
+    return text if len(text) <= width else f"{text[:width // 2 - 3]}…{text[-(width - width // 2 + 2):]}"
 
 
 def _share(confusion: Tensor) -> np.ndarray:
