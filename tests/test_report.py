@@ -8,6 +8,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -268,7 +269,7 @@ def test_the_command_parses_back_into_the_run(settings, monkeypatch):
     def stop(run, *arguments, **options):
         raise Seen(run)
 
-    monkeypatch.setattr("fewshot.evaluate.evaluate", stop)
+    monkeypatch.setattr(sys.modules["fewshot.evaluate"], "evaluate", stop)  # fewshot.evaluate is the function
     run = Run(**settings)
     stored = dataclasses.replace(run, weights={"random": "random:0"}.get(run.weights, run.weights))
     with pytest.raises(Seen) as seen:
