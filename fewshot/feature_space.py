@@ -86,7 +86,7 @@ def movement_figure(episode: Episodes, found: Refinement | Method, query_labels=
 
     Every panel fills the queries by their nearest prototype at that step, and its title counts how many of them are right.
     Where the method's answers are not those of its nearest prototype (a prior on the classes, a graph of the queries), a
-    line below says how many of these are right. Otherwise as `projection_figure`.
+    line below says how many of its own are right. Otherwise as `projection_figure`.
     """
     if panels < 2:
         raise FewshotError(f"panels={panels}; a movement needs at least 2")
@@ -117,6 +117,9 @@ def movement_animation(episode: Episodes, found: Refinement | Method, query_labe
                 for place in range(len(scene.steps))]
     # One palette for all frames, or colours would flicker; the last frame has every colour that occurs.
     palette = pictures[-1].quantize(64)
+    colours, background = palette.getpalette(), palette.getpixel((0, 0))
+    colours[3 * background:3 * background + 3] = (255, 255, 255)  # not the mean of white and what is nearly so
+    palette.putpalette(colours)
     first, *rest = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     content = io.BytesIO()
     first.save(content, "gif", save_all=True, append_images=rest, loop=0, disposal=1,
@@ -269,7 +272,8 @@ def _finish(figure: Figure, scene: _Scene, note: str = "") -> None:
     keys = [mark("o", 11, "support"), mark("o", 5, query, face=GREY), mark("*", 13, "prototype", face=GREY, edge=BLACK)]
     if scene.truth is not None:
         keys.append(mark("x", 6, "wrong", edge=BLACK))
-    figure.legend(handles=keys, loc="outside lower center", ncols=4, title=note or None, title_fontsize=9)
+    figure.legend(handles=keys, loc="outside lower center", ncols=4 if figure.get_figwidth() > 6 else 2, title=note or None,
+                  title_fontsize=9)
 
 
 def _step_title(scene: _Scene, place: int) -> str:
@@ -281,7 +285,7 @@ def _answers_note(scene: _Scene) -> str:
     differing = int((scene.answers != scene.nearest[-1]).sum())
     if not differing:
         return ""
-    return f"the method's own answers, {differing} of them other than the nearest prototype{scene.score(scene.answers)}"
+    return f"own answers{scene.score(scene.answers)}, {differing} not the nearest prototype"
 
 
 def _counted(steps: int) -> str:

@@ -107,7 +107,7 @@ def test_answers_that_are_not_the_nearest_prototype_are_told():
     found = method.refine(episodes, history=True)
     differing = int((found.logits.argmax(-1) != nearest(found.space, found.history[-1])).sum())
     right = 100 * (found.logits.argmax(-1) == labels).double().mean()
-    note = f"the method's own answers, {differing} of them other than the nearest prototype: {right:.1f} % correct"
+    note = f"own answers: {right:.1f} % correct, {differing} not the nearest prototype"
     assert differing and note in texts(movement_figure(episodes, method, labels, panels=2))
 
 
@@ -124,6 +124,7 @@ def test_the_animation_is_small_endless_and_the_same_every_time():
     assert first == second and len(first) < 100_000
     film = Image.open(io.BytesIO(first))
     assert film.n_frames == 3 and film.info["loop"] == 0 and film.size == (400, 368)
+    assert film.convert("RGB").getpixel((1, 1)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize(("name", "message"), [
