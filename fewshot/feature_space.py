@@ -117,9 +117,10 @@ def movement_animation(episode: Episodes, found: Refinement | Method, query_labe
                 for place in range(len(scene.steps))]
     # One palette for all frames, or colours would flicker; the last frame has every colour that occurs.
     palette = pictures[-1].quantize(64)
-    colours, background = palette.getpalette(), palette.getpixel((0, 0))
-    colours[3 * background:3 * background + 3] = (255, 255, 255)  # not the mean of white and what is nearly so
-    palette.putpalette(colours)
+    # The background must be white, not the mean of white and what is nearly so.
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    colours[(colours > 247).all(1)] = 255
+    palette.putpalette(colours.ravel().tolist())
     first, *rest = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     content = io.BytesIO()
     first.save(content, "gif", save_all=True, append_images=rest, loop=0, disposal=1,
