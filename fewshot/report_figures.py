@@ -111,9 +111,10 @@ def calibration_figure(histograms: Mapping[str, Tensor]) -> Figure:
         top.vlines(mean, np.minimum(accuracy, mean), np.maximum(accuracy, mean), color=ORANGE, linewidth=2)
         top.plot(mean, accuracy, marker="o", linestyle="", color=BLUE, markersize=4.5)
         top.set(xlim=(0, 1), ylim=(0, 1.02))
-        top.set_title(f"{title}\nECE {100 * calibration_error(histogram):.2f} %, {int(count.sum()):,} queries")
+        top.set_title(f"{title}\nECE {100 * calibration_error(histogram):.2f} %, n = {int(count.sum()):,}")
         bottom.bar(edges, count, 1 / BINS, align="edge", color=GREY, edgecolor="white", linewidth=0.6)
         bottom.set_yscale("log")  # most queries are in the last bin
+        bottom.yaxis.set_major_formatter("{x:,.0f}")  # the style draws no mathematics, so 10^4 would be its source
         bottom.set_ylim(0.7, None)
         bottom.set_xlabel("confidence")
         bottom.set_xticks(np.arange(0, 1.01, 0.2))

@@ -326,4 +326,4 @@ def test_a_calibration_curve_shows_the_bins_and_the_error():
     x, y = top.lines[1].get_data()
     np.testing.assert_allclose((x, y), ((0.45, 0.97), (0.5, 0.8)))
     assert len(figure.axes) == 4
-    assert f"ECE {100 * calibration_error(histogram):.2f} %, 14 queries" in top.get_title(loc="left")
+    assert f"ECE {100 * calibration_error(histogram):.2f} %, n = 14" in top.get_title(loc="left")
