@@ -10,13 +10,12 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import safetensors
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fewshot.errors import FewshotError
-from fewshot.files import replacing
+from fewshot.files import read_safetensors, replacing
 
 
 def _as_labels(labels, items: int) -> Tensor:
@@ -158,19 +157,12 @@ class FeatureBank(_Bank):
     @classmethod
     def load(cls, path: str | Path) -> FeatureBank:
         """Read a file written by `save`; raises FewshotError if it is missing, corrupt or altered."""
-        path = Path(path)
-        if not path.is_file():
-            raise FewshotError(f"no feature bank at {path}; make one with `fewshot embed`")
-        try:
-            with safetensors.safe_open(path, framework="pt") as handle:
-                meta = handle.metadata() or {}
-                features, labels = handle.get_tensor("features"), handle.get_tensor("labels")
-        except safetensors.SafetensorError as error:
-            raise FewshotError(f"{path} is not a readable feature bank ({error}); delete it and embed again") from None
+        tensors, meta = read_safetensors(path, "feature bank", "a readable feature bank", "make one with `fewshot embed`",
+                                         "delete it and embed again")
         if "content_hash" not in meta:
             raise FewshotError(f"{path} has no fewshot metadata; it was not written by FeatureBank.save")
-        bank = cls(features, labels, tuple(json.loads(meta["class_names"])), meta["name"], meta["split"],
-                   json.loads(meta["provenance"]))
+        bank = cls(tensors["features"], tensors["labels"], tuple(json.loads(meta["class_names"])), meta["name"],
+                   meta["split"], json.loads(meta["provenance"]))
         if bank.content_hash != meta["content_hash"]:
             raise FewshotError(f"{path} does not match its checksum; delete it and embed again")
         return bank

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from fewshot.answers import answers
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.errors import FewshotError
 from fewshot.methods.base import Method
@@ -27,13 +28,10 @@ def validation_temperature(run: Run, bank: FeatureBank | ImageBank, method: Meth
         raise FewshotError(f"the bank for calibration holds split {bank.split!r} of {bank.name}; a temperature is fitted on "
                            "validation classes (split 'val'), never on those that are evaluated")
     sampler = dataclasses.replace(run, open_classes=0, open_queries=0).sampler(bank)
-    logits, labels = [], []
+    chunks = [sampler.indices(start, min(_CHUNK, EPISODES - start)) for start in range(0, EPISODES, _CHUNK)]
     with torch.inference_mode():
-        for start in range(0, EPISODES, _CHUNK):
-            indices = sampler.indices(start, min(_CHUNK, EPISODES - start))
-            logits.append(method(prepare(indices.gather(bank))))
-            labels.append(indices.query_labels)
-    return fit_temperature(torch.cat(logits), torch.cat(labels))
+        logits = [found for found, _ in answers(method, (prepare(chunk.gather(bank)) for chunk in chunks))]
+    return fit_temperature(torch.cat(logits), torch.cat([chunk.query_labels for chunk in chunks]))
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import safetensors
 import torch
 from safetensors.torch import save_file
 
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.errors import FewshotError
-from fewshot.files import replacing
+from fewshot.files import read_safetensors, replacing
 from fewshot.run import Run
 from fewshot.sampler import EpisodeIndices, EpisodeSampler
 
@@ -120,15 +119,9 @@ class EpisodeList:
     @classmethod
     def load(cls, path: str | Path) -> EpisodeList:
         """Read a file written by `save`; raises FewshotError if it is missing, no such file, or altered."""
-        path = Path(path)
-        if not path.is_file():
-            raise FewshotError(f"no episodes at {path}; save some with `fewshot episodes save --out {path}`")
-        try:
-            with safetensors.safe_open(path, framework="pt") as handle:
-                about = handle.metadata() or {}
-                rows = {name: handle.get_tensor(name).long() for name in _FIELDS if name in handle.keys()}  # noqa: SIM118
-        except safetensors.SafetensorError as error:
-            raise FewshotError(f"{path} is not a readable list of episodes ({error}); save it again") from None
+        found, about = read_safetensors(path, "episodes", "a readable list of episodes",
+                                        f"save some with `fewshot episodes save --out {path}`", "save it again")
+        rows = {name: found[name].long() for name in _FIELDS if name in found}
         if len(rows) < len(_FIELDS) or "fingerprint" not in about:
             raise FewshotError(f"{path} is no list of episodes; it was not written by EpisodeList.save")
         found = cls(EpisodeIndices(**rows), about["identity"], json.loads(about["protocol"]), about["name"], about["split"],

@@ -17,7 +17,8 @@ from fewshot.pipeline import FeatureSource
 from fewshot.published import Experiment, Published, obstacle, published_table
 from fewshot.run import Run
 from fewshot.store import Store
-from fewshot.tables import Table, comparison_table, results_table
+from fewshot.table_forms import Table
+from fewshot.tables import comparison_table, results_table
 
 if TYPE_CHECKING:
     from fewshot.training import TrainConfig, TrainResult

@@ -1,4 +1,4 @@
-"""Files that are complete or absent."""
+"""Files that are complete or absent, and safetensors files that are readable or refused."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
+from torch import Tensor
+
+from fewshot.errors import FewshotError
 
 
 @contextmanager
@@ -35,6 +38,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise OSError(f"cannot write {path} ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def opened_safetensors(path: str | Path, what: str, kind: str, make: str, remake: str) -> Iterator:
+    """The open file, for its metadata and tensors. Raises FewshotError: `no <what> at <path>; <make>` where it is missing,
+    `<path> is not <kind> (...); <remake>` where it cannot be read."""
+    path = Path(path)
+    if not path.is_file():
+        raise FewshotError(f"no {what} at {path}; {make}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as handle:
+            yield handle
+    except safetensors.SafetensorError as error:
+        raise FewshotError(f"{path} is not {kind} ({error}); {remake}") from None
+
+
+def read_safetensors(path: str | Path, *texts: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a file, with the texts of `opened_safetensors`."""
+    with opened_safetensors(path, *texts) as handle:
+        return {name: handle.get_tensor(name) for name in handle.keys()}, handle.metadata() or {}  # noqa: SIM118
 
 
 def write_atomically(path: str | Path, data: bytes | memoryview) -> Path:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import safetensors
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.files import write_atomically
+from fewshot.files import read_safetensors, write_atomically
 from fewshot.methods.base import METHODS, create_method, method_parameters
 from fewshot.provenance import commit, versions
 
@@ -157,15 +156,8 @@ def save_fitted(path: str | Path, result: FitResult) -> Path:
 
 def load_fitted(path: str | Path) -> FitResult:
     """Read a file written by `save_fitted`; raises FewshotError if it is missing or not such a file."""
-    path = Path(path)
-    if not path.is_file():
-        raise FewshotError(f"no fitted method at {path}; make one with fit_method and save_fitted")
-    try:
-        with safetensors.safe_open(path, framework="pt") as handle:
-            meta = handle.metadata() or {}
-            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dictionary)
-    except safetensors.SafetensorError as error:
-        raise FewshotError(f"{path} is not readable ({error}); fit again") from None
+    state, meta = read_safetensors(path, "fitted method", "readable", "make one with fit_method and save_fitted",
+                                   "fit again")
     if not {"method", "params", "history", "best_epoch", "provenance"} <= set(meta):
         raise FewshotError(f"{path} was not written by save_fitted")
     method = create_method(meta["method"], **json.loads(meta["params"]))

@@ -47,14 +47,16 @@ def trained_parameters(name: str, weights: str | Path | None) -> dict:
 
 def method_with_weights(name: str, parameters: dict, backbone: Callable[[], Backbone], ways: int,
                         weights: str | Path | None) -> tuple[Method, str | None]:
-    """(the method, identity of its own weights). A method that can have weights is built on `backbone()` and gets those
-    in the file `weights`, where that holds some of `name`; else they are fresh, with the identity FRESH. A method without
-    weights has the identity None.
+    """(the method, identity of its own weights). A method that needs a backbone is built on `backbone()`; one that has
+    weights gets those in the file `weights`, where that holds some of `name`. Else those made with the backbone are fresh,
+    with the identity FRESH; any others are values of hyper-parameters, which the run names, and like a method without
+    weights it has the identity None.
 
     Raises FewshotError where the file's tensors do not fit these parameters and ways.
     """
     method = create_method(name, **parameters)
-    if method.needs_backbone:
+    made_here = method.needs_backbone
+    if made_here:
         method = method.with_backbone(backbone(), ways)
     if isinstance(method, nn.Module):
         method.eval()
@@ -62,7 +64,7 @@ def method_with_weights(name: str, parameters: dict, backbone: Callable[[], Back
         return method, None
     found = trained_method(name, weights)
     if found is None:
-        return method, FRESH
+        return method, FRESH if made_here else None
     state, described = found
     if getattr(method, "ways", None) not in (None, described["ways"]):
         raise FewshotError(f"{weights} holds {name} for {described['ways']}-way episodes; evaluate with "

@@ -16,7 +16,8 @@ from fewshot.evaluate import Result, compare
 from fewshot.labels import PROTOCOL, distinct_labels, natural, unique_results
 from fewshot.measures import calibration_error, macro_accuracy
 from fewshot.statistics import class_interval, holm, mean_interval, rank, seed_spread, worst_share
-from fewshot.tables import BEST, TIED, Cell, Table, result_notes
+from fewshot.table_forms import BEST, TIED, Cell, Table
+from fewshot.tables import result_notes
 
 _EPISODES = (*PROTOCOL, "dataset", "split", "queries", "episodes", "seed", "data_options", "open_queries", "episode_list")
 _UNSEEDED = ("weights", "data", "base")  # what another training seed changes in a run

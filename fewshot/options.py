@@ -14,6 +14,8 @@ from fewshot.errors import FewshotError
 if TYPE_CHECKING:
     from fewshot.banks import FeatureBank
 
+_FLAGS = {"data_set": "--data-option", "set_": "--set"}  # where an option has another name than its parameter
+
 
 def method_names(incomplete: str) -> list[str]:
     """What the shell offers for a method, also behind a comma. Read from the text of their files: importing them would take
@@ -120,3 +122,14 @@ def numbers(option: str, text: str) -> list[float]:
 
 def text_of(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def given(context: typer.Context, name: str) -> bool:
+    return context.get_parameter_source(name).name == "COMMANDLINE"
+
+
+def refuse_given(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """Options that would have no effect are refused."""
+    flags = [_FLAGS.get(name, f"--{name.replace('_', '-')}") for name in names if given(context, name)]
+    if flags:
+        raise FewshotError(f"{', '.join(flags)} {why}; leave it out")

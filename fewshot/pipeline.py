@@ -6,7 +6,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from fewshot.backbones import create_backbone, input_for, read_weights
+from fewshot.backbones import create_backbone, input_for
+from fewshot.backbones.weights import describe_weights
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.datasets import load_dataset
 from fewshot.embed import embed
@@ -25,7 +26,7 @@ def backbone_for(run: Run, bank: ImageBank):
     of this backbone and the run does not say others."""
     options = input_for(run.backbone, bank.images)
     if run.weights is not None and Path(run.weights).is_file():
-        described = read_weights(run.weights)[1]
+        described = describe_weights(run.weights)
         options |= described["options"] if described["backbone"] == run.backbone else {}
     settings = {**options, **run.backbone_options}
     if run.weights is not None and run.weights.startswith("random:"):  # how a stored run names untrained weights
@@ -70,7 +71,7 @@ class FeatureSource:
             bank, weights, notes = self._embedded(run)
             data, transform = bank.provenance["images_sha256"], None
         if own == FRESH:
-            notes += (f"{run.method} has fresh weights of its own: {run.weights or run.backbone} holds none for it",)
+            notes += (f"{run.method} has fresh weights of its own: those of the backbone bring none for it",)
         base = self._embedded(dataclasses.replace(run, split="train"))[0] if run.needs_base else None
         resolved = dataclasses.replace(run, weights=with_own(weights, own), data=data,
                                        base=base.provenance["images_sha256"] if base else None)

@@ -17,7 +17,8 @@ from fewshot.labels import parameter_text
 from fewshot.learned import FRESH, trained_method, with_own
 from fewshot.methods.base import method_parameters
 from fewshot.run import Run, plain
-from fewshot.tables import TIED, Cell, Table, result_notes
+from fewshot.table_forms import TIED, Cell, Table
+from fewshot.tables import result_notes
 
 
 @dataclass(frozen=True)

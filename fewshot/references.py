@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fewshot.errors import FewshotError
 from fewshot.evaluate import Result, compare
-from fewshot.tables import TIED, Cell, Table, result_notes
+from fewshot.table_forms import TIED, Cell, Table
+from fewshot.tables import result_notes
 
 
 def reference_table(default: Iterable[Result], tuned: Iterable[Result], references: Sequence[str],

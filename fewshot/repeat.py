@@ -9,14 +9,12 @@ from pathlib import Path
 
 from fewshot.backbones import check_backbone
 from fewshot.datasets import DATASETS
+from fewshot.episode_list import PROTOCOL
 from fewshot.errors import FewshotError
 from fewshot.evaluate import Result
 from fewshot.methods.base import method_parameters
 from fewshot.options import literal
 from fewshot.run import Run
-
-_PROTOCOL = ("ways", "shots", "queries", "query_distribution", "alpha", "k_eff", "open_classes", "open_queries",
-             "episodes", "seed")
 
 
 def eval_command(result: Result, data_root: str | Path | None = None, weights: Mapping[str, Path] | None = None) -> str:
@@ -39,7 +37,7 @@ def eval_command(result: Result, data_root: str | Path | None = None, weights: M
         words += ["--episode-file", "EPISODES"]
         remarks.append(f"EPISODES: the list of episodes with the fingerprint {run.episode_list}")
     else:
-        for name in _PROTOCOL:
+        for name in PROTOCOL:
             if name in ("ways", "shots", "episodes") or getattr(run, name) != getattr(Run, name):
                 words += [f"--{name.replace('_', '-')}", str(getattr(run, name))]
     words += ["--metrics"] if "nll" in result.measures else []

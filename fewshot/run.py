@@ -72,7 +72,7 @@ class Run:
         for key in self.parameters:
             if key not in defaults:
                 raise FewshotError(unknown_message(f"parameter of {self.method}", key, list(defaults)))
-        if Path(self.weights or "").suffix == ".safetensors" and hasattr(METHODS[self.method], "with_backbone"):
+        if self.weights is not None and Path(self.weights).is_file() and hasattr(METHODS[self.method], "with_backbone"):
             from fewshot.learned import trained_parameters
 
             defaults |= trained_parameters(self.method, self.weights)

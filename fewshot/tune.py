@@ -23,10 +23,9 @@ from fewshot.labels import parameter_text
 from fewshot.methods.base import create_method
 from fewshot.provenance import commit, versions
 from fewshot.run import Run, plain
-from fewshot.sampler import EpisodeSampler
 from fewshot.statistics import Comparison
 from fewshot.store import Store
-from fewshot.tables import BEST, TIED, Cell, Table
+from fewshot.table_forms import BEST, TIED, Cell, Table
 from fewshot.transforms import parse_transforms
 
 if TYPE_CHECKING:
@@ -140,9 +139,7 @@ def fit_run(run: Run, *, bank: FeatureBank | None = None, base_bank: FeatureBank
     method = create_method(run.method, **run.parameters)
     found = resolve(run, bank, base_bank, root=root, cache=cache, progress=progress)
     bank, base_bank, resolved = found.bank, found.base_bank, found.run
-    sampler = EpisodeSampler(bank, ways=run.ways, shots=run.shots, queries=run.queries, seed=run.seed,
-                             query_distribution=run.query_distribution, alpha=run.alpha, k_eff=run.k_eff)
-    episodes, labels = sampler.sample(bank, 0, run.episodes)
+    episodes, labels = run.sampler(bank).sample(bank, 0, run.episodes)
     episodes = parse_transforms(run.transforms).fit(base_bank)(episodes)
     described = {key: value for key, value in resolved.to_dict().items() if key not in ("parameters", "seed", "queries")}
     described |= {"episode_seed": run.seed, "queries_per_class": run.queries, "initial": resolved.to_dict()["parameters"]}

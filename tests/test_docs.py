@@ -20,6 +20,11 @@ def test_readme_tables_are_those_of_the_result_files():
     assert text.count(" ± ") > 50, "the result tables are missing"
 
 
+def test_results_hold_no_path_of_the_machine_that_made_them():
+    files = sorted((ROOT / "experiments" / "results").glob("*"))
+    assert files and not [path.name for path in files if re.search(r"/\S*/experiments/", path.read_text())]
+
+
 def test_links_of_the_documents_lead_somewhere():
     for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):

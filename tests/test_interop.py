@@ -26,6 +26,7 @@ from fewshot.methods import create_method
 from fewshot.rng import isolated_rng
 from fewshot.sampler import EpisodeSampler
 from fewshot.training import TrainConfig, train
+from tests.methods.image_episodes import episodes_of_images
 
 
 @pytest.fixture(scope="module")
@@ -247,14 +248,6 @@ def test_its_network_of_batch_statistics_says_so(l2l):
 # -- algorithms ------------------------------------------------------------------------------------------------------
 
 
-def image_episodes(episodes=2, ways=4, queries=8):
-    generator = torch.Generator().manual_seed(0)
-    support, query = (torch.rand(episodes, n, 1, 28, 28, generator=generator, dtype=torch.float64)
-                      for n in (ways, queries))
-    labels = torch.arange(ways).expand(episodes, -1).contiguous()
-    return Episodes(support, labels, query, ways), (torch.arange(queries) % ways).expand(episodes, -1).contiguous()
-
-
 def ours_and_theirs(l2l, name, steps=2, batch_norm="batch", first_order=False, eval_steps=None):
     """The learner of this package and learn2learn's on copies of the same network."""
     network = small_network().double()
@@ -270,7 +263,7 @@ def ours_and_theirs(l2l, name, steps=2, batch_norm="batch", first_order=False, e
 @pytest.mark.parametrize("first_order", [False, True])
 def test_algorithms_equal_ours_in_training(l2l, name, first_order):
     ours, theirs = ours_and_theirs(l2l, name, first_order=first_order)
-    episodes, labels = image_episodes()
+    episodes, labels = episodes_of_images()
     (loss, logits), (other, answer) = (learner.train().loss(episodes, labels) for learner in (ours, theirs))
     torch.testing.assert_close(answer, logits, atol=1e-9, rtol=0)
     assert abs(loss.item() - other.item()) < 1e-9
@@ -287,7 +280,7 @@ def test_algorithms_equal_ours_in_training(l2l, name, first_order):
 def test_algorithms_equal_ours_in_evaluation(l2l, batch_norm):
     """With other steps, where nothing can be differentiated outside; and the setting reported is the one measured."""
     ours, theirs = ours_and_theirs(l2l, "maml", steps=1, eval_steps=3, batch_norm=batch_norm)
-    episodes, _ = image_episodes()
+    episodes, _ = episodes_of_images()
     with torch.inference_mode():
         episodes = episodes.with_features(torch.clone)
         before = {name: value.clone() for name, value in theirs.state_dict().items()}
@@ -332,7 +325,7 @@ def test_its_whole_network_is_a_method(l2l):
     result = evaluate(bank=digits("test"), method=learner, shots=1, queries=3, episodes=10)
     assert 0.2 < result.accuracy.mean <= 1
     with pytest.raises(FewshotError, match="ways=4 for a network of 5"):
-        learner(image_episodes()[0])
+        learner(episodes_of_images()[0])
 
 
 def test_algorithms_that_would_fail_are_refused(l2l):
@@ -342,7 +335,7 @@ def test_algorithms_that_would_fail_are_refused(l2l):
     network[1].bias.requires_grad_(False)
     with pytest.raises(FewshotError, match="1.bias is frozen"):
         wrap_algorithm(l2l.algorithms.MAML(network, lr=0.1), 1, 28)
-    episodes = image_episodes()[0].to(torch.float32)
+    episodes = episodes_of_images()[0].to(torch.float32)
     free = wrap_algorithm(l2l.algorithms.MAML(network, lr=0.1, allow_nograd=True), 1, 28)
     assert free(episodes).isfinite().all()
 

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fewshot.backbones import create_backbone
-from fewshot.episodes import Episodes
 from fewshot.methods import create_method
+from tests.methods.image_episodes import episodes_of_images
 
 l2l = pytest.importorskip("learn2learn", exc_type=ImportError,
                           reason="needs learn2learn 0.2.0, which has no wheel for this Python: build it from source")
@@ -24,14 +24,6 @@ CASES = {"maml": ("maml", {}, l2l.algorithms.MAML, {}),
          "first order": ("maml", {"first_order": True}, l2l.algorithms.MAML, {"first_order": True}),
          "meta_sgd": ("meta_sgd", {}, l2l.algorithms.MetaSGD, {}),
          "meta_sgd, first order": ("meta_sgd", {"first_order": True}, l2l.algorithms.MetaSGD, {"first_order": True})}
-
-
-def episodes_of_images(episodes=2, ways=4, queries=8):
-    generator = torch.Generator().manual_seed(0)
-    support, query = (torch.rand(episodes, n, 1, 28, 28, generator=generator, dtype=torch.float64)
-                      for n in (ways, queries))
-    labels = torch.arange(ways).expand(episodes, -1).contiguous()
-    return Episodes(support, labels, query, ways), (torch.arange(queries) % ways).expand(episodes, -1).contiguous()
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -75,6 +76,19 @@ def test_weights_of_the_method_are_part_of_the_key(trained, tmp_path):
     assert "fresh weights" in alone.notes[0]
 
 
+def test_values_of_hyper_parameters_are_no_weights():
+    """UNEM is a module, but what it learns is in the run's parameters: nothing of it is fresh."""
+    result = evaluate(Run(method="unem_gaussian", backbone="pixels", ways=3, queries=4, episodes=20))
+    assert result.run.weights == create_backbone("pixels").weights_id and not result.notes
+
+
+def test_notes_name_no_files(trained, tmp_path):
+    backbone = create_backbone("conv4", channels=1, image_size=28, strided=True, width=8)
+    save_weights(backbone, tmp_path / "alone.safetensors")
+    (note,) = evaluate(run_of(trained, weights=str(tmp_path / "alone.safetensors"))).notes
+    assert str(tmp_path) not in note
+
+
 def test_stored_results_are_found_again(trained, tmp_path):
     store, run = Store(tmp_path), run_of(trained)
     first = evaluate(run, store=store)
@@ -121,9 +135,9 @@ def test_metric_learners_with_weights_are_evaluated(tmp_path, name, parameters, 
 
 def test_a_damaged_method_is_refused(trained, tmp_path):
     data = bytearray(trained.weights.read_bytes())
-    at = data.find(b'"method.head.bias"')
-    start, _ = eval(data[data.index(b"data_offsets", at) + 14:].partition(b"]")[0].decode() + "]")  # noqa: S307
-    data[8 + int.from_bytes(data[:8], "little") + start] ^= 1
+    length = int.from_bytes(data[:8], "little")
+    start, _ = json.loads(data[8 : 8 + length])["method.head.bias"]["data_offsets"]
+    data[8 + length + start] ^= 1
     (tmp_path / "w.safetensors").write_bytes(data)
     with pytest.raises(FewshotError, match="checksum"):
         Run(method="maml", weights=str(tmp_path / "w.safetensors"))

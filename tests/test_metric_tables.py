@@ -15,7 +15,8 @@ from fewshot.evaluate import compare, evaluate
 from fewshot.metric_tables import metrics_table, pairs_table, ranks_table, seeds_table
 from fewshot.run import Run
 from fewshot.statistics import class_interval, holm, rank, worst_share
-from fewshot.tables import BEST, TIED, results_table
+from fewshot.table_forms import BEST, TIED
+from fewshot.tables import results_table
 from tests.test_evaluate import toy_bank
 from tests.test_tables import made
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import subprocess
 import warnings
 
 import numpy as np
@@ -21,7 +20,8 @@ from fewshot.datasets import load_dataset
 from fewshot.errors import FewshotError
 from fewshot.predict import Predictions
 from fewshot.predict_sheet import sheet
-from tests.test_report import CHROMIUM, Page
+from tests.browser import browse, needs_browser
+from tests.test_report import Page
 
 COLOURS = {"blue": (30, 60, 200), "green": (20, 160, 40), "red": (200, 30, 30)}
 
@@ -261,12 +261,12 @@ def test_a_sheet_of_very_many_images_shows_the_least_confident(made, monkeypatch
     assert "The 4 least confident images are shown" in page.words
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the PATH")
+@needs_browser
 def test_a_browser_sorts_it_without_complaint(made, tmp_path):
-    probe = """<script>addEventListener("load", () => {
+    state = browse(sheet(made, 0.5), """
       const form = document.querySelector("form"), shown = list => [...document.querySelectorAll(list + " .card")]
         .filter(card => !card.hidden).map(card => card.dataset.row).join(" ");
-      const state = [[...document.images].filter(i => i.complete && i.naturalWidth > 1).length, shown("section")];
+      state.push([...document.images].filter(i => i.complete && i.naturalWidth > 1).length, shown("section"));
       const set = (name, value) => {
         form.elements[name][typeof value === "boolean" ? "checked" : "value"] = value;
         form.dispatchEvent(new Event("change", { bubbles: true }));
@@ -274,23 +274,10 @@ def test_a_browser_sorts_it_without_complaint(made, tmp_path):
       set("order", "up"); state.push(shown("section"));
       set("grouped", false); state.push(shown("#together"));
       set("low", true); state.push(shown("#together"));
-      set("order", "file"); set("grouped", true); set("low", false); state.push(shown("section"));
-      state.push(document.documentElement.scrollWidth <= innerWidth);
-      document.body.dataset.state = state.join(";");
-    });</script></head>"""
-    page = tmp_path / "probe.html"
-    page.write_text(sheet(made, 0.5).replace("</head>", probe))
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-         "--window-size=500,800", "--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr
-    state = re.search(r'data-state="([^"]*)"', done.stdout)
-    assert state, done.stderr[-2000:]
+      set("order", "file"); set("grouped", true); set("low", false); state.push(shown("section"));""", tmp_path)
     labels, values = made.probabilities.argmax(1).tolist(), [round(p, 6) for p in made.confidence.tolist()]
     by_file = sorted(range(10), key=lambda row: labels[row])
     rising = sorted(by_file, key=lambda row: (labels[row], values[row], row))
     alone = sorted(range(10), key=lambda row: (values[row], row))
     expected = [by_file, rising, alone, [row for row in alone if values[row] < 0.5], by_file]
-    assert state[1].split(";") == ["13", *(" ".join(map(str, rows)) for rows in expected), "true"]
+    assert state == ["13", *(" ".join(map(str, rows)) for rows in expected), "true"]

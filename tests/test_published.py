@@ -27,7 +27,7 @@ from fewshot.published import (
 )
 from fewshot.run import Run
 from fewshot.store import Store
-from fewshot.tables import TIED
+from fewshot.table_forms import TIED
 
 RUN = Run(dataset="glyphs", backbone="conv4", method="pt_map", shots=5, episodes=400)
 NUMBER = Published("pt_map", "glyphs", "conv4", 5, 5, "balanced", 60.0, 0.5, "a paper")

@@ -6,8 +6,6 @@ import base64
 import dataclasses
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -34,9 +32,9 @@ from fewshot.report_figures import (
 )
 from fewshot.run import Run
 from fewshot.store import Store
+from tests.browser import browse, needs_browser
 from tests.test_tables import made
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
@@ -164,32 +162,19 @@ def test_wrong_input_leaves_no_file(tmp_path):
     assert not path.exists()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium or google-chrome on the PATH")
+@needs_browser
 def test_a_browser_loads_it_without_complaint_and_sorts(report, tmp_path):
     # A copy of the page drives itself: it clicks two headings and writes down the order of the rows after each click.
-    probe = """<script>addEventListener("load", () => {
+    state = browse(report.read_text(), """
       const table = document.querySelector("table.sortable"), heads = table.tHead.rows[0].cells;
       const order = () => [...table.tBodies[0].rows].map(row => row.cells[1].textContent).join(" ");
-      const state = [[...document.images].filter(i => i.complete && i.naturalWidth > 1).length];
+      state.push([...document.images].filter(i => i.complete && i.naturalWidth > 1).length);
       for (const column of [3, 3, 1]) {
         heads[column].querySelector("button").click();
         state.push(order() + " " + heads[column].getAttribute("aria-sort"));
-      }
-      state.push(document.documentElement.scrollWidth <= innerWidth);
-      document.body.dataset.state = state.join(";");
-    });</script></head>"""
-    copy = tmp_path / "probe.html"
-    copy.write_text(report.read_text().replace("</head>", probe))
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
-         "--window-size=500,800", "--enable-logging=stderr", "--virtual-time-budget=3000", "--dump-dom", copy.as_uri()],
-        capture_output=True, text=True, timeout=120)
-    assert "CONSOLE" not in done.stderr
-    state = re.search(r'data-state="([^"]*)"', done.stdout)
-    assert state, done.stderr[-2000:]
+      }""", tmp_path)
     by_mean = [r.run.method for r in sorted(results(), key=lambda r: -r.accuracy.mean) if r.run.shots == 1]
-    assert state[1].split(";") == ["3", " ".join(by_mean) + " descending", " ".join(by_mean[::-1]) + " ascending",
+    assert state == ["3", " ".join(by_mean) + " descending", " ".join(by_mean[::-1]) + " ascending",
                                    "bd_cspn protonet pt_map ascending", "true"]
 
 

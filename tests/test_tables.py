@@ -18,7 +18,8 @@ from fewshot.errors import FewshotError
 from fewshot.evaluate import Result, compare, evaluate
 from fewshot.labels import distinct_labels
 from fewshot.run import Run
-from fewshot.tables import BEST, TIED, comparison_table, results_table
+from fewshot.table_forms import BEST, TIED
+from fewshot.tables import comparison_table, results_table
 
 EPISODES = 400
 

@@ -8,17 +8,17 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import safetensors
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from fewshot.errors import FewshotError
-from fewshot.files import write_atomically
+from fewshot.files import opened_safetensors, read_safetensors, write_atomically
 
 if TYPE_CHECKING:
     from fewshot.backbones.base import Backbone
 
+_WEIGHTS = ("weights", "a readable weights file", "write them with save_weights", "write them again with save_weights")
 _METHOD = "method."  # tensors of a method that was trained with the backbone
 
 
@@ -93,20 +93,23 @@ def read_method(path: str | Path) -> tuple[dict[str, Tensor], dict] | None:
     return state, described
 
 
+def describe_weights(path: str | Path) -> dict:
+    """The description of the backbone in a file written by `save_weights`, read from its header alone: nothing is checked
+    that loading the weights checks."""
+    with opened_safetensors(path, *_WEIGHTS) as handle:
+        return json.loads(_known(path, handle.metadata() or {})["backbone"])
+
+
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
-    path = Path(path)
-    if not path.is_file():
-        raise FewshotError(f"no weights at {path}; write them with save_weights")
-    try:
-        with safetensors.safe_open(path, framework="pt") as handle:
-            meta = handle.metadata() or {}
-            state = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a mapping)
-    except safetensors.SafetensorError as error:
-        raise FewshotError(f"{path} is not a readable weights file ({error})") from None
+    state, meta = read_safetensors(path, *_WEIGHTS)
+    return state, _known(path, meta)
+
+
+def _known(path: str | Path, meta: dict[str, str]) -> dict[str, str]:
     if "backbone" not in meta:
         raise FewshotError(f"{path} has no fewshot metadata; load its tensors into a backbone (load_state_dict) and "
                            "write them with save_weights")
-    return state, meta
+    return meta
 
 
 def _mismatches(expected: dict[str, Tensor], found: dict[str, Tensor], shown: int = 3) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.episodes import Episodes
 from fewshot.losses.base import LOSSES, Loss
+from fewshot.methods.adaptation import mean_cross_entropy
 
 
 @LOSSES.register("cross_entropy")
@@ -20,5 +20,4 @@ class CrossEntropy(Loss):
     source = "Snell et al. 2017, arXiv:1703.05175, algorithm 1"
 
     def __call__(self, features: Episodes, query_labels: Tensor, logits: Tensor) -> Tensor:
-        logits = logits if logits.dtype.itemsize > 2 else logits.float()
-        return F.cross_entropy(logits.flatten(0, 1), query_labels.flatten())
+        return mean_cross_entropy(logits, query_labels)

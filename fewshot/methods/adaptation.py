@@ -284,6 +284,6 @@ def at_least(settings: GradientMethod, **limits: int) -> None:
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over all items of logits [E, B, N] and labels [E, B]; bfloat16 logits (autocast) are widened first."""
-    logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+    """Mean over all items of logits [E, B, N] and labels [E, B]; half-precision logits (autocast) are widened first."""
+    logits = logits if logits.dtype.itemsize > 2 else logits.float()
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten())

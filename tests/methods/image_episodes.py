@@ -71,3 +71,12 @@ def loss_and_gradients(learner: nn.Module, episodes: Episodes, labels: Tensor) -
     value = learner.loss(episodes, labels)[0]
     value.backward()
     return value.detach(), {name: p.grad.clone() for name, p in learner.named_parameters() if p.grad is not None}
+
+
+def episodes_of_images(episodes=2, ways=4, queries=8):
+    """Noise of 28 x 28 pixels in float64, one shot; also the query labels [E, Q]."""
+    generator = torch.Generator().manual_seed(0)
+    support, query = (torch.rand(episodes, n, 1, 28, 28, generator=generator, dtype=torch.float64)
+                      for n in (ways, queries))
+    labels = torch.arange(ways).expand(episodes, -1).contiguous()
+    return Episodes(support, labels, query, ways), (torch.arange(queries) % ways).expand(episodes, -1).contiguous()

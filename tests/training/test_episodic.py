@@ -20,6 +20,7 @@ from fewshot.methods.protonet import ProtoNet
 from fewshot.sampler import EpisodeSampler
 from fewshot.training import Learner, train
 from fewshot.training.checkpoint import load_checkpoint, rng_states
+from tests.training.boards import check_tensorboard
 from tests.training.runs import bank, config, fails_at, run, tiny
 
 
@@ -261,15 +262,7 @@ def test_files_of_a_finished_run(tmp_path):
 
 def test_tensorboard_scalars_and_picture(tmp_path):
     result = run(tmp_path)
-    events = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
-    for name, column in (("train/loss", "loss"), ("train/accuracy", "accuracy"), ("lr", "lr"),
-                         ("validation/accuracy", "validation_accuracy")):
-        expected = {row["step"]: row[column] for row in result.history if row[column] is not None}
-        assert {event.step: event.value for event in events.Scalars(name)} == pytest.approx(expected, rel=1e-6)
-    low, mean, high = (events.Scalars(f"validation/accuracy{end}")[-1].value for end in ("_low", "", "_high"))
-    assert low < mean < high
-    assert all(event.value > 0 for event in events.Scalars("episodes_per_second"))
-    assert [event.step for event in events.Images("validation/episode")] == [8, 16, 24]
+    check_tensorboard(tmp_path, result, "episodes")
 
 
 def test_tensorboard_shows_the_curve_over_inner_steps(tmp_path):

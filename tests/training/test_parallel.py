@@ -24,14 +24,6 @@ from tests.training.runs import KINDS, NanInTheSecondProcess, run, tiny
 FULL = {"accumulate": 2, "ema_decay": 0.9, "warmup_steps": 3, "gradient_clip": 0.3}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """kind -> what the run of a single process leaves behind."""

@@ -20,14 +20,6 @@ from tests.training.runs import KINDS, fails_at, run
 FULL = {"ema_decay": 0.9, "warmup_steps": 3, "gradient_clip": 0.3}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """Weights, history and last checkpoint of the run without interruption."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torch.nn.functional as F
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from fewshot.backbones import create_backbone
@@ -24,6 +23,7 @@ from fewshot.training.augment import CropFlip
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.objectives import CosineHead, CrossEntropy
 from fewshot.training.supervised import ClassificationTask, Classifier
+from tests.training.boards import check_tensorboard
 from tests.training.runs import bank, run, run_supervised, supervised_config, tiny
 
 
@@ -259,15 +259,7 @@ def test_files_and_tensorboard(tmp_path):
     assert isinstance(result.method, CrossEntropy) and not result.backbone.training
     again = run_supervised(tmp_path)
     assert torch.equal(again.method.head.weight, result.method.head.weight)
-    events = EventAccumulator(str(tmp_path / "tensorboard"), {"scalars": 0, "images": 0}).Reload()
-    for name, column in (("train/loss", "loss"), ("train/accuracy", "accuracy"), ("lr", "lr"),
-                         ("validation/accuracy", "validation_accuracy")):
-        expected = {row["step"]: row[column] for row in result.history if row[column] is not None}
-        assert {event.step: event.value for event in events.Scalars(name)} == pytest.approx(expected, rel=1e-6)
-    low, mean, high = (events.Scalars(f"validation/accuracy{end}")[-1].value for end in ("_low", "", "_high"))
-    assert low < mean < high
-    assert all(event.value > 0 for event in events.Scalars("images_per_second"))
-    assert [event.step for event in events.Images("validation/episode")] == [8, 16, 24]
+    check_tensorboard(tmp_path, result, "images")
 
 
 # -- mistakes ----------------------------------------------------------------------------------------------------------
