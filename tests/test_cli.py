@@ -118,8 +118,12 @@ def test_training_is_interrupted_and_resumed(tmp_path, run):
 
 
 def test_supervised_training(tmp_path, run):
-    command = ["train", "--recipe", "cross_entropy", "--epochs", "1", "--config", "batch_size=512", "--config",
-               "validation_episodes=20", "--config", "head=cosine", "--out", "classes"]
+    images_in(tmp_path / "mine", classes=6)
+    rows = [f"class{n},{'train' if n < 3 else 'val'}" for n in range(6)]
+    (tmp_path / "splits.csv").write_text("\n".join(["class,split", *rows]))
+    command = ["train", "--dataset", "./mine", "--data-option", "splits=splits.csv", "--recipe", "cross_entropy", "--epochs",
+               "1", "--config", "validation_episodes=20", "--config", "validation_ways=3", "--config",
+               "validation_queries=2", "--config", "head=cosine", "--out", "classes"]
     code, out, err = run(*command)
     assert code == 0 and "steps (all steps)" in out and "validation accuracy" in out, err
     settings = json.loads((tmp_path / "classes" / "result.json").read_text())["run"]["config"]
