@@ -24,7 +24,7 @@ class Augment(Protocol):
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Crop at random from the image with `padding` black pixels around, then mirror every second image."""
+    """Crop at random from the image with `padding` black pixels around, then mirror it with probability 1/2."""
 
     padding: int
     flip: bool
