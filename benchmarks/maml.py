@@ -38,8 +38,10 @@ from fewshot import provenance
 from fewshot.backbones import create_backbone
 from fewshot.episodes import Episodes
 from fewshot.methods import create_method
+from fewshot.training.parallel import Team
 
 WAYS, QUERIES, STEPS, RATE = 5, 75, 5, 0.1
+ALONE = Team()
 # group -> [(label, who, settings)]; the first of a group is what the others are compared with.
 CONTENDERS = {
     "MAML, second order": [
@@ -93,30 +95,33 @@ def autocast(half: bool):
     return torch.autocast("cpu", torch.bfloat16) if half else contextlib.nullcontext()
 
 
-def ours(episodes: int, method: str = "maml", steps: int = STEPS, size: int = 1, half: bool = False,
-         cheap: bool = True, vectorise: bool = False, **settings) -> Callable[[], None]:
-    """A step as the training loop makes it, in passes of `size` episodes (TrainConfig.accumulate)."""
+def ours(episodes: int, method: str = "maml", steps: int = STEPS, size: int = 1, half: bool = False, cheap: bool = True,
+         vectorise: bool = False, team: Team = ALONE, **settings) -> Callable[[], None]:
+    """A step as the training loop makes it, in passes of `size` episodes (TrainConfig.accumulate) shared by `team`."""
     backbone = create_backbone("conv4", channels=1, image_size=28)
     learner = create_method(method, inner_lr=RATE, inner_steps=steps, vectorise=vectorise, **settings)
     learner = learner.with_backbone(backbone, WAYS).train()
     if not cheap:
         learner._cheap = lambda device: False
-    optimiser = torch.optim.Adam(learner.parameters(), 1e-3)
+    parameters = list(learner.parameters())
+    optimiser = torch.optim.Adam(parameters, 1e-3)
     images, labels = episodes_of_images(episodes)
+    passes = torch.arange(episodes).split(size)[team.rank :: team.size]
 
     def step():
         optimiser.zero_grad()
-        for some in torch.arange(episodes).split(size):
+        for some in passes:
             with autocast(half):
                 loss, _ = learner.loss(images[some], labels[some])
             (loss * len(some) / episodes).backward()
+        team.sum_gradients(parameters)
         optimiser.step()
 
     return step
 
 
 def theirs(episodes: int, network: str = "this project's", first_order: bool = False, anil: bool = False,
-           half: bool = False) -> Callable[[], None]:
+           half: bool = False, team: Team = ALONE) -> Callable[[], None]:
     """A step as in learn2learn's examples: clone, adapt, backward, one task after the other."""
     import learn2learn
 
@@ -132,7 +137,7 @@ def theirs(episodes: int, network: str = "this project's", first_order: bool = F
 
     def step():
         optimiser.zero_grad()
-        for e in range(episodes):
+        for e in range(team.rank, episodes, team.size):
             task = learner.clone()
             with autocast(half):
                 support, query = images.support[e], images.query[e]
@@ -142,6 +147,7 @@ def theirs(episodes: int, network: str = "this project's", first_order: bool = F
                     task.adapt(F.cross_entropy(task(support), images.support_labels[e]))
                 loss = F.cross_entropy(task(query), labels[e])
             loss.backward()
+        team.sum_gradients(parameters)
         for p in parameters:
             p.grad.mul_(1 / episodes)
         optimiser.step()
