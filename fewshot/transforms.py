@@ -12,7 +12,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,7 +23,8 @@ from fewshot.errors import FewshotError
 from fewshot.ops import features as ops
 from fewshot.ops.distances import l2_normalise
 from fewshot.ops.span import to_span
-from fewshot.registry import Registry, unknown_message
+from fewshot.registry import Registry
+from fewshot.step_text import read_steps, write_step
 
 TRANSFORMS: Registry[type] = Registry("transform")
 
@@ -49,8 +49,7 @@ class Step(abc.ABC):
         return self
 
     def __str__(self) -> str:
-        arguments = ",".join(f"{key}={getattr(self, key)}" for key in _arguments(type(self)))
-        return f"{self.name}({arguments})" if arguments else self.name
+        return write_step(self.name, self)
 
 
 class PointStep(Step):
@@ -70,10 +69,6 @@ def _register(name: str):
         return TRANSFORMS.register(name)(dataclass(frozen=True)(cls))
 
     return add
-
-
-def _arguments(cls: type) -> dict[str, dataclasses.Field]:
-    return {f.name: f for f in dataclasses.fields(cls) if "fitted" not in f.metadata}
 
 
 @_register("l2")
@@ -259,13 +254,7 @@ def parse_transforms(spec: str) -> TransformChain:
     Raises FewshotError on an unknown step or argument (with the nearest names), on a value of the wrong kind, on text
     that does not read, and on an order that cannot be computed.
     """
-    steps = []
-    # A comma separates steps unless a bracket is open.
-    for text in re.split(r",(?![^()]*\))", spec) if spec.strip() else []:
-        match = re.fullmatch(r"\s*(\w+)\s*(?:\(([^()]*)\))?\s*", text)
-        if match is None:
-            raise FewshotError(f"cannot read {text.strip()!r} in the transforms {spec!r}; write e.g. 'power(0.5),l2'")
-        steps.append(_make(match[1], match[2]))
+    steps = read_steps(spec, TRANSFORMS, "transforms", "power(0.5),l2")
     for before, after in zip(steps, steps[1:], strict=False):
         if isinstance(before, Span):
             raise FewshotError(f"span must be the last transform: {after} would depend on its arbitrary coordinates")
@@ -275,28 +264,3 @@ def parse_transforms(spec: str) -> TransformChain:
             raise FewshotError(f"{step} cannot follow {per_episode[0]}: base statistics are not defined after a step "
                                f"that works per episode; put {step} before it")
     return TransformChain(tuple(steps))
-
-
-def _make(name: str, text: str | None) -> Step:
-    cls = TRANSFORMS[name]
-    fields, given = _arguments(cls), {}
-    for position, argument in enumerate(text.split(",") if text and text.strip() else []):
-        key, equals, value = (part.strip() for part in argument.partition("="))
-        if not equals:
-            if position >= len(fields):
-                count = {0: "no arguments", 1: "1 argument"}.get(len(fields), f"{len(fields)} arguments")
-                raise FewshotError(f"{name} takes {count}{': ' if fields else ''}{', '.join(fields)}; got {text!r}")
-            key, value = list(fields)[position], key
-        if key not in fields:
-            raise FewshotError(unknown_message(f"argument of {name}", key, list(fields)))
-        if key in given:
-            raise FewshotError(f"{name} got {key} twice in {text!r}")
-        given[key] = _value(name, key, value, type(fields[key].default))
-    return cls(**given)
-
-
-def _value(name: str, key: str, text: str, kind: type) -> object:
-    try:
-        return kind(text)
-    except ValueError:
-        raise FewshotError(f"{name}: {key}={text!r} is not a {kind.__name__}") from None

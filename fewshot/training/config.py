@@ -28,11 +28,12 @@ _INTEGERS = {"ways": 2, "shots": 1, "queries": 1, "episodes_per_step": 1, "steps
 _NUMBERS = {"lr": (0, math.inf, False, False), "lr_min": (0, math.inf, True, False),
             "weight_decay": (0, math.inf, True, False), "momentum": (0, 1, True, False), "gamma": (0, 1, False, True),
             "gradient_clip": (0, math.inf, True, False), "ema_decay": (0, 1, True, False),
-            "label_smoothing": (0, 1, True, False)}
+            "label_smoothing": (0, 1, True, False), "cycle_gamma": (0, 1, False, True)}
 # name -> allowed values
 _CHOICES = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "precision": PRECISIONS, "small_classes": ("refuse", "drop"),
             "head": HEADS, "validation_norm": VALIDATION_NORMS}
-_LATER = (("loss", "cross_entropy"), ("loss_parameters", {}), ("cycles", 1))
+_LATER = (("loss", "cross_entropy"), ("loss_parameters", {}), ("cycles", 1), ("cycle_gamma", 1.0), ("milestones", ()),
+          ("recipe_parameters", {}), ("augmentation", ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,10 @@ class LoopConfig:
     lr, weight_decay       learning rate and weight decay (L2 for adam and sgd, decoupled for adamw)
     schedule               "constant"; "step": times gamma every step_size intervals, not below lr_min; "cosine": down to
                            lr_min, which the step after the last one would have
+    milestones             of "step": the intervals after which it is times gamma, instead of every step_size
     cycles                 of "cosine": so many times down, with warm restarts (Loshchilov and Hutter 2017); divides
                            the steps after the warm-up
+    cycle_gamma            each cycle begins at cycle_gamma times the lr of the one before it
     warmup_steps           steps of linear warm-up to the schedule's value
     gradient_clip          largest gradient norm; 0 is off
     precision              "float32", or "bfloat16" autocast of the backbone (logits stay float32)
@@ -75,6 +78,8 @@ class LoopConfig:
     nesterov: bool = False
     schedule: str = "step"
     cycles: int = 1
+    cycle_gamma: float = 1.0
+    milestones: tuple[int, ...] = ()
     step_size: int = 2000
     gamma: float = 0.5
     lr_min: float = 0.0
@@ -100,9 +105,10 @@ class LoopConfig:
             if name in _INTEGERS:
                 _check_integer(name, value, _INTEGERS[name])
             elif name in _NUMBERS:
-                _check_number(name, value, *_NUMBERS[name])
+                check_number(name, value, *_NUMBERS[name])
             elif name in _CHOICES and value not in _CHOICES[name]:
                 raise FewshotError(unknown_message(name, str(value), list(_CHOICES[name])))
+        object.__setattr__(self, "milestones", _ascending(self.milestones))
         if not isinstance(self.nesterov, bool) or (self.nesterov and self.momentum == 0):
             raise FewshotError(f"nesterov={self.nesterov!r} with momentum={self.momentum}; pass True or False, and "
                                "True only with a positive momentum")
@@ -125,11 +131,14 @@ class LoopConfig:
     def learning_rate(self, step: int, interval: int = 1) -> float:
         """Learning rate of the update number `step` (from 0): a pure function, so resuming needs no scheduler state."""
         if self.schedule == "step":
-            rate = max(self.lr_min, self.lr * self.gamma ** (step // (self.step_size * interval)))
+            passed = sum(step >= m * interval for m in self.milestones) if self.milestones else \
+                step // (self.step_size * interval)
+            rate = max(self.lr_min, self.lr * self.gamma**passed)
         elif self.schedule == "cosine":
             length = (self.length * interval - self.warmup_steps) // self.cycles
-            progress = max(0, step - self.warmup_steps) % length / length
-            rate = self.lr_min + (self.lr - self.lr_min) * (1 + math.cos(math.pi * progress)) / 2
+            cycle, within = divmod(max(0, step - self.warmup_steps), length)
+            top = max(self.lr_min, self.lr * self.cycle_gamma**cycle)
+            rate = self.lr_min + (top - self.lr_min) * (1 + math.cos(math.pi * (within / length))) / 2
         else:
             rate = self.lr
         return rate * min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else rate
@@ -152,6 +161,10 @@ class LoopConfig:
             if key not in known:
                 raise FewshotError(unknown_message("training setting", key, known))
         return cls(**values)
+
+    def identity(self) -> dict:
+        """`to_dict` as it identifies a run: without the places of files, whose content the objective describes."""
+        return self.to_dict()
 
     @property
     def fingerprint(self) -> str:
@@ -212,24 +225,30 @@ class SupervisedConfig(LoopConfig):
     """Settings of `train_supervised`, besides those of `LoopConfig`, whose intervals are epochs here. The defaults are
     the usual ones for residual networks on base classes: SGD with Nesterov momentum, 0.05, cosine, weight decay 5e-4.
 
-    recipe            name of the objective, "cross_entropy"
+    recipe            name of the objective, see `fewshot.training.recipes`; `recipe_config` has its own defaults
+    recipe_parameters hyper-parameters of the objective
     epochs            passes over the images of the base classes, every image once in each
     batch_size        largest number of images of a step; the batches of an epoch differ by one image at most
     head              "linear", or "cosine": a learned scale times the cosine of feature and class weight
     label_smoothing   share of the target that is spread over all classes
     crop_padding      pixels of black border from which images are cropped back to their size at random; 0 is off
     flip              mirror half of the images left to right
+    augmentation      instead of these two: steps that every image passes, e.g. "resized_crop,color_jitter(0.4),flip" (see
+                      `fewshot.training.augment`). For an objective that wants several views of an image " | " separates
+                      theirs; one text is for all
     validation_norm   validation takes the nearest prototype of features divided by their length ("l2n") or as they
                       are ("un")
     """
 
     recipe: str = "cross_entropy"
+    recipe_parameters: dict = field(default_factory=dict)
     epochs: int = 90
     batch_size: int = 64
     head: str = "linear"
     label_smoothing: float = 0.0
     crop_padding: int = 0
     flip: bool = False
+    augmentation: str = ""
     validation_norm: str = "l2n"
     optimiser: str = "sgd"
     lr: float = 0.05
@@ -244,14 +263,38 @@ class SupervisedConfig(LoopConfig):
         super().__post_init__()
         if not isinstance(self.flip, bool):
             raise FewshotError(f"flip={self.flip!r}; pass True or False")
+        if not isinstance(self.recipe_parameters, dict):
+            raise FewshotError(f"recipe_parameters={self.recipe_parameters!r}; pass a dictionary of parameters of "
+                               f"{self.recipe}")
+        if not isinstance(self.augmentation, str):
+            raise FewshotError(f"augmentation={self.augmentation!r}; pass a text such as 'resized_crop,flip'")
+        if self.augmentation and (self.crop_padding or self.flip):
+            raise FewshotError(f"augmentation={self.augmentation!r} beside crop_padding={self.crop_padding} and "
+                               f"flip={self.flip}; write crop(PADDING) and flip into the augmentation")
 
     @property
     def length(self) -> int:
         return self.epochs
 
+    def identity(self) -> dict:
+        found = self.to_dict()
+        parameters = {key: value for key, value in self.recipe_parameters.items() if key != "teacher"}
+        found.pop("recipe_parameters", None)
+        return {**found, "recipe_parameters": parameters} if parameters else found
+
     @property
     def title(self) -> str:
         return self.recipe
+
+
+def _ascending(values) -> tuple[int, ...]:
+    try:
+        found = tuple(values)
+    except TypeError:
+        found = (None,)
+    if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in found) or list(found) != sorted(set(found)):
+        raise FewshotError(f"milestones={values!r}; expected ascending positive integers, e.g. (60, 80)")
+    return found
 
 
 def _check_integer(name: str, value, least: int) -> None:
@@ -259,7 +302,7 @@ def _check_integer(name: str, value, least: int) -> None:
         raise FewshotError(f"{name}={value!r}; expected an integer of at least {least}")
 
 
-def _check_number(name: str, value, low: float, high: float, with_low: bool, with_high: bool) -> None:
+def check_number(name: str, value, low: float, high: float, with_low: bool, with_high: bool) -> None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     above = number and (value > low or (with_low and value == low))
     below = number and (value < high or (with_high and value == high))

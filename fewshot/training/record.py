@@ -68,7 +68,7 @@ class TrainResult:
 
 def identify(config: LoopConfig, train_bank: ImageBank, val_bank: ImageBank | None, learner: nn.Module) -> dict:
     """What must be equal for a run to be continued, as plain JSON values: settings, data, and initial weights."""
-    run = {"config": config.to_dict(), "train_bank": _describe(train_bank),
+    run = {"config": config.identity(), "train_bank": _describe(train_bank),
            "val_bank": _describe(val_bank) if config.validate_every and val_bank is not None else None,
            "method": learner.describe(),
            "backbone": learner.backbone.describe(), "initial_weights": state_sha256(learner.state_dict())}
