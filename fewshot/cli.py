@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
@@ -111,7 +112,11 @@ def data(data_root: DataRoot = None,
 
 @app.command()
 def train(context: typer.Context, dataset: Dataset = "glyphs", backbone: Backbone = "conv4",
-          recipe: Annotated[str | None, typer.Option(help="train on classes, not on episodes: cross_entropy")] = None,
+          recipe: Annotated[str | None, typer.Option(help="train on classes, not on episodes: cross_entropy, simpleshot, "
+                                                     "rfs, easy, s2m2, baseline_pp, nsae, hct; or without labels: simclr; "
+                                                     "--set sets its parameters")] = None,
+          generations: Annotated[int, typer.Option(help="with --recipe rfs: so many networks, each taught by the one "
+                                                   "before")] = 1,
           method: Annotated[str, typer.Option(help="differentiable method; its episodic loss is minimised",
                                               autocompletion=method_names)] = "protonet",
           out: Annotated[Path, typer.Option(help="folder of checkpoints, TensorBoard logs, weights")] = Path("runs/train"),
@@ -119,9 +124,10 @@ def train(context: typer.Context, dataset: Dataset = "glyphs", backbone: Backbon
           shots: Annotated[int, typer.Option(help="support images a class")] = 1,
           queries: Annotated[int, typer.Option(help="query images a class")] = 5,
           steps: Annotated[int, typer.Option(help="optimiser steps of episodic training")] = 2000,
-          epochs: Annotated[int, typer.Option(help="passes over the images with --recipe")] = 90,
-          lr: Annotated[float, typer.Option(help="learning rate; with --recipe 0.05 unless given")] = 1e-3,
-          schedule: Annotated[str, typer.Option(help="constant, step or cosine")] = "cosine",
+          epochs: Annotated[int, typer.Option(help="passes over the images; with --recipe its own unless given")] = 90,
+          lr: Annotated[float, typer.Option(help="learning rate; with --recipe its own unless given")] = 1e-3,
+          schedule: Annotated[str, typer.Option(help="constant, step or cosine; with --recipe its own unless given"
+                                               )] = "cosine",
           seed: Annotated[int, typer.Option(help="seed of initial weights and episodes")] = 0,
           set_: Settings = None, data_set: DataSettings = None,
           config: Annotated[list[str] | None, typer.Option("--config", metavar="NAME=VALUE",
@@ -133,22 +139,25 @@ def train(context: typer.Context, dataset: Dataset = "glyphs", backbone: Backbon
     """Train a backbone on the base classes, episodically or with --recipe on their labels; the same command resumes an
     interrupted run. Under torchrun (torchrun --nproc-per-node=2 -m fewshot train ...) several processes share the work."""
     from fewshot.backbones import check_backbone, create_backbone, input_for
-    from fewshot.training import SupervisedConfig, TrainConfig, train_supervised
+    from fewshot.training import TrainConfig, recipe_config, train_generations, train_supervised
     from fewshot.training import train as train_on_episodes
     from fewshot.training.parallel import own_device
 
     options = pairs(data_set)
     if recipe is None:
-        refuse_given(context, ("epochs",), "without --recipe: episodic training counts --steps")
+        refuse_given(context, ("epochs", "generations"), "without --recipe: episodic training counts --steps")
         run_training, training = train_on_episodes, TrainConfig.from_dict({
             "method": method, "parameters": pairs(set_), "ways": ways, "shots": shots, "queries": queries, "steps": steps,
             "lr": lr, "schedule": schedule, "seed": seed, **pairs(config)})
     else:
-        refuse_given(context, ("method", "ways", "shots", "queries", "steps", "set_"),
+        refuse_given(context, ("method", "ways", "shots", "queries", "steps"),
                       f"beside --recipe {recipe}, which trains on images and labels, not on episodes")
-        chosen = {"lr": lr} if given(context, "lr") else {}
-        run_training, training = train_supervised, SupervisedConfig.from_dict({
-            "recipe": recipe, "epochs": epochs, "schedule": schedule, "seed": seed, **chosen, **pairs(config)})
+        chosen = {"epochs": epochs, "lr": lr, "schedule": schedule}
+        run_training, training = train_supervised, recipe_config(recipe, **{
+            **{name: value for name, value in chosen.items() if given(context, name)}, "seed": seed,
+            "recipe_parameters": pairs(set_), **pairs(config)})
+        if given(context, "generations"):
+            run_training = functools.partial(train_generations, generations=generations)
     check_backbone(backbone)
     base = _load(dataset, "train", data_root, **options)
     validation = _load(dataset, "val", data_root, **options) if training.validate_every else None

@@ -129,6 +129,15 @@ def test_supervised_training(tmp_path, run):
     settings = json.loads((tmp_path / "classes" / "result.json").read_text())["run"]["config"]
     assert (settings["recipe"], settings["head"], settings["lr"], settings["epochs"]) == ("cross_entropy", "cosine", 0.05, 1)
     assert run(*command)[1] == out, "a finished run is returned"
+    command = [part for part in command if part != "head=cosine"][:-3]
+    command[command.index("cross_entropy")] = "rfs"
+    code, out, err = run(*command, "--generations", "2", "--set", "temperature=2", "--out", "born_again")
+    assert code == 0 and "born_again/weights.safetensors" in out, err
+    stored = json.loads((tmp_path / "born_again" / "result.json").read_text())["run"]
+    assert stored["config"]["milestones"] == [60, 80] and stored["config"]["lr"] == 0.05
+    assert stored["config"]["recipe_parameters"] == {"temperature": 2} and "temperature=2" in stored["method"]
+    first = json.loads((tmp_path / "born_again" / "generation_1" / "result.json").read_text())["run"]
+    assert "no teacher" in first["method"]
 
 
 def test_results_are_compared_tabulated_and_reported(tmp_path, run, features):
@@ -297,7 +306,11 @@ def test_help_shows_defaults(run):
     (["train", "--lr", "-1"], "lr=-1.0"),
     (["train", "--epochs", "3"], "--epochs without --recipe"),
     (["train", "--recipe", "cross_entropi"], "did you mean 'cross_entropy'?"),
-    (["train", "--recipe", "cross_entropy", "--ways", "5", "--set", "a=1"], "--ways, --set beside --recipe"),
+    (["train", "--recipe", "cross_entropy", "--ways", "5", "--shots", "1"], "--ways, --shots beside --recipe"),
+    (["train", "--recipe", "rfs", "--set", "temprature=1"], "did you mean 'temperature'?"),
+    (["train", "--generations", "2"], "--generations without --recipe"),
+    (["train", "--recipe", "easy", "--generations", "2"], "recipe easy has no teacher"),
+    (["train", "--recipe", "easy", "--config", "augmentation=flipp"], "did you mean 'flip'?"),
     (["train", "--recipe", "cross_entropy", "--config", "epoch=1"], "did you mean 'epochs'"),
     (["train", "--device", "gpu"], "device 'gpu' cannot be used here"),
     (["train", "--backbone", "conv5"], "did you mean 'conv4'?"),

@@ -87,6 +87,11 @@ class Backbone(nn.Module):
     def pool(self, x: Tensor) -> Tensor:
         return x.mean((2, 3))  # [B, D]
 
+    def stages(self) -> list[nn.Module]:
+        """The modules whose outputs are the successive maps between input and features, for objectives that change them
+        on their way; raises FewshotError where they are not known."""
+        raise FewshotError(f"the stages of {self.name} are not known; choose conv4, resnet12, resnet18 or wrn28_10")
+
     def check(self, images: Tensor) -> Tensor:
         """`images`, or FewshotError if they did not pass the transform."""
         shape, side = tuple(images.shape), self.input_size

@@ -40,6 +40,9 @@ class Conv4(Backbone):
     def spatial(self, x: Tensor) -> Tensor:
         return self.blocks(x)  # [B, width, h, w]
 
+    def stages(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def pool(self, x: Tensor) -> Tensor:
         return x.mean((2, 3)) if self.strided else x.flatten(1)  # [B, D]
 

@@ -47,6 +47,9 @@ class ResNet12(Backbone):
     def spatial(self, x: Tensor) -> Tensor:
         return self.blocks(x)  # [B, 640, h, w]
 
+    def stages(self) -> list[nn.Module]:
+        return list(self.blocks)
+
 
 class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, drop: nn.Module):

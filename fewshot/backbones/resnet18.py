@@ -36,3 +36,6 @@ class ResNet18(Backbone):
 
     def spatial(self, x: Tensor) -> Tensor:
         return self.layers(self.stem(x))  # [B, 512, h, w]
+
+    def stages(self) -> list[nn.Module]:
+        return list(self.layers)

@@ -40,6 +40,9 @@ class WideResNet(Backbone):
     def spatial(self, x: Tensor) -> Tensor:
         return F.relu(self.bn(self.blocks(self.conv(x))))  # [B, 640, h, w]
 
+    def stages(self) -> list[nn.Module]:
+        return [self.blocks[3], self.blocks[7], self.blocks[11]]  # the ends of the three widths
+
 
 class _Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, drop_rate: float):

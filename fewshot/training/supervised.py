@@ -13,12 +13,12 @@ from fewshot.backbones import Backbone
 from fewshot.banks import ImageBank
 from fewshot.errors import FewshotError
 from fewshot.methods.simple_shot import SimpleShot
-from fewshot.rng import derived_seed, isolated_rng
-from fewshot.training.augment import Augment, CropFlip, draws_of_epoch
+from fewshot.rng import derived_seed
+from fewshot.training.augment import Augment, CropFlip, draws_of_epoch, in_views, parse_augmentation
 from fewshot.training.config import SupervisedConfig
 from fewshot.training.learner import Learner
 from fewshot.training.loop import check_banks, run_training
-from fewshot.training.objectives import OBJECTIVES, Objective
+from fewshot.training.objectives import OBJECTIVES, Objective, make_objective
 from fewshot.training.record import TrainResult
 
 
@@ -54,7 +54,8 @@ class ClassificationTask:
         self.config, self.train_bank, self.val_bank = config, train_bank, val_bank
         self.learner, self.augment = learner, augment
         self.scorer = Learner(learner.backbone, SimpleShot(norm=config.validation_norm), config.precision)
-        self.labels = torch.unique(train_bank.labels, return_inverse=True)[1]  # classes without images get no output
+        # Classes without images get no output. Labels that an objective must not use do not reach it.
+        self.labels = torch.unique(train_bank.labels, return_inverse=True)[1] if learner.method.uses_labels else None
         self.interval = math.ceil(len(train_bank) / config.batch_size)
         self.items = len(train_bank) / self.interval
         if self.items < config.accumulate:
@@ -68,10 +69,12 @@ class ClassificationTask:
         images = self.train_bank.take(rows)
         if self.augment is not None:
             images = self.augment(images, draws[rows])
-        return images, self.labels[rows], len(rows) / len(batch)
+        labels = torch.arange(len(rows)) if self.labels is None else self.labels[rows]
+        return images, labels, len(rows) / len(batch)
 
     def loss(self, step: int, number: int, inputs: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        self.learner.method.at(step / (self.config.epochs * self.interval))
         return self.learner.loss(inputs, labels, generator)
 
     def _of_epoch(self, epoch: int) -> tuple[Tensor, Tensor]:
@@ -92,27 +95,21 @@ def train_supervised(config: SupervisedConfig, train_bank: ImageBank, val_bank: 
     config      settings, see SupervisedConfig
     backbone    the initial weights; it is copied, not changed. Its device is used
     objective   an instance to use instead of the one that config.recipe names; its weights are trained, too
-    augment     instead of the crops and flips that the configuration asks for
+    augment     instead of the augmentation that the configuration asks for
     out, resume   as in `train`; weights.safetensors holds the weights of the objective, too
 
     The weights that are kept, resuming, the generators of random numbers, several processes and errors are as in `train`.
     """
     check_banks(train_bank, val_bank)
-    if augment is not None and (config.crop_padding or config.flip):
-        raise FewshotError(f"augment={augment!r} beside crop_padding={config.crop_padding} and flip={config.flip}; leave "
-                           "these two out")
-    if augment is None and (config.crop_padding or config.flip):
-        augment = CropFlip(config.crop_padding, config.flip)
     classes = len(train_bank.labels.unique())
     if classes < 2:
         raise FewshotError(f"train_bank holds images of {classes} classes; classification needs at least 2")
     if objective is None:
-        make = OBJECTIVES[config.recipe]
-        with isolated_rng(config.seed):  # the head must be the same when the run is resumed
-            objective = make(config, classes, backbone.feature_dim)
+        objective = make_objective(config, classes, backbone)
     elif config.recipe in OBJECTIVES and not isinstance(objective, OBJECTIVES[config.recipe]):
         raise FewshotError(f"config.recipe is {config.recipe!r}, but the objective passed is a {type(objective).__name__}; "
                            "make them agree")
+    augment = _augmentation(config, augment, objective)
     backbone, objective = copy.deepcopy((backbone, objective))
     if not any(p.requires_grad for p in backbone.parameters()):
         raise FewshotError("no parameter of the backbone has requires_grad=True: there is nothing to train")
@@ -120,6 +117,21 @@ def train_supervised(config: SupervisedConfig, train_bank: ImageBank, val_bank: 
     objective.to(learner.device)
     task = ClassificationTask(config, train_bank, val_bank, learner, augment)
     return run_training(task, out, progress, resume, augment=repr(augment))
+
+
+def _augmentation(config: SupervisedConfig, augment: Augment | None, objective: Objective) -> Augment | None:
+    """The augmentation asked for, in as many views as the objective takes."""
+    if augment is not None and (config.crop_padding or config.flip or config.augmentation):
+        raise FewshotError(f"augment={augment!r} beside augmentation={config.augmentation!r}, "
+                           f"crop_padding={config.crop_padding} and flip={config.flip}; leave these out")
+    if config.augmentation:
+        return parse_augmentation(config.augmentation, objective.views)
+    if augment is None and (config.crop_padding or config.flip):
+        augment = CropFlip(config.crop_padding, config.flip)
+    if augment is None and objective.views > 1:
+        raise FewshotError(f"recipe {config.recipe} compares {objective.views} views of an image, which are equal without "
+                           "an augmentation; set augmentation, e.g. 'resized_crop,flip'")
+    return None if augment is None else in_views(augment, objective.views)
 
 
 def _part(rows: Tensor, number: int, parts: int) -> Tensor:

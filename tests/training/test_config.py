@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewshot.errors import FewshotError
-from fewshot.training import TrainConfig
+from fewshot.training import SupervisedConfig, TrainConfig
 
 
 @pytest.mark.parametrize(("changes", "message"), [
@@ -83,3 +83,33 @@ def test_warm_up_rises_linearly_to_the_schedule():
     assert config.learning_rate(4) == pytest.approx(0.4)
     assert config.learning_rate(14) == pytest.approx(0.2)  # half of the 20 steps after the warm-up
     assert config.learning_rate(23) == pytest.approx(0.2 * (1 + math.cos(math.pi * 19 / 20)))
+
+
+def test_milestones_equal_torch():
+    config = TrainConfig(schedule="step", lr=0.4, milestones=[3, 8], gamma=0.1, steps=12)
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimiser, [3, 8], 0.1)
+    for step in range(12):
+        assert config.learning_rate(step) == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-12)
+        optimiser.step()
+        scheduler.step()
+    assert config.learning_rate(29, interval=10) == 0.4 and config.learning_rate(30, interval=10) == pytest.approx(0.04)
+    for wrong in ([3, 3], [0], 5, [2.0], "ab"):
+        with pytest.raises(FewshotError, match="expected ascending positive integers"):
+            TrainConfig(milestones=wrong)
+
+
+def test_restarts_that_decay():
+    config = TrainConfig(schedule="cosine", lr=0.4, cycles=4, cycle_gamma=0.5, steps=40)
+    assert [config.learning_rate(step) for step in (0, 10, 20, 30)] == pytest.approx([0.4, 0.2, 0.1, 0.05])
+    assert config.learning_rate(15) == pytest.approx(0.1)
+
+
+def test_stored_runs_keep_their_identity():
+    """What came later is not written at its default."""
+    stored = TrainConfig().to_dict()
+    assert not {"milestones", "cycle_gamma", "cycles"} & stored.keys()
+    assert not {"recipe_parameters", "augmentation"} & SupervisedConfig().to_dict().keys()
+    assert SupervisedConfig(recipe_parameters={"teacher": "a", "alpha": 1}).identity()["recipe_parameters"] == {"alpha": 1}
+    with pytest.raises(FewshotError, match="write crop"):
+        SupervisedConfig(augmentation="flip", flip=True)
