@@ -21,32 +21,50 @@ from fewshot.table_forms import Table
 from fewshot.tables import comparison_table, results_table
 
 if TYPE_CHECKING:
-    from fewshot.training import TrainConfig, TrainResult
+    from fewshot.training import SupervisedConfig, TrainConfig, TrainResult
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a file of `experiments/weights` was trained: settings, data set (its splits train and val) and backbone, whose
-    random weights come from the seed of the settings. `base_options` are further options of the split train."""
+    random weights come from the seed of the settings. `base_options` are further options of the split train.
 
-    config: TrainConfig
+    generations   networks trained one after the other, each the teacher of the next; the last one counts
+    """
+
+    config: TrainConfig | SupervisedConfig
     dataset: str
     data_options: dict = field(default_factory=dict)
     base_options: dict = field(default_factory=dict)
     backbone: str = "conv4"
     backbone_options: dict = field(default_factory=dict)
+    generations: int = 1
 
     def train(self, out: Path, root: str | Path | None = None) -> TrainResult:
         """Train into the folder `out`; what is there already is continued, or found."""
         from fewshot.backbones import create_backbone, input_for
         from fewshot.datasets import load_dataset
-        from fewshot.training import train
+        from fewshot.training import SupervisedConfig, train, train_generations, train_supervised
 
         base = load_dataset(self.dataset, "train", root=root, **self.data_options, **self.base_options)
         validation = load_dataset(self.dataset, "val", root=root, **self.data_options)
         backbone = create_backbone(self.backbone, **{**input_for(self.backbone, base.images), **self.backbone_options},
                                    seed=self.config.seed)
-        return train(self.config, base, validation, backbone, out=out)
+        if self.generations > 1:
+            return train_generations(self.config, base, validation, backbone, out=out, generations=self.generations)
+        run_training = train_supervised if isinstance(self.config, SupervisedConfig) else train
+        return run_training(self.config, base, validation, backbone, out=out)
+
+    def keep(self, result: TrainResult, path: str | Path) -> None:
+        """Write the weights of a finished training to `path`; of a supervised one those of the backbone alone, as the heads
+        of the base classes have no further use."""
+        from fewshot.backbones import read_weights, save_weights
+        from fewshot.training import SupervisedConfig
+
+        if isinstance(self.config, SupervisedConfig):
+            save_weights(result.backbone, path, provenance=read_weights(result.weights)[2])
+        else:
+            write_atomically(path, result.weights.read_bytes())
 
 
 def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("backbone", "method"),
@@ -75,7 +93,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
         for name in arguments.train or recipes:
             result = recipes[name].train(arguments.runs / "training" / name, arguments.data_root)
             print(result, flush=True)
-            write_atomically(weights_file(file, name), result.weights.read_bytes())
+            recipes[name].keep(result, weights_file(file, name))
     wanted = [run for run in runs if arguments.dataset in (None, run.dataset)
               and run.method in (arguments.method or [run.method])]
     reasons = {run.key: obstacle(run, arguments.data_root) for run in wanted}

@@ -18,18 +18,21 @@ from tests.conftest import SHARED
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem != "demo")
-PAPERS = ("alpha_tim", "beclr", "clustering", "easy", "em_dirichlet", "laplacian_shot", "paddle", "pt_map", "putm", "tim",
-          "unem")
+PAPERS = ("alpha_tim", "beclr", "clustering", "easy", "em_dirichlet", "laplacian_shot", "paddle", "pt_map", "putm", "rfs",
+          "simpleshot", "tim", "unem")
 # Images in the smallest test class; the transductive protocols must fit into it.
 SMALLEST = {"omniglot": 20, "caltech101": 31, "cub": 41}
 
 METHODS = {"PT-MAP": "pt_map", "TIM-GD": "tim_gd", "TIM-ADM": "tim_adm", "alpha-TIM": "alpha_tim",
            "LaplacianShot": "laplacian_shot", "BD-CSPN": "bd_cspn", "K-means": "kmeans", "K-modes": "slk_ms",
            "SLK-Means": "slk_means", "SLK-MS": "slk_ms", "PADDLE": "paddle", "EM-Dirichlet": "em_dirichlet",
-           "Hard EM-Dirichlet": "hard_em_dirichlet", "UNEM-Dirichlet": "unem_dirichlet"}
+           "Hard EM-Dirichlet": "hard_em_dirichlet", "UNEM-Dirichlet": "unem_dirichlet",
+           "SimpleShot": "simple_shot", "RFS-simple": "logistic_regression"}
 DATASET_NAMES = {"miniImageNet": "mini_imagenet", "tieredImageNet": "tiered_imagenet", "CUB": "cub", "CIFAR-FS": "cifar_fs",
                  "FC100": "fc100", "Caltech101": "caltech101", "Average11": "average of 11"}
-BACKBONES = {"WRN28-10 S2M2_R": "wrn28_10", "WRN28-10": "wrn28_10", "ResNet18": "resnet18"}
+BACKBONES = {"WRN28-10 S2M2_R": "wrn28_10", "WRN28-10": "wrn28_10", "ResNet18": "resnet18", "ResNet12": "resnet12",
+             "ResNet12 (MetaOpt)": "resnet12",
+             "Conv64F": "conv4", "Conv4-64": "conv4"}
 EASY = {"EASY 3xResNet12": "3 x resnet12", "EASY 2xResNet12(1/sqrt2)": "2 x resnet12 (1/sqrt2)", "ASY ResNet12": "resnet12"}
 
 

@@ -163,6 +163,16 @@ def test_ranks_against_scipy_and_the_published_critical_difference():
         rank([[0.1, 0.2]])
 
 
+def test_concordance_is_one_where_all_blocks_agree():
+    values = np.arange(4)[:, None] + np.zeros((4, 7))
+    assert rank(values).concordance == pytest.approx(1)
+    assert rank(np.stack([values[:, 0], -values[:, 0]], 1)).concordance == pytest.approx(0)
+    # Kendall's formula without ties: W = 12 S / (B^2 (K^3 - K)).
+    scores = np.random.default_rng(0).normal(size=(5, 6)) + np.arange(5)[:, None]
+    sums = scores.argsort(0).argsort(0).sum(1) + 6
+    assert rank(scores).concordance == pytest.approx(12 * ((sums - sums.mean()) ** 2).sum() / (36 * (125 - 5)))
+
+
 def test_the_rank_test_rarely_tells_equal_methods_apart():
     rng = np.random.default_rng(6)
     found = [rank(rng.random((4, 40))) for _ in range(300)]

@@ -17,6 +17,7 @@ class ResNet12(Backbone):
     max-pooling, then global average pooling: D = 640.
 
     image_size    default None: images keep their size; at least 16
+    width         channels of the first block; the others have 2.5, 5 and 10 times as many, and D = 10 width
     drop_rate     in train mode, dropout after blocks 1 and 2, DropBlock after 3 and 4
     block_size    side of the dropped squares
     drop_warmup   batches over which DropBlock's rate grows linearly from 0 to `drop_rate`
@@ -30,13 +31,15 @@ class ResNet12(Backbone):
     smallest = 16
 
     def __init__(self, channels: int, image_size: int | None, *, drop_rate: float = 0.1, block_size: int = 5,
-                 drop_warmup: int = 40_000):
+                 drop_warmup: int = 40_000, width: int = 64):
+        if width < 1:
+            raise FewshotError(f"width={width}; a block needs at least one channel")
         if not 0 <= drop_rate < 1:
             raise FewshotError(f"drop_rate={drop_rate}; it must lie in [0, 1)")
         if block_size < 1:
             raise FewshotError(f"block_size={block_size}; a dropped square has at least one position")
-        super().__init__(640, photograph_transform(channels, image_size))
-        widths = (channels, 64, 160, 320, 640)
+        super().__init__(10 * width, photograph_transform(channels, image_size))
+        widths = (channels, width, 5 * width // 2, 5 * width, 10 * width)
         drops = (nn.Dropout(drop_rate), nn.Dropout(drop_rate),
                  DropBlock(drop_rate, block_size, drop_warmup), DropBlock(drop_rate, block_size, drop_warmup))
         self.blocks = nn.Sequential(*(_Block(widths[i], widths[i + 1], drop) for i, drop in enumerate(drops)))
@@ -45,7 +48,7 @@ class ResNet12(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
 
     def spatial(self, x: Tensor) -> Tensor:
-        return self.blocks(x)  # [B, 640, h, w]
+        return self.blocks(x)  # [B, D, h, w]
 
     def stages(self) -> list[nn.Module]:
         return list(self.blocks)

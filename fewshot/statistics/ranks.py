@@ -19,6 +19,7 @@ class Ranking:
     critical_difference  mean ranks that differ by more are told apart (Nemenyi's test, all pairs at once)
     p_value              Friedman's test of "all methods rank alike"
     blocks               B
+    concordance          Kendall's W, how far the blocks agree: 1 if all rank alike, 0 if the mean ranks are equal
     """
 
     ranks: tuple[float, ...]
@@ -26,6 +27,7 @@ class Ranking:
     p_value: float
     blocks: int
     confidence: float = 0.95
+    concordance: float = float("nan")
 
 
 def rank(values, confidence: float = 0.95) -> Ranking:
@@ -49,4 +51,5 @@ def rank(values, confidence: float = 0.95) -> Ranking:
     quantile = stats.studentized_range.ppf(confidence, methods, np.inf) / np.sqrt(2)
     difference = quantile * np.sqrt(methods * (methods + 1) / (6 * blocks))
     p_value = float(stats.chi2.sf(statistic, methods - 1))
-    return Ranking(tuple(means.tolist()), float(difference), p_value, blocks, confidence)
+    return Ranking(tuple(means.tolist()), float(difference), p_value, blocks, confidence,
+                   float(statistic / (blocks * (methods - 1))))

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from fewshot.backbones import create_backbone, read_weights
+from fewshot.backbones.weights import read_method
 from fewshot.banks import ImageBank
 from fewshot.datasets import load_dataset
 from fewshot.errors import FewshotError
+from fewshot.experiment import Recipe
 from fewshot.training import OBJECTIVES, SupervisedConfig, recipe_config, train_generations, train_supervised
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.mixing import PLACES, beta, mixed_features, rotated
@@ -394,6 +396,18 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path, teacher):
         attempt(backbone=create_backbone("conv4", channels=1, image_size=28, width=6))
     with pytest.raises(FewshotError, match="lost.safetensors"):
         attempt(tmp_path / "lost.safetensors")
+
+
+def test_a_recipe_of_an_experiment_keeps_the_backbone_alone(tmp_path):
+    small = {"epochs": 1, "validation_ways": 5, "validation_episodes": 10, "batch_size": 64, "validate_every": 0}
+    recipe = Recipe(recipe_config("rfs", **small), "glyphs", backbone_options={"width": 4}, generations=2)
+    result = recipe.train(tmp_path / "run")
+    assert (tmp_path / "run" / "generation_1" / "weights.safetensors").is_file()
+    recipe.keep(result, tmp_path / "kept.safetensors")
+    state, described, provenance = read_weights(tmp_path / "kept.safetensors")
+    torch.testing.assert_close(state, result.backbone.state_dict(), rtol=0, atol=0)
+    assert read_method(tmp_path / "kept.safetensors") is None and described["options"]["width"] == 4
+    assert provenance["run"]["config"]["recipe"] == "rfs" and "teacher=" in provenance["run"]["method"]
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
