@@ -25,7 +25,8 @@ READS_IN_ORDER = ("matching_net+full_context",)
 # depend on the number of steps. The defaults themselves are run under the slow marker.
 DIRICHLET = {"iterations": 5, "mm_steps": 40}
 QUICK = {"alpha_tim": {"iterations": 100}, "tim_gd": {"iterations": 100}, "putm": {"outer": 4, "inner": 6},
-         "em_dirichlet": DIRICHLET, "hard_em_dirichlet": DIRICHLET, "unem_dirichlet": {"layers": 5, "mm_steps": 40}}
+         "em_dirichlet": DIRICHLET, "hard_em_dirichlet": DIRICHLET, "unem_dirichlet": {"layers": 5, "mm_steps": 40},
+         "free_lunch": {"samples": 60}}
 DEFAULTS = "-defaults"
 
 
