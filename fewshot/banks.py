@@ -166,3 +166,27 @@ class FeatureBank(_Bank):
         if bank.content_hash != meta["content_hash"]:
             raise FewshotError(f"{path} does not match its checksum; delete it and embed again")
         return bank
+
+
+def concatenate(banks: Sequence[FeatureBank]) -> FeatureBank:
+    """The same items with the features of all `banks` side by side, in this order: an ensemble of backbones (EASY).
+
+    Normalise after this, not before: then a backbone with longer features has more say, as in EASY, whose backbones are of
+    one kind. Raises FewshotError for fewer than two banks, and for banks of other items.
+    """
+    if len(banks) < 2:
+        raise FewshotError(f"{len(banks)} feature bank given; an ensemble needs at least 2")
+    first, described = banks[0], [bank.provenance for bank in banks]
+    for bank in banks[1:]:
+        if bank.identity != first.identity:
+            raise FewshotError(f"{bank.name}/{bank.split} with {len(bank)} items and {first.name}/{first.split} with "
+                               f"{len(first)} are not the same items; embed the same split with every backbone")
+    members = [made_by.get("weights_id", bank.content_hash) for made_by, bank in zip(described, banks, strict=True)]
+    provenance = {"backbone": " + ".join(str(made_by.get("backbone", "features")) for made_by in described),
+                  "weights_id": hashlib.sha256(json.dumps(members).encode()).hexdigest(), "members": described}
+    pretrained = dict.fromkeys(made_by["pretrained_on"] for made_by in described if made_by.get("pretrained_on"))
+    provenance["pretrained_on"] = " and ".join(pretrained) or None
+    if len(crops := {made_by.get("crops", "") for made_by in described}) == 1:
+        provenance["crops"] = crops.pop()  # otherwise only the members tell
+    return FeatureBank(torch.cat([bank.features for bank in banks], 1), first.labels, first.class_names, first.name,
+                       first.split, provenance)

@@ -19,6 +19,7 @@ from fewshot import __version__, commands, commands_predict, episode_commands, e
 from fewshot.errors import FewshotError
 from fewshot.options import (
     Backbone,
+    Crops,
     DataRoot,
     Dataset,
     DataSettings,
@@ -170,7 +171,7 @@ def train(context: typer.Context, dataset: Dataset = "glyphs", backbone: Backbon
 @app.command()
 def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")], dataset: Dataset = "glyphs",
           split: Split = None, backbone: Backbone = "conv4",
-          weights: Weights = None, data_set: DataSettings = None, data_root: DataRoot = None,
+          weights: Weights = None, crops: Crops = "", data_set: DataSettings = None, data_root: DataRoot = None,
           cache: Annotated[Path, typer.Option(help="folder for partial extractions")] = Path("runs/cache")):
     """Extract the features of one split once; an interrupted extraction continues."""
     from fewshot.backbones import check_backbone
@@ -181,8 +182,18 @@ def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")
     check_backbone(backbone, weights)
     images = _load(dataset, split, data_root, **pairs(data_set))
     run = Run(dataset=images.name, backbone=backbone, weights=text_of(weights))
-    features = extract(images, backbone_for(run, images), cache=cache, progress=True)
+    features = extract(images, backbone_for(run, images), cache=cache, progress=True, crops=crops)
     typer.echo(f"wrote {features.save(out)}: {len(features)} x {features.features.shape[1]}")
+
+
+@app.command()
+def join(features: Annotated[list[Path], typer.Argument(help="feature banks of the same images, from `fewshot embed`")],
+         out: Annotated[Path, typer.Option(help="file to write (.safetensors)")]):
+    """Put the features of several backbones side by side: an ensemble, for `fewshot eval --features`."""
+    from fewshot.banks import FeatureBank, concatenate
+
+    joined = concatenate([FeatureBank.load(path) for path in features])
+    typer.echo(f"wrote {joined.save(out)}: {len(joined)} x {joined.features.shape[1]}")
 
 
 app.command("eval")(eval_command.evaluate)

@@ -14,6 +14,7 @@ from fewshot.options import (
     Alpha,
     Backbone,
     BaseFeatures,
+    Crops,
     DataRoot,
     Dataset,
     DataSettings,
@@ -53,7 +54,8 @@ def tune(method: Method, dataset: Dataset = "glyphs", split: Split = "val",
          ranges: Annotated[list[str] | None, typer.Option("--range", metavar="NAME=LOW:HIGH[:log]",
                                                           help="range of a parameter in a random search")] = None,
          ways: Ways = 5, shots: Shots = 1, queries: Queries = 15, query_distribution: Distribution = "balanced",
-         alpha: Alpha = 2.0, k_eff: KEff = None, episodes: Episodes = 2000, seed: Seed = 0, transforms: Transforms = "",
+         alpha: Alpha = 2.0, k_eff: KEff = None, episodes: Episodes = 2000, seed: Seed = 0,
+         crops: Crops = "", transforms: Transforms = "",
          search_seed: Annotated[int, typer.Option(help="seed of the random draws")] = 0,
          set_: Settings = None, data_set: DataSettings = None, data_root: DataRoot = None, runs: Runs = Path("runs")):
     """Choose hyper-parameters on validation classes: grid or random search, the same episodes for every candidate.
@@ -64,7 +66,7 @@ def tune(method: Method, dataset: Dataset = "glyphs", split: Split = "val",
     from fewshot.tune import tune as search
 
     run, place = _setting(method, dataset, split, backbone, weights, features, base_features, set_, data_set,
-                          data_root, ways=ways, shots=shots, queries=queries, query_distribution=query_distribution,
+                          data_root, crops, ways=ways, shots=shots, queries=queries, query_distribution=query_distribution,
                           alpha=alpha, k_eff=k_eff, episodes=episodes, seed=seed, transforms=transforms)
     found = search(run, value_lists(grid), ranges={name: _range(name, text) for name, text in named(ranges)},
                    samples=random, seed=search_seed, **place, store=Store(runs / "tune"), cache=runs / "cache",
@@ -80,7 +82,8 @@ def fit(method: Unrolled = "unem_gaussian", dataset: Dataset = "glyphs",
         base_features: BaseFeatures = None,
         out: Annotated[Path | None, typer.Option(help="file to write (default: RUNS/fitted/....safetensors)")] = None,
         ways: Ways = 5, shots: Shots = 1, queries: Queries = 15, query_distribution: Distribution = "balanced",
-        alpha: Alpha = 2.0, k_eff: KEff = None, episodes: Episodes = 1000, seed: Seed = 0, transforms: Transforms = "",
+        alpha: Alpha = 2.0, k_eff: KEff = None, episodes: Episodes = 1000, seed: Seed = 0,
+        crops: Crops = "", transforms: Transforms = "",
         epochs: Annotated[int | None, typer.Option(help="passes over the episodes (default: the paper's)")] = None,
         lr: Annotated[float | None, typer.Option(help="step size of Adam (default: the paper's)")] = None,
         halve_every: Annotated[int | None, typer.Option(help="epochs between halvings of lr (default: the paper's)")] = None,
@@ -94,7 +97,7 @@ def fit(method: Unrolled = "unem_gaussian", dataset: Dataset = "glyphs",
     from fewshot.tune import fit_run
 
     run, place = _setting(method, dataset, split, backbone, weights, features, base_features, set_, data_set,
-                          data_root, ways=ways, shots=shots, queries=queries, query_distribution=query_distribution,
+                          data_root, crops, ways=ways, shots=shots, queries=queries, query_distribution=query_distribution,
                           alpha=alpha, k_eff=k_eff, episodes=episodes, seed=seed, transforms=transforms)
     if out is None:
         words = (method, run.dataset, run.backbone, f"{ways}w{shots}s", query_distribution)
@@ -112,7 +115,8 @@ def fit(method: Unrolled = "unem_gaussian", dataset: Dataset = "glyphs",
                f"{shlex.quote(str(out))} with the same data set, backbone, ways and shots")
 
 
-def _setting(method, dataset, split, backbone, weights, features, base_features, set_, data_set, data_root, **protocol):
+def _setting(method, dataset, split, backbone, weights, features, base_features, set_, data_set, data_root, crops,
+             **protocol):
     """(run, banks and data root as keywords) of the options that both commands share."""
     from fewshot.backbones import check_backbone
     from fewshot.banks import FeatureBank
@@ -122,13 +126,15 @@ def _setting(method, dataset, split, backbone, weights, features, base_features,
     if base_features and not features:
         raise FewshotError("--base-features without --features: with a data set its own base classes are used")
     if features:
+        if crops:
+            raise FewshotError(f"--crops {crops} beside --features: crops are cut when images are embedded (fewshot embed)")
         bank = FeatureBank.load(features)
         subject = described(bank)
     else:
         bank = None
         check_backbone(backbone, weights)
         dataset, split, data_root = source(dataset, split, data_root, options)
-        subject = {"dataset": dataset, "split": split, "backbone": backbone, "weights": text_of(weights)}
+        subject = {"dataset": dataset, "split": split, "backbone": backbone, "weights": text_of(weights), "crops": crops}
     run = Run(**subject, method=method, parameters=pairs(set_), data_options=options, **protocol)
     base_bank = FeatureBank.load(base_features) if base_features else None
     return run, {"bank": bank, "base_bank": base_bank, "root": data_root}

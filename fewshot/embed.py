@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from fewshot.backbones.base import Backbone
 from fewshot.banks import FeatureBank, ImageBank
+from fewshot.crops import Crops, parse_crops
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.provenance import versions
 
 
 def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: torch.device | str | None = None,
-          cache: str | Path | None = None, progress: bool = True, shard_batches: int = 50) -> FeatureBank:
+          cache: str | Path | None = None, progress: bool = True, shard_batches: int = 50, crops: str = "") -> FeatureBank:
     """Features of every image of `bank`, in its order: FeatureBank [M, D] with the provenance of `describe`.
 
     The backbone works in eval mode without gradients and is put back into its mode. With BatchNorm on running
@@ -32,6 +33,8 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
                     bank found there is loaded. While a long extraction runs its shards of `shard_batches` batches
                     gather in <key>.partial/; an interrupted one continues there, bit for bit as if it had not been
     progress        show a progress bar
+    crops           random crops of every image, "mean(30)" to average their features or "keep(7)" to have them side by side
+                    (then D is `feature_dim` times their number), see `fewshot.crops.Crops`; "": the whole images
 
     Raises FewshotError for an empty bank, and naming the image where features are NaN or infinite. Damaged cache files
     are extracted again, and a cache that cannot be written is done without, both with a warning.
@@ -42,7 +45,8 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
         raise FewshotError(f"{type(bank).__name__} given; embed takes an ImageBank (load_dataset makes one)")
     if not len(bank):
         raise FewshotError(f"{bank.name}/{bank.split} holds no images to embed")
-    provenance = describe(bank, backbone, batch_size)
+    cut = parse_crops(crops)
+    provenance = describe(bank, backbone, batch_size) | ({} if cut is None else {"crops": str(cut)})
     target, shards = None, None
     if cache is not None:
         key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
@@ -51,7 +55,7 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
         if found is not None:
             shutil.rmtree(shards, ignore_errors=True)
             return found
-    features = _extract(bank, backbone, provenance, batch_size, device, shards, shard_batches, progress)
+    features = _extract(bank, backbone, provenance, batch_size, device, shards, shard_batches, progress, cut)
     result = FeatureBank(features, bank.labels, bank.class_names, bank.name, bank.split, provenance)
     if target is not None:
         _keep(result, target)
@@ -92,11 +96,12 @@ def describe(bank: ImageBank, backbone: Backbone, batch_size: int) -> dict:
 
 
 def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: int, device: torch.device | str | None,
-             shards: Path | None, shard_batches: int, progress: bool) -> Tensor:
+             shards: Path | None, shard_batches: int, progress: bool, crops: Crops | None) -> Tensor:
     if device is not None:
         backbone.to(device)
     where = next((value.device for value in backbone.state_dict().values()), torch.device(device or "cpu"))
-    features = torch.empty(len(bank), backbone.feature_dim, dtype=torch.float32)
+    parts = crops.count if crops is not None and crops.kind == "keep" else 1
+    features = torch.empty(len(bank), parts * backbone.feature_dim, dtype=torch.float32)
     training = backbone.training
     backbone.eval()
     try:
@@ -115,7 +120,8 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
                     high = min(low + batch_size, stop)
                     with torch.inference_mode():
                         # Copied into an ordinary tensor: inference tensors cannot take part in autograd later.
-                        features[low:high] = backbone(backbone.transform(bank.images[low:high].to(where)))
+                        images = bank.images[low:high].to(where)
+                        features[low:high] = _forward(backbone, images, crops, f"{bank.name}/{bank.split}", low)
                     _check_finite(features[low:high], bank, low, backbone)
                     bar.update(high - low)
                 if path is not None and stop - start < len(bank):
@@ -124,6 +130,13 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
     finally:
         backbone.train(training)
     return features
+
+
+def _forward(backbone: Backbone, images: Tensor, crops: Crops | None, name: str, start: int) -> Tensor:
+    if crops is None:
+        return backbone(backbone.transform(images))
+    every = (backbone(backbone.transform(crops.cut(images, number, name, start))) for number in range(crops.count))
+    return torch.cat(list(every), 1) if crops.kind == "keep" else sum(every) / crops.count
 
 
 def _load(path: Path, provenance: dict) -> FeatureBank | None:

@@ -12,6 +12,7 @@ from fewshot.errors import FewshotError
 from fewshot.options import (
     Backbone,
     BaseFeatures,
+    Crops,
     DataRoot,
     Dataset,
     DataSettings,
@@ -50,7 +51,7 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
              = "balanced",
              alpha: Annotated[str, typer.Option(help="concentration of the Dirichlet distribution, comma-separated")] = "2",
              k_eff: KEff = None, open_classes: OpenClasses = 0, open_queries: OpenQueries = 0, episodes: Episodes = 10_000,
-             seed: Seed = 0, transforms: Transforms = "",
+             seed: Seed = 0, crops: Crops = "", transforms: Transforms = "",
              learned: Annotated[Path | None, typer.Option(help="values learned by `fewshot fit`")] = None,
              set_: Settings = None, data_set: DataSettings = None, data_root: DataRoot = None, runs: Runs = Path("runs"),
              episode_file: Annotated[Path | None, typer.Option(help="episodes from `fewshot episodes save`; they set ways, "
@@ -86,7 +87,8 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
     if bank is None:
         check_backbone(backbone, weights)
         dataset, split, data_root = source(dataset, split, data_root, options)
-        subject, notes = {"dataset": dataset, "split": split, "backbone": backbone, "weights": text_of(weights)}, ()
+        subject, notes = {"dataset": dataset, "split": split, "backbone": backbone, "weights": text_of(weights),
+                          "crops": crops}, ()
     else:
         subject = described(bank)
         notes = pretraining_notes(subject["backbone"], bank.provenance.get("pretrained_on"), bank.name)
@@ -129,7 +131,7 @@ def _check_eval(context: typer.Context, features: Path | None, base_features: Pa
                 distributions: list[str]) -> None:
     """Options that would have no effect beside others are refused."""
     if features:
-        refuse_given(context, ("dataset", "split", "backbone", "weights", "data_set"),
+        refuse_given(context, ("dataset", "split", "backbone", "weights", "crops", "data_set"),
                       "beside --features: the features know their data set and backbone")
     if base_features and not features:
         raise FewshotError("--base-features without --features: with a data set its own base classes are used")

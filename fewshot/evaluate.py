@@ -223,8 +223,9 @@ def resolve(run: Run, bank: FeatureBank | ImageBank | None = None, base_bank: Fe
     if resolved.method.needs_backbone:
         raise FewshotError(f"{run.method} with these parameters has weights of its own, which a bank does not bring along; "
                            "give the trained one as method=, or leave out bank= and name the weights file in the run")
-    if wanted == "images" and run.transforms:
-        raise FewshotError(f"transforms={run.transforms!r} are for features; {run.method} takes images: leave them out")
+    for name in ("transforms", "crops") if wanted == "images" else ():
+        if getattr(run, name):
+            raise FewshotError(f"{name}={getattr(run, name)!r} are for features; {run.method} takes images: leave them out")
     return resolved
 
 
@@ -267,6 +268,7 @@ def _labelled(run: Run, bank: FeatureBank | ImageBank, base_bank: FeatureBank | 
     made_by = bank.provenance.get("backbone", "features" if run.backbone == Run.backbone else run.backbone)
     return dataclasses.replace(run, data=bank.content_hash, dataset=bank.name, split=bank.split, backbone=made_by,
                                weights=bank.provenance.get("weights_id", run.weights),
+                               crops=bank.provenance.get("crops", ""),
                                base=base_bank.content_hash if base_bank is not None and run.needs_base else None)
 
 

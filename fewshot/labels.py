@@ -16,7 +16,7 @@ from fewshot.registry import unknown_message
 from fewshot.run import Run
 
 # Shown whenever they vary, and in the order in which labels and row headings name them.
-_VISIBLE = ("dataset", "split", "backbone", "transforms")
+_VISIBLE = ("dataset", "split", "backbone", "crops", "transforms")
 # What may tell two results of one cell apart; the first that does becomes a row heading.
 _SEPARATING = (*_VISIBLE, "weights", "backbone_options", "method", "parameters", "query_distribution", "ways", "shots",
                "alpha", "k_eff", "queries", "open_classes", "open_queries", "episode_list", "episodes", "seed",

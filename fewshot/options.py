@@ -37,6 +37,8 @@ Weights = Annotated[Path | None, typer.Option(help="weights file (.safetensors) 
 Features = Annotated[Path | None, typer.Option(help="feature bank from `fewshot embed`, not images")]
 BaseFeatures = Annotated[Path | None, typer.Option(help="feature bank of the base classes")]
 Method = Annotated[str, typer.Option(help="method, see `fewshot list methods`", autocompletion=method_names)]
+Crops = Annotated[str, typer.Option(help="random crops of every image: mean(30) averages their features, keep(7) "
+                                         "has them side by side")]
 Transforms = Annotated[str, typer.Option(help="feature transforms, e.g. center_base,l2")]
 Runs = Annotated[Path, typer.Option("--runs", help="folder of stored results")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",

@@ -84,12 +84,12 @@ class FeatureSource:
         return self._images[key]
 
     def _embedded(self, run: Run) -> tuple[FeatureBank, str, tuple[str, ...]]:
-        key = json.dumps([run.dataset, run.split, run.data_options, run.backbone, run.weights, run.backbone_options],
-                         sort_keys=True)
+        key = json.dumps([run.dataset, run.split, run.data_options, run.backbone, run.weights, run.backbone_options,
+                          run.crops], sort_keys=True)
         if key not in self._features:
             images = self.images(run)
             backbone = backbone_for(run, images)
-            features = embed(images, backbone, cache=self.cache, progress=self.progress)
+            features = embed(images, backbone, cache=self.cache, progress=self.progress, crops=run.crops)
             notes = pretraining_notes(backbone.name, backbone.pretrained_on, run.dataset)
             self._features[key] = features, backbone.weights_id, notes
         return self._features[key]

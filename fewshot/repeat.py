@@ -67,7 +67,7 @@ def _subject(run: Run, data_root: str | Path | None, weights: Mapping[str, Path]
     elif run.dataset == "folder":
         words += ["--data-root", "FOLDER"]
         remarks.append(f"FOLDER: the folder of class folders whose images have the content hash {run.data}")
-    words += ["--backbone", run.backbone]
+    words += ["--backbone", run.backbone, *(["--crops", run.crops] if run.crops else [])]
     identity = (run.weights or "none").split("+")[0]
     if run.weights in weights or identity in weights:
         words += ["--weights", str(weights.get(run.weights, weights.get(identity)))]

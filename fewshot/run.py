@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fewshot.crops import parse_crops
 from fewshot.errors import FewshotError
 from fewshot.methods.base import METHODS, create_method, method_parameters
 from fewshot.registry import unknown_message
@@ -18,7 +19,7 @@ from fewshot.sampler import QUERY_DISTRIBUTIONS, EpisodeSampler
 from fewshot.transforms import parse_transforms
 
 # Settings that came later: left out of the key where they are not used, so that earlier results keep theirs.
-_WHERE_USED = ("base", "open_classes", "open_queries", "episode_list")
+_WHERE_USED = ("base", "crops", "open_classes", "open_queries", "episode_list")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Run:
                          backbone are labels only); filled in by `evaluate`
     base                 content hash of the base classes' images or features, where the method or a transform uses them;
                          filled in by `evaluate`
+    crops                random crops of every image instead of the whole, "mean(30)" or "keep(7)" (`fewshot.crops`);
+                         those of the features where these are given; kept with all settings written out
     transforms           feature transforms before the method, e.g. "center_base,l2"; kept with all arguments written out
     method, parameters   every hyper-parameter; those left out are filled in: with the values a method was trained with
                          where the file `weights` holds its own weights, else with the defaults
@@ -50,6 +53,7 @@ class Run:
     weights: str | None = None
     data: str | None = None
     base: str | None = None
+    crops: str = ""
     transforms: str = ""
     method: str = "protonet"
     parameters: dict = field(default_factory=dict)
@@ -82,6 +86,7 @@ class Run:
         object.__setattr__(self, "parameters", {**defaults, **given})
         create_method(self.method, **self.parameters)  # a wrong value is named now, not after the features are made
         object.__setattr__(self, "transforms", str(parse_transforms(self.transforms)))
+        object.__setattr__(self, "crops", str(parse_crops(self.crops) or ""))
         if self.query_distribution not in QUERY_DISTRIBUTIONS:
             raise FewshotError(unknown_message("query distribution", self.query_distribution, list(QUERY_DISTRIBUTIONS)))
         if isinstance(self.episodes, bool) or not isinstance(self.episodes, int) or self.episodes < 2:

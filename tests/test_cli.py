@@ -226,6 +226,24 @@ def test_embedding_then_evaluating_the_file(tmp_path, run):
     assert code == 0 and "folder, split all" in out and "pixels" in out
 
 
+def test_easy_from_the_command_line(tmp_path, run):
+    """Crops averaged, two backbones side by side, minus the mean of the base classes, unit length, nearest mean."""
+    images_in(tmp_path / "mine", classes=8)
+    (tmp_path / "splits.csv").write_text("filename,label,split\n" + "\n".join(
+        f"class{n}/{i}.png,class{n},{'train' if n < 4 else 'test'}" for n in range(8) for i in range(9)))
+    for split in ("train", "test"):
+        for number, backbone in enumerate(("conv4", "resnet12")):
+            code, out, err = run("embed", "--dataset", "mine", "--data-option", "splits=splits.csv", "--split", split,
+                                 "--backbone", backbone, "--weights", "random", "--crops", f"mean(3,seed={number})", "--out",
+                                 f"{split}{number}.safetensors")
+            assert code == 0, err
+        code, out, err = run("join", f"{split}0.safetensors", f"{split}1.safetensors", "--out", f"{split}.safetensors")
+        assert code == 0 and "36 x " in out, err
+    code, out, err = run("eval", "--features", "test.safetensors", "--base-features", "train.safetensors", "--method",
+                         "simple_shot,soft_kmeans", "--ways", "3", "--queries", "3", "--shots", "1", "--episodes", "20")
+    assert code == 0 and "conv4 + resnet12" in out and "soft_kmeans" in out, err
+
+
 @pytest.mark.parametrize("how", [["--dataset", "mine"], ["--dataset", "folder", "--data-root", "mine"]])
 def test_own_images_in_one_flag(tmp_path, run, how):
     images_in(tmp_path / "mine")
@@ -300,6 +318,10 @@ def test_help_shows_defaults(run):
     (["eval", "--backbone", "pixels", "--queries", "50"], "50 queries need 51"),
     (["eval", "--features", "lost.safetensors"], "no feature bank at lost.safetensors"),
     (["eval", "--features", "bank", "--weights", "w"], "--weights beside --features"),
+    (["eval", "--features", "bank", "--crops", "mean(2)"], "--crops beside --features"),
+    (["eval", "--crops", "30"], "cannot read the crops '30'"),
+    (["join", "lost.safetensors", "--out", "b"], "no feature bank at lost.safetensors"),
+    (["tune", "--method", "ridge", "--features", "bank", "--crops", "mean(2)"], "--crops mean(2) beside --features"),
     (["eval", "--base-features", "bank"], "--base-features without --features"),
     (["eval", "--data-option", "protocl=vinyals", "--dataset", "omniglot"], "did you mean 'protocol'"),
     (["train", "--config", "ema=0.9"], "'ema_decay'"),

@@ -15,8 +15,9 @@ from tests.conftest import random_episodes
 # Cases that are no method of their own: a setting that gives a method weights.
 WITH_WEIGHTS = {"matching_net+full_context": {"full_context": True}}
 NAMES = [*(name for name in METHODS if METHODS[name].inputs == "features"), *WITH_WEIGHTS]
-# Methods that read the features as maps: channels that suit the length D of the features here.
-CHANNELS = {"dn4": lambda dim: dim // 4, "relation_net": lambda dim: dim // 16}
+# Methods that read the features as maps or as crops: settings that suit the length D of the features here.
+SHAPES = {"dn4": lambda dim: {"channels": dim // 4}, "relation_net": lambda dim: {"channels": dim // 16},
+          "cosoc": lambda dim: {"crops": 2}}
 # The weights of a relation module are all it knows, and those of a fresh one are random.
 NEEDS_TRAINING = ("relation_net",)
 # An LSTM reads the support one item after the other; see the docstring of FullContext.
@@ -51,8 +52,8 @@ def base_bank(dim: int = 16) -> FeatureBank:
 def ready(case: str, dim: int = 16, dtype: torch.dtype = torch.float64):
     name = case.removesuffix(DEFAULTS)
     settings = WITH_WEIGHTS.get(name, QUICK.get(name, {}) if name == case else {})
-    if name in CHANNELS:
-        settings = {"channels": CHANNELS[name](dim)}
+    if name in SHAPES:
+        settings = SHAPES[name](dim)
     method = create_method(name.partition("+")[0], **settings).fit(base_bank(dim))
     if method.needs_backbone:
         return method.with_backbone(torch.nn.Linear(1, 1, dtype=dtype), 5, feature_dim=dim)
