@@ -35,7 +35,7 @@ def describe_method(name: str, method: Method) -> dict | None:
         return None
     settings = getattr(method, "settings", method)
     fields = dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ()
-    parameters = {field.name: getattr(settings, field.name) for field in fields}
+    parameters = {field.name: getattr(settings, field.name) for field in fields if "fitted" not in field.metadata}
     return {"method": name, "parameters": parameters, "ways": getattr(method, "ways", None), "sha256": state_sha256(state)}
 
 

@@ -87,8 +87,8 @@ class Cosoc(Method):
                 choice = _closest(left)  # [E, N, K]
                 vectors.append(l2_normalise(_taken(left, choice).sum(2)))
                 left = _without(left, choice)
-            weights.append(torch.where(several[..., 0], self.alpha**number, 1.0))
-        return _Focus(torch.stack(vectors, 2), torch.stack(weights, 2).to(images))
+            weights.append(1 + several[..., 0].to(images) * (self.alpha**number - 1))
+        return _Focus(torch.stack(vectors, 2), torch.stack(weights, 2))
 
     def _scores(self, query: Tensor, vectors: Tensor) -> Tensor:
         """[E, Q, N] for crops [E, Q, V, D] of the queries and vectors [E, N, V, D] of the classes."""

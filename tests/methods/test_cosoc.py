@@ -9,7 +9,6 @@ from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.methods import cosoc
 from fewshot.methods.cosoc import Cosoc
-from fewshot.methods.nearest_neighbour import NearestNeighbour
 from fewshot.methods.simple_shot import SimpleShot
 from tests.conftest import random_episodes
 
@@ -66,7 +65,7 @@ def test_one_crop_is_the_nearest_class_mean():
     episodes = crops_of(crops=1, dim=24)
     torch.testing.assert_close(Cosoc(crops=1)(episodes), SimpleShot(norm="l2n", metric="cosine")(episodes).relu())
     single = crops_of(shots=1, crops=1, dim=24)
-    torch.testing.assert_close(Cosoc(crops=1)(single), NearestNeighbour("cosine")(single).relu())
+    torch.testing.assert_close(Cosoc(crops=1)(single), SimpleShot(norm="un", metric="cosine")(single).relu())
 
 
 def test_a_shared_object_is_found():
