@@ -13,28 +13,54 @@ from fewshot.methods.base import IterativeMethod, Method, Refinement, TwoStageMe
 
 _SOLVE_BYTES = 8 << 20  # reduced features that a two-stage method solves together: its arrays stay in the third level
 _SOLVE = 1024  # episodes it solves together at most
+_ANSWER_BYTES = 2 << 20  # logits handed out together: checks and measures cost calls, not arithmetic
 
 
 def answers(method: Method, batches: Iterable[Episodes]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """(logits [E, Q, N], and of an iterative method also `iterations` and `converged` [E]) of all episodes in order: batch
-    by batch, or of several batches together where the method reduces them first.
+    """(logits [E, Q, N], and of an iterative method also `iterations` and `converged` [E]) of all episodes in order, those
+    of several batches together.
 
     Raises FewshotError for logits that are not finite.
     """
-    for answer in _raw(method, batches):
-        logits, extra = answer, {}
-        if isinstance(answer, Refinement):
-            logits, extra = answer.logits, {"iterations": answer.iterations, "converged": answer.converged}
-        if not torch.isfinite(logits).all():
+    for found in _together(_named(answer) for answer in _raw(method, batches)):
+        logits = found.pop("logits")
+        # A finite sum has finite terms, and is several times faster to look at.
+        if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():
             bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
             raise FewshotError(f"{type(method).__name__} returned logits that are not finite (episode {bad} of a chunk of "
                                f"{len(logits)}); check the features, or use float64")
-        yield logits, extra
+        yield logits, found
+
+
+def _named(answer: Tensor | Refinement) -> dict[str, Tensor]:
+    if isinstance(answer, Refinement):
+        return {"logits": answer.logits, "iterations": answer.iterations, "converged": answer.converged}
+    return {"logits": answer}
+
+
+def _together(answers: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """The same episodes in fewer, larger parts; answers are copied as they come, so that none is kept alive among the freed
+    features of its batch."""
+    held, filled, room = {}, 0, 0
+    for answer in answers:
+        count = len(answer["logits"])
+        if filled and filled + count > room:
+            yield {name: values[:filled] for name, values in held.items()}
+            filled = 0
+        if not filled:
+            room = max(count, _ANSWER_BYTES // answer["logits"][0].nbytes)
+            held = {name: values.new_empty(room, *values.shape[1:]) for name, values in answer.items()}
+        for name, values in answer.items():
+            held[name][filled : filled + count] = values
+        filled += count
+    if filled:
+        yield {name: values[:filled] for name, values in held.items()}
 
 
 def _raw(method: Method, batches: Iterable[Episodes]) -> Iterator[Tensor | Refinement]:
     if not isinstance(method, TwoStageMethod):
-        yield from (method.refine(batch) if isinstance(method, IterativeMethod) else method(batch) for batch in batches)
+        # `map` lets go of a batch before it asks for the next one, which can then use the same memory.
+        yield from map(method.refine if isinstance(method, IterativeMethod) else method, batches)
         return
     parts, count = [], 0
     for batch in batches:

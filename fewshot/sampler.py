@@ -126,7 +126,8 @@ class EpisodeSampler:
         drawn = [self._draw(begin, min(rows, start + count - begin)) for begin in range(start, start + count, rows)]
         classes, ways, shots, counts, items, keys = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
         shape = np.stack([ways, shots.sum(1), counts.sum(1)], 1)
-        for group in np.unique(shape, axis=0):
+        groups = shape[:1] if (shape == shape[0]).all() else np.unique(shape, axis=0)
+        for group in groups:
             where = np.flatnonzero((shape == group).all(1))
             n = int(group[0])
             found = _assemble(classes[where, :n], shots[where, :n], counts[where, :n], items[where, :n], keys[where])

@@ -11,7 +11,7 @@ from fewshot.errors import FewshotError
 from fewshot.methods.base import METHODS, BaseMean, Method, fitted
 from fewshot.ops.distances import cosine, squared_euclidean
 from fewshot.ops.features import check_norm, normalise_episodes
-from fewshot.ops.rectification import aligned_points, rectified_prototypes
+from fewshot.ops.rectification import aligned, rectified_prototypes
 
 VARIANTS = ("paper", "code")
 QUERIES = ("shifted", "unshifted")
@@ -60,9 +60,9 @@ class BDCSPN(BaseMean, Method):
 
     def __call__(self, episodes: Episodes) -> Tensor:
         episodes = normalise_episodes(episodes, self.norm, self.base_mean)
-        points, paper = aligned_points(episodes), self.variant == "paper"
+        shifted, paper = aligned(episodes), self.variant == "paper"
         scale = (1.0 if paper else 10.0) if self.scale == "auto" else self.scale
-        centres = rectified_prototypes(points, episodes.support_labels, episodes.ways, scale, normalised=paper)
-        query = points[:, episodes.support.shape[1]:] if self.queries == "shifted" else episodes.query
+        centres = rectified_prototypes(shifted, scale, normalised=paper)
+        query = (shifted if self.queries == "shifted" else episodes).query
         scores = cosine(query, centres) if paper else -squared_euclidean(query, centres)  # [E, Q, N]
         return scores / self.temperature

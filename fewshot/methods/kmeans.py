@@ -12,7 +12,7 @@ from fewshot.episodes import Episodes
 from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.clustering import ClusteringOptions, cluster
 from fewshot.ops.features import check_norm, normalise_episodes
-from fewshot.ops.rectification import aligned_points
+from fewshot.ops.rectification import aligned
 
 
 @METHODS.register("kmeans")
@@ -50,7 +50,7 @@ class KMeans(BaseMean, IterativeMethod):
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         episodes = normalise_episodes(episodes, self.norm, self.base_mean)
-        points, shots = aligned_points(episodes), episodes.support.shape[1]
+        points, shots = torch.cat([episodes.support, aligned(episodes).query], dim=1), episodes.support.shape[1]
         found = cluster(points, episodes.support_labels, episodes.ways, self.options(), history)
         logits = found.scores[:, shots:]  # [E, Q, N]
         trace, space = None, None

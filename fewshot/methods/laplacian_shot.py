@@ -14,7 +14,7 @@ from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement,
 from fewshot.ops.features import check_norm, normalise_episodes
 from fewshot.ops.graphs import bound_updates, distances_to_centres_and_each_other, knn_affinity
 from fewshot.ops.prototypes import prototypes
-from fewshot.ops.rectification import aligned_points, rectified_prototypes
+from fewshot.ops.rectification import aligned, rectified_prototypes
 
 QUERIES = ("shifted", "unshifted")
 
@@ -72,10 +72,10 @@ class LaplacianShot(BaseMean, IterativeMethod):
         episodes = normalise_episodes(episodes, self.norm, self.base_mean)
         query = episodes.query
         if self.rectify:
-            points = aligned_points(episodes)
-            centres = rectified_prototypes(points, episodes.support_labels, episodes.ways, normalised=False)
+            shifted = aligned(episodes)
+            centres = rectified_prototypes(shifted, normalised=False)
             if self.queries == "shifted":
-                query = points[:, episodes.support.shape[1]:]
+                query = shifted.query
         else:
             centres = prototypes(episodes)
         unary, apart = distances_to_centres_and_each_other(query, centres)  # [E, Q, N], [E, Q, Q]

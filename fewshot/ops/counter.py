@@ -32,12 +32,14 @@ def ordered_subset(uniform: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     uniform [R, k], sizes [R] -> [R, k]. Steps beyond a row's size repeat its last state and must not be used.
     """
     rows, k = uniform.shape
-    table = np.broadcast_to(np.arange(max(int(sizes.max()), k), dtype=np.int32), (rows, max(int(sizes.max()), k))).copy()
-    row = np.arange(rows)
-    for step in range(k):
-        other = step + below(uniform[:, step], np.maximum(sizes - step, 1))
-        taken = table[row, other]
-        table[row, other] = table[:, step]
-        table[:, step] = taken
+    steps = np.arange(k)[:, None]
+    other = (steps + below(np.ascontiguousarray(uniform.T), np.maximum(sizes - steps, 1))).astype(np.int32)  # [k, R]
+    # Step s swaps places s and other[s]. Instead of a table of all places per row, only what was moved is kept: a place
+    # holds its own number, unless an earlier step moved something there, which few did.
+    taken, moved = other.copy(), np.broadcast_to(steps.astype(np.int32), other.shape).copy()
+    for step in range(1, k):
+        for values, place in ((taken[step], other[step]), (moved[step], step)):
+            earlier, row = np.divmod(np.flatnonzero(other[:step] == place), rows)
+            values[row] = moved[earlier, row]  # of repeated rows the latest step counts
     # Positions past a small row's end hold no item of that row; point them at a valid one.
-    return np.minimum(table[:, :k], np.maximum(sizes - 1, 0)[:, None]).astype(np.int64)
+    return np.minimum(taken.T, np.maximum(sizes - 1, 0)[:, None], dtype=np.int64, order="C")

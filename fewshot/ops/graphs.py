@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fewshot.errors import FewshotError
+from fewshot.ops.distances import near_origin
 from fewshot.ops.prototypes import one_hot
 
 # exp of it is 0 in every floating type, while 0 * it stays 0 where 0 * inf would be NaN.
@@ -30,13 +31,12 @@ def centred_gram(x: Tensor) -> Tensor:
 
 
 def distances_to_centres_and_each_other(x: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """|x_i - c_k|^2 [E, P, N] and |x_i - x_j|^2 [E, P, P] for x [E, P, D] and centres [E, N, D], sharing the centred
-    copy of x and its norms."""
-    origin = x.mean(dim=1, keepdim=True)
-    x, centres = x - origin, centres - origin
+    """|x_i - c_k|^2 [E, P, N] and |x_i - x_j|^2 [E, P, P] for x [E, P, D] and centres [E, N, D], sharing the norms of x."""
+    x, centres = near_origin(x, centres)
     gram = x @ x.transpose(-1, -2)
-    squares = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) + centres.square().sum(-1).unsqueeze(1)
-    return torch.baddbmm(squares, x, centres.transpose(-1, -2), alpha=-2).clamp_min_(0), squared_distances(gram)
+    squares = centres.square().sum(-1, keepdim=True) + gram.diagonal(dim1=-2, dim2=-1).unsqueeze(1)  # [E, N, P]
+    to_centres = torch.baddbmm(squares, centres, x.transpose(-1, -2), alpha=-2).clamp_min_(0)
+    return to_centres.transpose(1, 2), squared_distances(gram)
 
 
 def knn_affinity(squared: Tensor, neighbours: int, symmetric: bool = False) -> Tensor:
@@ -58,13 +58,22 @@ def knn_affinity(squared: Tensor, neighbours: int, symmetric: bool = False) -> T
     affinity = torch.zeros_like(squared)
     # Repeated minima instead of topk: several times faster for the two or three neighbours in use.
     for _ in range(min(neighbours, squared.shape[-1] - 1)):
-        nearest = squared.argmin(dim=-1, keepdim=True)  # [E, P, 1]
-        affinity.scatter_(-1, nearest, 1)
-        squared.scatter_(-1, nearest, infinity)
+        nearest = _smallest(squared).to(squared.dtype)
+        affinity += nearest
+        squared.add_(nearest, alpha=infinity)
     if symmetric:
         affinity = (affinity + affinity.transpose(-1, -2)) / 2
         affinity.diagonal(dim1=-2, dim2=-1).add_(affinity.sum(-1))
     return affinity
+
+
+def _smallest(values: Tensor) -> Tensor:
+    """Mask of the smallest number along the last axis, of several equal ones the first."""
+    mask = values == values.amin(-1, keepdim=True)
+    if int(mask.count_nonzero()) == mask[..., 0].numel():
+        return mask
+    # Only for ties: argmin is not vectorised, and takes longer than all of the above.
+    return torch.zeros_like(mask).scatter_(-1, values.argmin(dim=-1, keepdim=True), True)
 
 
 class BoundUpdates(NamedTuple):

@@ -28,7 +28,8 @@ class LinearFit:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits [E, A, N] of x [E, A, D]."""
-        return torch.baddbmm(self.intercept.unsqueeze(1), x, self.weights.transpose(1, 2))
+        # The few classes in front: the product is several times faster than the other way round.
+        return torch.baddbmm(self.intercept.unsqueeze(-1), self.weights, x.transpose(1, 2)).transpose(1, 2)
 
 
 def fit_ridge(x: Tensor, labels: Tensor, ways: int, regularisation: float = 1.0, intercept: bool = True) -> LinearFit:
@@ -46,11 +47,12 @@ def fit_ridge(x: Tensor, labels: Tensor, ways: int, regularisation: float = 1.0,
     gram = x @ transposed if wide else transposed @ x
     factor = torch.linalg.cholesky(gram + regularisation * torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device))
     if wide:
-        weights = transposed @ torch.cholesky_solve(targets, factor)  # [E, D, N]
+        weights = torch.cholesky_solve(targets, factor).transpose(1, 2) @ x  # [E, N, D]
     else:
-        weights = torch.cholesky_solve(transposed @ targets, factor)
+        weights = torch.cholesky_solve(transposed @ targets, factor).transpose(1, 2)
     iterations = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return LinearFit(weights.transpose(1, 2), (offset - mean @ weights).squeeze(1), iterations, iterations == 0)
+    intercepts = offset.squeeze(1) - (weights @ mean.transpose(1, 2)).squeeze(-1)
+    return LinearFit(weights, intercepts, iterations, iterations == 0)
 
 
 @torch.no_grad()
@@ -85,8 +87,9 @@ def fit_logistic(x: Tensor, labels: Tensor, ways: int, C: float = 1.0, max_itera
         pivots = coordinates.diagonal(dim1=1, dim2=2)
         coordinates = coordinates + torch.diag_embed((pivots == 0).to(x.dtype))
         dual = torch.linalg.solve_triangular(coordinates.transpose(1, 2), weights, upper=True)
-        weights = centred.transpose(1, 2) @ dual
-    weights = weights.transpose(1, 2)  # [E, N, D]
+        weights = dual.transpose(1, 2) @ centred  # [E, N, D]
+    else:
+        weights = weights.transpose(1, 2)
     return LinearFit(weights, result[:, -1] - (weights @ mean.transpose(1, 2)).squeeze(-1), iterations, converged)
 
 

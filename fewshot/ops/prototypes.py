@@ -20,6 +20,17 @@ def weighted_means(x: Tensor, weights: Tensor) -> Tensor:
     return (weights.transpose(1, 2) @ x) / total.clamp_min(torch.finfo(x.dtype).tiny)
 
 
+def class_sums(x: Tensor, labels: Tensor, ways: int) -> tuple[Tensor, Tensor]:
+    """Sum of the rows of each class [E, N, D] and their number [E, N], for x [E, S, D] and labels [E, S]."""
+    # Adding rows reads each once; a product with one-hot labels makes N - 1 of N multiplications with 0.
+    episodes = torch.arange(len(x), device=labels.device).unsqueeze(1)
+    owner = (labels + episodes * ways).flatten()
+    sums = x.new_zeros(len(x) * ways, x.shape[-1]).index_add(0, owner, x.flatten(0, 1))
+    counts = x.new_zeros(len(x) * ways).index_add(0, owner, x.new_ones(len(owner)))
+    return sums.view(len(x), ways, -1), counts.view(len(x), ways)
+
+
 def prototypes(episodes: Episodes) -> Tensor:
     """Mean of each class's support [E, N, D]; shots are counted from the labels, so they may be unequal."""
-    return weighted_means(episodes.support, one_hot(episodes.support_labels, episodes.ways, episodes.support.dtype))
+    sums, counts = class_sums(episodes.support, episodes.support_labels, episodes.ways)
+    return sums / counts.clamp_min(1).unsqueeze(-1)

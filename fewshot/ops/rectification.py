@@ -6,25 +6,23 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.ops.distances import l2_normalise
-from fewshot.ops.prototypes import one_hot, weighted_means
+from fewshot.ops.distances import cosine
+from fewshot.ops.prototypes import one_hot, prototypes
 
 
-def aligned_points(episodes: Episodes) -> Tensor:
-    """Support, then the queries moved by mean(support) - mean(query): [E, S+Q, D].
+def aligned(episodes: Episodes) -> Episodes:
+    """The episodes with the queries moved by mean(support) - mean(query).
 
     The shift assumes that support and query hold the classes in the same proportions.
     """
-    points = torch.cat([episodes.support, episodes.query], dim=1)
     shift = episodes.support.mean(dim=1, keepdim=True) - episodes.query.mean(dim=1, keepdim=True)
-    points[:, episodes.support.shape[1]:] += shift
-    return points
+    return Episodes.trusted(support=episodes.support, support_labels=episodes.support_labels, query=episodes.query + shift,
+                            ways=episodes.ways, text=episodes.text, unlabelled=episodes.unlabelled)
 
 
-def rectified_prototypes(points: Tensor, support_labels: Tensor, ways: int, scale: float = 10.0,
-                         normalised: bool = True) -> Tensor:
-    """Prototypes [E, N, D] re-estimated from points [E, S+Q, D] (support first), weighted by scale * cosine to the
-    class means w of the support.
+def rectified_prototypes(episodes: Episodes, scale: float = 10.0, normalised: bool = True) -> Tensor:
+    """Prototypes [E, N, D] re-estimated from support and queries, weighted by scale * cosine to the class means w of the
+    support.
 
     normalised   True (paper): weights exp(scale cos(x, w_n)) normalised over the members of class n: its
                  own support and the points nearest to w_n among the queries.
@@ -33,15 +31,21 @@ def rectified_prototypes(points: Tensor, support_labels: Tensor, ways: int, scal
                  weights do not sum to one, so the prototypes are shorter than their members. A class that no point is
                  nearest to keeps w_n (the official code drops the class and fails).
     """
-    shots = support_labels.shape[1]
-    truth = one_hot(support_labels, ways, points.dtype)
-    means = weighted_means(points[:, :shots], truth)
-    norms = points.norm(dim=-1).clamp_min(1e-12).unsqueeze(1)  # [E, 1, P]
-    similarity = scale * (l2_normalise(means) @ points.transpose(1, 2)) / norms  # [E, N, P]
-    members = one_hot(similarity.argmax(dim=1), ways, points.dtype).transpose(1, 2)  # [E, N, P]
+    support, query, ways = episodes.support, episodes.query, episodes.ways
+    shots, means = support.shape[1], prototypes(episodes)
+    # Support and queries are not copied into one array: only their similarities are.
+    similarity = scale * torch.cat([cosine(x, means).transpose(1, 2) for x in (support, query)], dim=-1)  # [E, N, P]
+    # The search along a short last axis in memory is several times faster than along an outer one.
+    nearest = similarity.transpose(1, 2).contiguous().argmax(-1)
+    members = one_hot(nearest, ways, query.dtype).transpose(1, 2)  # [E, N, P]
     if normalised:
-        members = torch.cat([truth.transpose(1, 2), members[..., shots:]], dim=-1)
-        return similarity.masked_fill(members == 0, -torch.inf).softmax(dim=-1) @ points
+        truth = one_hot(episodes.support_labels, ways, query.dtype).transpose(1, 2)
+        members = torch.cat([truth, members[..., shots:]], dim=-1)
+        weights = similarity.masked_fill(members == 0, -torch.inf).softmax(dim=-1)
+    else:
+        weights = members * similarity.softmax(dim=1)
+    rectified = torch.baddbmm(weights[..., :shots] @ support, weights[..., shots:], query)
+    if normalised:
+        return rectified
     size = members.sum(-1, keepdim=True)
-    rectified = (members * similarity.softmax(dim=1)) @ points / size.clamp_min(1)
-    return rectified.where(size > 0, means)
+    return (rectified / size.clamp_min(1)).where(size > 0, means)

@@ -6,7 +6,7 @@ import torch
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.methods.bd_cspn import BDCSPN
-from fewshot.ops.rectification import aligned_points, rectified_prototypes
+from fewshot.ops.rectification import aligned, rectified_prototypes
 from tests.conftest import random_episodes
 from tests.methods.agreement import check_distances, check_soft
 
@@ -44,7 +44,7 @@ def reference(support, labels, query, ways, scale, paper):
 @pytest.mark.parametrize("scale", [1.0, 10.0])
 def test_rectified_prototypes_against_a_loop(paper, scale):
     episodes = random_episodes(shots=3, queries=22)
-    found = rectified_prototypes(aligned_points(episodes), episodes.support_labels, 5, scale, paper)
+    found = rectified_prototypes(aligned(episodes), scale, paper)
     for e in range(len(episodes)):
         expected = reference(episodes.support[e], episodes.support_labels[e], episodes.query[e], 5, scale, paper)
         torch.testing.assert_close(found[e], expected, atol=1e-12, rtol=0)
@@ -66,7 +66,7 @@ def test_a_class_without_members_keeps_its_mean():
     episodes = empty_class_episode()
     for norm, variant in (("un", "code"), ("un", "paper")):
         assert torch.isfinite(BDCSPN(norm=norm, variant=variant)(episodes)).all()
-    found = rectified_prototypes(aligned_points(episodes), episodes.support_labels, 3, normalised=False)
+    found = rectified_prototypes(aligned(episodes), normalised=False)
     torch.testing.assert_close(found[0, 2], episodes.support[0, 2:].mean(0))
     assert not torch.allclose(found[0, 0], episodes.support[0, 0])
 
