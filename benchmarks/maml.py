@@ -30,9 +30,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import machine
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transductive import machine
 
 from fewshot import provenance
 from fewshot.backbones import create_backbone

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from common import machine
 from maml import build, spread
-from transductive import machine
 
 from fewshot import provenance
 from fewshot.training.parallel import Team

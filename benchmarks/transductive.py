@@ -17,22 +17,16 @@ import argparse
 import importlib.metadata
 import importlib.util
 import os
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
+from common import Contender, call_text, easyfsl_method, index_chunks, machine
+from common import clusters as bank
+from common import rate as _rate
 
 from fewshot import provenance
-from fewshot.answers import answers
 from fewshot.banks import FeatureBank
-from fewshot.evaluate import _chunks
-from fewshot.methods import METHODS, Method, create_method
-from fewshot.methods.base import TwoStageMethod
-from fewshot.sampler import EpisodeSampler
+from fewshot.methods import METHODS, create_method
 
 SETTINGS = (1, 5)  # shots
 EPISODES = 512  # at most; slow methods run on the first few
@@ -52,68 +46,8 @@ PAIRS = (("PrototypicalNetworks", {}, "protonet", {}),
          ("BDCSPN", {"feature_normalization": 2}, "bd_cspn", {"norm": "l2n"}))
 
 
-def bank(split_seed: int, classes: int = 20, items: int = 200) -> FeatureBank:
-    """Clusters whose 1-shot accuracy is about that of miniImageNet features; about half of the entries are zero."""
-    generator = torch.Generator().manual_seed(split_seed)
-    centres = torch.randn(classes, 1, 640, generator=generator)
-    noise = torch.randn(classes, items, 640, generator=generator)
-    return FeatureBank((0.3 * centres + noise).relu().flatten(0, 1), torch.arange(classes).repeat_interleave(items))
-
-
 def chunks_of(features: FeatureBank, shots: int) -> list:
-    sampler = EpisodeSampler(features, shots=shots)
-    (_, chunks), = _chunks(sampler, EPISODES, features)
-    return [chunk.gather(features) for chunk in chunks]
-
-
-class Contender:
-    """A method or function that answers a list of episode batches, and how many episodes it is given per round."""
-
-    def __init__(self, label: str, answer: Method | Callable, chunks: list, seconds: float):
-        self.label, self.answer, self.rates = label, answer, []
-        # Methods with two stages are given several chunks together, as in an evaluation.
-        self.all = partial(answers, answer) if isinstance(answer, Method) else partial(map, answer)
-        with torch.no_grad():
-            answer(chunks[0][:1])  # first calls set up thread pools and caches
-            start = time.perf_counter()
-            answer(chunks[0][:2])
-            # A chunk is faster per episode than these two: at least that many fit into `seconds`.
-            fit = int(2 * seconds / (time.perf_counter() - start))
-        size = len(chunks[0])
-        self.chunks = [chunks[0][: max(2, fit)]] if fit < size else chunks[: fit // size]
-        if isinstance(answer, TwoStageMethod):
-            self.chunks = chunks  # its rate depends on how many episodes it solves together
-        self.episodes = sum(len(chunk) for chunk in self.chunks)
-
-    def run(self) -> None:
-        with torch.no_grad():
-            start = time.perf_counter()
-            for _ in self.all(self.chunks):
-                pass
-        self.rates.append(self.episodes / (time.perf_counter() - start))
-
-    @property
-    def rate(self) -> float:
-        return statistics.median(self.rates)
-
-    def cell(self) -> str:
-        return f"{_rate(self.rate)} ({_rate(min(self.rates))} to {_rate(max(self.rates))})"
-
-
-def theirs(name: str, settings: dict) -> Callable:
-    """One of easyfsl's methods, which take one episode at a time; its identity backbone passes features through."""
-    import easyfsl.methods
-
-    classifier = getattr(easyfsl.methods, name)(**settings)
-
-    def answer(episodes):
-        found = []
-        for support, labels, query in zip(episodes.support, episodes.support_labels, episodes.query, strict=True):
-            classifier.process_support_set(support, labels)
-            found.append(classifier(query))
-        return torch.stack(found)
-
-    return answer
+    return [chunk.gather(features) for chunk in index_chunks(features, 5, shots, EPISODES)]
 
 
 def measure(shots: int, names: list[str], rounds: int, seconds: float, with_easyfsl: bool) -> tuple[dict, list]:
@@ -123,8 +57,8 @@ def measure(shots: int, names: list[str], rounds: int, seconds: float, with_easy
     pairs = []
     for official, their_settings, name, settings in PAIRS if with_easyfsl else ():
         if name in names:
-            left = Contender(_call(official, their_settings), theirs(official, their_settings), chunks, seconds)
-            right = Contender(_call(name, settings), create_method(name, **settings).fit(base), chunks, seconds)
+            left = Contender(call_text(official, their_settings), easyfsl_method(official, their_settings), chunks, seconds)
+            right = Contender(call_text(name, settings), create_method(name, **settings).fit(base), chunks, seconds)
             with torch.no_grad():
                 same = (left.answer(chunks[0]).argmax(-1) == right.answer(chunks[0]).argmax(-1)).double().mean()
             pairs.append((left, right, float(same)))
@@ -132,24 +66,6 @@ def measure(shots: int, names: list[str], rounds: int, seconds: float, with_easy
         for contender in [*methods.values(), *(contender for pair in pairs for contender in pair[:2])]:
             contender.run()
     return methods, pairs
-
-
-def _call(name: str, settings: dict) -> str:
-    return f"{name}({', '.join(f'{key}={value}' for key, value in settings.items())})"
-
-
-def _rate(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
-
-
-def machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
-    except OSError:
-        pass
-    return f"{cpu}, {os.cpu_count()} cores"
 
 
 def page(found: dict[int, tuple[dict, list]], rounds: int, loads: tuple[float, float]) -> str:

@@ -59,10 +59,11 @@ class BDCSPN(BaseMean, Method):
             raise FewshotError(f"temperature={self.temperature}; give a positive number")
 
     def __call__(self, episodes: Episodes) -> Tensor:
-        episodes = normalise_episodes(episodes, self.norm, self.base_mean)
-        shifted, paper = aligned(episodes), self.variant == "paper"
+        shifted, paper = aligned(episodes, self.norm, self.base_mean), self.variant == "paper"
         scale = (1.0 if paper else 10.0) if self.scale == "auto" else self.scale
-        centres = rectified_prototypes(shifted, scale, normalised=paper)
-        query = (shifted if self.queries == "shifted" else episodes).query
-        scores = cosine(query, centres) if paper else -squared_euclidean(query, centres)  # [E, Q, N]
+        query, lengths = shifted.query, shifted.query.norm(dim=-1)
+        centres = rectified_prototypes(shifted, scale, paper, lengths)
+        if self.queries == "unshifted":
+            query, lengths = normalise_episodes(episodes, self.norm, self.base_mean).query, None
+        scores = cosine(query, centres, lengths) if paper else -squared_euclidean(query, centres)  # [E, Q, N]
         return scores / self.temperature

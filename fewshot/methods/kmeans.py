@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from fewshot.episodes import Episodes
 from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.clustering import ClusteringOptions, cluster
-from fewshot.ops.features import check_norm, normalise_episodes
+from fewshot.ops.features import check_norm
 from fewshot.ops.rectification import aligned
 
 
@@ -49,11 +48,11 @@ class KMeans(BaseMean, IterativeMethod):
 
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
-        episodes = normalise_episodes(episodes, self.norm, self.base_mean)
-        points, shots = torch.cat([episodes.support, aligned(episodes).query], dim=1), episodes.support.shape[1]
+        episodes = aligned(episodes, self.norm, self.base_mean)
+        points, shots = torch.cat([episodes.support, episodes.query], dim=1), episodes.support.shape[1]
         found = cluster(points, episodes.support_labels, episodes.ways, self.options(), history)
         logits = found.scores[:, shots:]  # [E, Q, N]
         trace, space = None, None
         if history:
-            trace, space = [w @ points for w in found.history], dataclasses.replace(episodes, query=points[:, shots:])
+            trace, space = [w @ points for w in found.history], episodes
         return Refinement(logits, found.weights @ points, found.iterations, found.converged, trace, space)

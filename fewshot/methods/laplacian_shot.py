@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -69,20 +68,15 @@ class LaplacianShot(BaseMean, IterativeMethod):
 
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
-        episodes = normalise_episodes(episodes, self.norm, self.base_mean)
-        query = episodes.query
-        if self.rectify:
-            shifted = aligned(episodes)
-            centres = rectified_prototypes(shifted, normalised=False)
-            if self.queries == "shifted":
-                query = shifted.query
-        else:
-            centres = prototypes(episodes)
-        unary, apart = distances_to_centres_and_each_other(query, centres)  # [E, Q, N], [E, Q, Q]
+        points = (aligned if self.rectify else normalise_episodes)(episodes, self.norm, self.base_mean)
+        centres = rectified_prototypes(points, normalised=False) if self.rectify else prototypes(points)
+        if self.rectify and self.queries == "unshifted":
+            points = normalise_episodes(episodes, self.norm, self.base_mean)
+        unary, apart = distances_to_centres_and_each_other(points.query, centres)  # [E, Q, N], [E, Q, Q]
         affinity = knn_affinity(apart, self.neighbours, self.symmetric)
         found = bound_updates(unary, affinity, self._weight(episodes), self.max_iterations, self.tolerance)
-        space = dataclasses.replace(episodes, query=query) if history else None
-        return Refinement(found.scores, centres, found.iterations, found.converged, [centres] if history else None, space)
+        return Refinement(found.scores, centres, found.iterations, found.converged, [centres] if history else None,
+                          points if history else None)
 
     def _weight(self, episodes: Episodes) -> float:
         if self.laplacian_weight != "auto":

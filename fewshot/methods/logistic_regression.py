@@ -9,14 +9,15 @@ from torch import Tensor
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
+from fewshot.methods.base import METHODS, BaseMean, Refinement, TwoStageMethod, fitted
 from fewshot.ops.features import check_norm, normalise_episodes
 from fewshot.ops.linear import fit_logistic
+from fewshot.ops.span import to_support_span
 
 
 @METHODS.register("logistic_regression")
 @dataclass(frozen=True, eq=False)
-class LogisticRegression(BaseMean, IterativeMethod):
+class LogisticRegression(BaseMean, TwoStageMethod):
     """Multinomial logistic regression fitted to the normalised support of each episode, the classifier of RFS.
 
     C               weight of the cross-entropy, summed over the support, against |W|^2 / 2; the intercept is free
@@ -50,8 +51,12 @@ class LogisticRegression(BaseMean, IterativeMethod):
             raise FewshotError(f"tolerance={self.tolerance!r}; give a positive number, or None for the default")
 
     @torch.no_grad()
-    def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
+    def reduce(self, episodes: Episodes) -> Episodes:
+        return to_support_span(normalise_episodes(episodes, self.norm, self.base_mean))
+
+    @torch.no_grad()
+    def solve(self, reduced: Episodes, history: bool = False) -> Refinement:
         """Fit and classify. There are no prototypes, hence no history; `ops.linear.fit_logistic` gives the weights."""
-        e = normalise_episodes(episodes, self.norm, self.base_mean)
-        model = fit_logistic(e.support, e.support_labels, e.ways, self.C, self.max_iterations, self.tolerance)
-        return Refinement(model(e.query), None, model.iterations, model.converged)
+        model = fit_logistic(reduced.support, reduced.support_labels, reduced.ways, self.C, self.max_iterations,
+                             self.tolerance)
+        return Refinement(model(reduced.query), None, model.iterations, model.converged)

@@ -11,7 +11,7 @@ from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.methods.base import METHODS, IterativeMethod, Refinement
 from fewshot.ops.mixtures import GaussianStatistics, centroids, gaussian_em
-from fewshot.ops.prototypes import one_hot
+from fewshot.ops.prototypes import class_sums
 
 
 @METHODS.register("paddle")
@@ -76,9 +76,8 @@ class Moments:
 def shifted_moments(episodes: Episodes, scale_by_range: bool = False) -> Moments:
     """What Gaussian EM needs, relative to the mean query: distances ignore a shift, rounding does not."""
     query = episodes.query
-    weights = one_hot(episodes.support_labels, episodes.ways, query.dtype)
-    counts = weights.sum(1)  # [E, N]
-    means = weights.transpose(1, 2) @ episodes.support / counts.unsqueeze(-1)
+    sums, counts = class_sums(episodes.support, episodes.support_labels, episodes.ways)
+    means = sums / counts.unsqueeze(-1)
     origin = query.mean(1, keepdim=True)
     query, means = query - origin, means - origin
     scale = 1.0

@@ -40,8 +40,12 @@ def l2_normalise(x: Tensor, epsilon: float = 1e-12) -> Tensor:
     return x / x.norm(dim=-1, keepdim=True).clamp_min(epsilon)
 
 
-def cosine(x: Tensor, y: Tensor) -> Tensor:
-    """Cosine similarities of x [E, A, D] and y [E, B, D] -> [E, A, B]; zero vectors are similar to nothing (0)."""
+def cosine(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Cosine similarities of x [E, A, D] and y [E, B, D] -> [E, A, B]; zero vectors are similar to nothing (0).
+
+    lengths   |x| [E, A], where known
+    """
     # x, usually the longer side, is not copied: its norms divide the products.
     products = l2_normalise(y) @ x.transpose(-1, -2)  # [E, B, A]
-    return (products / x.norm(dim=-1).unsqueeze(-2).clamp_min(1e-12)).transpose(-1, -2)
+    lengths = x.norm(dim=-1) if lengths is None else lengths
+    return (products / lengths.unsqueeze(-2).clamp_min(1e-12)).transpose(-1, -2)

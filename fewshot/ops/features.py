@@ -20,16 +20,20 @@ def check_norm(norm: str, known: tuple[str, ...] = NORMS) -> None:
 def normalise_episodes(episodes: Episodes, norm: str, base_mean: Tensor | None = None) -> Episodes:
     """SimpleShot's three normalisations: "un" nothing, "l2n" x/|x|, "cl2n" (x - m)/|x - m| with m = base_mean [D],
     the mean feature of the base classes (never of the episode)."""
-    if norm == "un":
-        return episodes
-    if norm == "l2n":
-        return episodes.with_features(l2_normalise)
+    episodes = off_base_mean(episodes, norm, base_mean)
+    return episodes if norm == "un" else episodes.with_features(l2_normalise)
+
+
+def off_base_mean(episodes: Episodes, norm: str, base_mean: Tensor | None) -> Episodes:
+    """The first step of `normalise_episodes`: "cl2n" subtracts base_mean, the others nothing."""
     check_norm(norm)
+    if norm != "cl2n":
+        return episodes
     if base_mean is None:
         raise FewshotError("norm='cl2n' subtracts the mean feature of the base classes: call method.fit(base_bank) first, "
                            "or choose norm='l2n'")
     mean = base_mean.to(episodes.support)
-    return episodes.with_features(lambda x: l2_normalise(x - mean))
+    return episodes.with_features(lambda x: x - mean)
 
 
 def power_transform(x: Tensor, beta: float, epsilon: float = 1e-6) -> Tensor:

@@ -6,21 +6,32 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.ops.distances import cosine
+from fewshot.ops.distances import cosine, l2_normalise
+from fewshot.ops.features import off_base_mean
 from fewshot.ops.prototypes import one_hot, prototypes
 
 
-def aligned(episodes: Episodes) -> Episodes:
-    """The episodes with the queries moved by mean(support) - mean(query).
+def aligned(episodes: Episodes, norm: str = "un", base_mean: Tensor | None = None) -> Episodes:
+    """The episodes normalised as by `normalise_episodes`, and the queries then moved by mean(support) - mean(query).
 
     The shift assumes that support and query hold the classes in the same proportions.
     """
-    shift = episodes.support.mean(dim=1, keepdim=True) - episodes.query.mean(dim=1, keepdim=True)
-    return Episodes.trusted(support=episodes.support, support_labels=episodes.support_labels, query=episodes.query + shift,
-                            ways=episodes.ways, text=episodes.text, unlabelled=episodes.unlabelled)
+    episodes = off_base_mean(episodes, norm, base_mean)
+    support, query = episodes.support, episodes.query
+    if norm == "un":
+        scale = query.new_ones(*query.shape[:2], 1)
+    else:
+        support = l2_normalise(support)
+        scale = query.norm(dim=-1, keepdim=True).clamp_min(1e-12).reciprocal()  # [E, Q, 1]
+    # Queries are scaled and moved in one pass: the mean of the scaled ones is a product with their scales.
+    shift = support.mean(dim=1, keepdim=True) - scale.transpose(1, 2) @ query / query.shape[1]
+    return Episodes.trusted(support=support, support_labels=episodes.support_labels,
+                            query=torch.addcmul(shift, query, scale), ways=episodes.ways, text=episodes.text,
+                            unlabelled=episodes.unlabelled)
 
 
-def rectified_prototypes(episodes: Episodes, scale: float = 10.0, normalised: bool = True) -> Tensor:
+def rectified_prototypes(episodes: Episodes, scale: float = 10.0, normalised: bool = True,
+                         query_lengths: Tensor | None = None) -> Tensor:
     """Prototypes [E, N, D] re-estimated from support and queries, weighted by scale * cosine to the class means w of the
     support.
 
@@ -30,11 +41,13 @@ def rectified_prototypes(episodes: Episodes, scale: float = 10.0, normalised: bo
                  softmax_n(scale cos(x, w)) x, where A_n holds the support and query points nearest to w_n. These
                  weights do not sum to one, so the prototypes are shorter than their members. A class that no point is
                  nearest to keeps w_n (the official code drops the class and fails).
+    query_lengths   |x| [E, Q] of the queries, where known
     """
     support, query, ways = episodes.support, episodes.query, episodes.ways
     shots, means = support.shape[1], prototypes(episodes)
     # Support and queries are not copied into one array: only their similarities are.
-    similarity = scale * torch.cat([cosine(x, means).transpose(1, 2) for x in (support, query)], dim=-1)  # [E, N, P]
+    similarities = cosine(support, means), cosine(query, means, query_lengths)
+    similarity = scale * torch.cat([x.transpose(1, 2) for x in similarities], dim=-1)  # [E, N, P]
     # The search along a short last axis in memory is several times faster than along an outer one.
     nearest = similarity.transpose(1, 2).contiguous().argmax(-1)
     members = one_hot(nearest, ways, query.dtype).transpose(1, 2)  # [E, N, P]

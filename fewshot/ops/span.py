@@ -50,6 +50,29 @@ def to_span(episodes: Episodes) -> Episodes:
 
 
 @torch.no_grad()
+def to_support_span(episodes: Episodes) -> Episodes:
+    """The episodes relative to the mean of their support and expressed in the span of the support, min(S, D) dimensions.
+
+    Queries are projected onto that span, which is all that a linear classifier fitted to the support sees of them. `text`
+    and `unlabelled` are dropped. Gradients do not pass.
+    """
+    mean = episodes.support.mean(1, keepdim=True)
+    support = episodes.support - mean
+    coordinates = span_coordinates(support)  # [E, S, R]
+    if coordinates.shape[-1] == support.shape[-1]:
+        query = episodes.query - mean
+    else:
+        # support = coordinates @ basis with orthonormal rows, hence query @ basis^T = query @ support^T @ coordinates^-T.
+        # The mean is taken off the few products instead of the queries.
+        products = support @ episodes.query.transpose(1, 2) - support @ mean.transpose(1, 2)  # [E, S, Q]
+        # A point at the mean has a zero row and column: any pivot leaves its coordinate of the queries 0.
+        pivots = coordinates.diagonal(dim1=1, dim2=2)
+        triangle = coordinates + torch.diag_embed((pivots == 0).to(coordinates.dtype))
+        query = torch.linalg.solve_triangular(triangle, products, upper=False).transpose(1, 2)
+    return Episodes.trusted(support=coordinates, support_labels=episodes.support_labels, query=query, ways=episodes.ways)
+
+
+@torch.no_grad()
 def principal_coordinates(x: Tensor) -> Tensor:
     """x [E, n, D] -> y [E, n, min(n, D)]: the coordinates along the eigenvectors of x^T x, largest eigenvalue first.
 

@@ -1,0 +1,349 @@
+"""The benchmark suite: how fast everything is on this machine, beside its floor and beside other libraries.
+
+    python benchmarks/suite.py [--quick] [--only pipeline methods peers backbones training memory]
+                               [--keep suite.json] [--write docs/benchmarks.md] [--figure docs/images/benchmarks.png]
+
+Sections: `pipeline` is sampling, gathering and 10,000 ProtoNet episodes from row numbers to results, beside easyfsl's full
+path; `methods` every method on cached features at three protocols and three feature sizes, over its floor
+(benchmarks/floors.py); `peers` easyfsl, scikit-learn and POT at equal settings; `backbones` images per second; `training`
+one optimiser step of each learner; `memory` peaks of fresh processes. In every section contenders run in turns, ratios
+are within the run, and with one thread (the default) the clock is the processor's.
+
+--keep FILE holds the measurements: sections not asked for with --only are taken from it, so that the page can be made
+in several short runs. --quick takes a minute or two. easyfsl, scikit-learn and POT are timed where they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import (
+    Contender,
+    call_text,
+    clock,
+    clusters,
+    conditions,
+    easyfsl_evaluation,
+    easyfsl_method,
+    index_chunks,
+    installed,
+    interleave,
+    seconds_of,
+)
+from floors import Rates, Shape
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transductive import PAIRS
+
+from fewshot.answers import answers
+from fewshot.backbones import create_backbone
+from fewshot.banks import FeatureBank
+from fewshot.episodes import Episodes
+from fewshot.errors import FewshotError
+from fewshot.evaluate import evaluate
+from fewshot.methods import METHODS, Method, create_method
+from fewshot.methods.base import TwoStageMethod
+from fewshot.ops.distances import l2_normalise, squared_euclidean
+from fewshot.ops.linear import fit_logistic
+from fewshot.ops.prototypes import prototypes
+from fewshot.ops.transport import entropic_plan
+from fewshot.run import Run
+from fewshot.sampler import EpisodeSampler
+from fewshot.training import TrainConfig
+from fewshot.training.learner import make_learner
+
+PROTOCOLS = {"5w1s": (5, 1), "5w5s": (5, 5), "20w5s": (20, 5)}
+DIMS = (640, 64, 2048)
+SLOWEST = 4.0  # seconds of an episode, by its floor, above which a method is not run
+# Learner -> (method, its parameters, options of conv4 at 28 pixels): maps instead of vectors where a method needs them.
+MAPS = {"pools": 2}
+LEARNERS = {"protonet": ({}, {}), "matching_net": ({}, {}), "matching_net full context": ({"full_context": True}, {}),
+            "relation_net": ({}, MAPS), "dn4": ({}, MAPS), "ridge": ({}, {}), "maml": ({"inner_steps": 5}, {}),
+            "maml first order": ({"inner_steps": 5, "first_order": True}, {}), "anil": ({"inner_steps": 5}, {}),
+            "boil": ({"inner_steps": 5}, {}), "meta_sgd": ({}, {}), "proto_maml": ({"inner_steps": 5}, {}),
+            "reptile": ({"inner_steps": 5}, {})}
+
+
+def pipeline(quick: bool) -> dict:
+    """Seconds per episode of every stage, in turns: {protocol: {stage: [seconds]}}."""
+    found, bank = {}, wide_bank()
+    for protocol in ("5w1s", "20w5s"):
+        ways, shots = PROTOCOLS[protocol]
+        episodes = (2000 if quick else 10_000) // (ways // 5)
+        chunks = index_chunks(bank, ways, shots, episodes)
+        rows = [torch.cat([chunk.support, chunk.query], 1).flatten() for chunk in chunks]
+        out = torch.empty(len(rows[0]), bank.features.shape[1])
+        sampler = EpisodeSampler(bank, ways=ways, shots=shots)
+        run = Run(dataset="random", backbone="none", method="protonet", episodes=episodes, ways=ways, shots=shots)
+        # (what is done, episodes that it takes)
+        cases = {"row numbers": (lambda s=sampler, n=episodes: s.indices(0, n), episodes),
+                 "bare gather": (lambda r=rows, o=out: [torch.index_select(bank.features, 0, some, out=o[: len(some)])
+                                                        for some in r], episodes),
+                 "gather": (lambda c=chunks: sum(len(chunk.gather(bank)) for chunk in c), episodes),
+                 "evaluation": (lambda r=run: evaluate(r, bank), episodes)}
+        if installed("easyfsl"):
+            few = 100 // (ways // 5)
+            cases["easyfsl evaluation"] = easyfsl_evaluation(bank, ways, shots, few), few
+        for case, _ in cases.values():
+            case()
+        seconds = interleave({name: case for name, (case, _) in cases.items()}, 3 if quick else 5)
+        found[protocol] = {name: [value / cases[name][1] for value in values] for name, values in seconds.items()}
+    return found
+
+
+def wide_bank(dim: int = 640) -> FeatureBank:
+    """12,000 random rows, the size of miniImageNet's test split."""
+    generator = torch.Generator().manual_seed(0)
+    return FeatureBank(torch.randn(12_000, dim, generator=generator).relu(), torch.arange(12_000) % 20, name="random")
+
+
+def feature_methods() -> list[str]:
+    return [name for name in METHODS if METHODS[name].inputs == "features" and not create_method(name).needs_backbone]
+
+
+def gather_bandwidth(bank: FeatureBank, chunks: list) -> float:
+    rows = torch.cat([chunks[0].support, chunks[0].query], 1).flatten()
+    out = torch.empty(len(rows), bank.features.shape[1])
+    some = [torch.cat([chunk.support, chunk.query], 1).flatten()[: len(rows)] for chunk in chunks[:8]]
+    seconds = seconds_of(lambda: [torch.index_select(bank.features, 0, r, out=out[: len(r)]) for r in some])
+    return sum(map(len, some)) * bank.features[0].nbytes / seconds
+
+
+def methods(quick: bool) -> dict:
+    """{dim: {protocol: {method: {rates, iterations, floor, elementwise}}}}; an episode is gathered and answered."""
+    found = {}
+    for dim in DIMS[: 1 if quick else 3]:
+        bank, base = clusters(0, dim=dim), clusters(1, dim=dim)
+        for protocol, (ways, shots) in PROTOCOLS.items():
+            chunks, shape = index_chunks(bank, ways, shots, 256), Shape(ways, ways * shots, ways * 15, dim)
+            rates = Rates(gather_bandwidth(bank, chunks))
+            cases, iterations, here = {}, {}, found.setdefault(str(dim), {}).setdefault(protocol, {})
+            for name in feature_methods():
+                method = create_method(name).fit(base)
+                planned = next((getattr(method, key) for key in ("outer", "layers", "iterations") if hasattr(method, key)),
+                               1)
+                if sum(rates.floor(name, shape, planned)) > (SLOWEST / 20 if quick else SLOWEST):
+                    continue
+                try:
+                    cases[name], iterations[name] = prepared(method, bank, chunks, 0.03 if quick else 0.08)
+                except FewshotError:  # DN4 where an item has fewer descriptors than it looks for
+                    continue
+            seconds = interleave({name: case for name, (case, _) in cases.items()}, 3)
+            for name, values in seconds.items():
+                floor, elementwise = rates.floor(name, shape, iterations[name])
+                here[name] = {"rates": [cases[name][1] / value for value in values], "iterations": iterations[name],
+                              "floor": floor, "elementwise": elementwise}
+    return found
+
+
+def prepared(method: Method, bank: FeatureBank, chunks: list, seconds: float) -> tuple[tuple[Callable, int], float]:
+    """((gathers and answers some episodes, how many), mean iterations): as many as fit into `seconds`, or two."""
+    now = clock()
+
+    def run(some: list) -> list[float]:
+        with torch.inference_mode():
+            found = [extra.get("iterations") for _, extra in answers(method, (chunk.gather(bank) for chunk in some))]
+        return [float(taken.double().mean()) for taken in found if taken is not None]
+
+    run([chunks[0][:1]])
+    start = now()
+    taken = run([chunks[0][:2]])
+    fit = int(2 * seconds / (now() - start))
+    size = len(chunks[0])
+    some = [chunks[0][: max(2, fit)]] if fit < size else chunks[: fit // size]
+    if isinstance(method, TwoStageMethod) and fit > 2:
+        some = chunks  # its rate depends on how many episodes it solves together
+    taken = statistics.mean(taken) if taken else 0
+    return (lambda: run(some), sum(map(len, some))), taken
+
+
+def peers(quick: bool) -> list[dict]:
+    """[{theirs, ours, protocol, rates of both, agreement}]"""
+    found, bank, base = [], clusters(0), clusters(1)
+    for protocol in ("5w1s", "5w5s"):
+        # Two chunks again and again: in an evaluation, too, they have just been gathered and are in the cache.
+        chunks = 8 * [chunk.gather(bank) for chunk in index_chunks(bank, *PROTOCOLS[protocol], 256)[:2]]
+        pairs = []
+        for theirs, their_settings, ours, settings in PAIRS if installed("easyfsl") else ():
+            left = Contender(f"easyfsl {call_text(theirs, their_settings)}", easyfsl_method(theirs, their_settings), chunks,
+                             0.1)
+            right = Contender(call_text(ours, settings), create_method(ours, **settings).fit(base), chunks, 0.1)
+            pairs.append((left, right, same_labels(left, right, chunks[0])))
+        if installed("scikit-learn"):
+            pairs.append(sklearn_pair(chunks))
+        if installed("POT"):
+            pairs.append(pot_pair(chunks))
+        for _ in range(2 if quick else 5):
+            for contender in (one for pair in pairs for one in pair[:2]):
+                contender.run()
+        for left, right, agreement in pairs:
+            found.append({"theirs": left.label, "ours": right.label, "protocol": protocol, "their rates": left.rates,
+                          "our rates": right.rates, "agreement": agreement})
+    return found
+
+
+def same_labels(left: Contender, right: Contender, chunk: Episodes) -> str:
+    with torch.no_grad():
+        same = left.answer(chunk[:8]).argmax(-1) == right.answer(chunk[:8]).argmax(-1)
+    return f"{100 * float(same.double().mean()):.0f} % same labels"
+
+
+def sklearn_pair(chunks: list) -> tuple[Contender, Contender, str]:
+    """Logistic regression fitted to the support and applied to the queries, to the same value of the objective."""
+    from sklearn.linear_model import LogisticRegression
+
+    # scikit-learn's default tolerance of 1e-4 leaves the objective up to 1e-4 above its minimum.
+    settings = {"C": 1.0, "tol": 1e-5, "max_iter": 1000}
+
+    def fit(x, labels, query):
+        model = LogisticRegression(**settings).fit(x, labels)
+        return model.coef_, model.intercept_, model.decision_function(query)
+
+    def theirs(episodes: Episodes) -> list:
+        arrays = l2_normalise(episodes.support), episodes.support_labels, l2_normalise(episodes.query)
+        return [fit(*one) for one in zip(*(part.numpy() for part in arrays), strict=True)]
+
+    def objective(x, labels, weights, intercept) -> torch.Tensor:
+        logits = x.double() @ weights.double().transpose(-1, -2) + intercept.double().unsqueeze(-2)
+        loss = nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(labels.shape)
+        return loss.sum(-1) + weights.double().square().sum((-1, -2)) / 2
+
+    some = chunks[0][:8]
+    support, labels = l2_normalise(some.support), some.support_labels
+    found = [torch.as_tensor(np.stack(part)) for part in list(zip(*theirs(some), strict=True))[:2]]
+    ours = fit_logistic(support, labels, some.ways, 1.0)
+    best, reached = objective(support, labels, ours.weights, ours.intercept), objective(support, labels, *found)
+    return (Contender(f"scikit-learn {call_text('LogisticRegression', settings)}", theirs, chunks, 0.1),
+            Contender("logistic_regression(C=1.0)", create_method("logistic_regression", C=1.0), chunks, 0.1),
+            f"objective {float(((best - reached).abs() / best).max()):.0e} apart")
+
+
+def pot_pair(chunks: list) -> tuple[Contender, Contender, str]:
+    """The transport plans of PT-MAP's first assignment, to a marginal error of 1e-9."""
+    import ot
+
+    def cost(episodes: Episodes) -> torch.Tensor:
+        return squared_euclidean(l2_normalise(episodes.query), l2_normalise(prototypes(episodes))).double()
+
+    def theirs(episodes: Episodes) -> torch.Tensor:
+        rows, cols = np.ones(episodes.query.shape[1]), np.full(episodes.ways, episodes.query.shape[1] / episodes.ways)
+        return torch.stack([torch.as_tensor(ot.sinkhorn(rows, cols, one, 0.1, method="sinkhorn_log", stopThr=1e-9,
+                                                        numItermax=10_000)) for one in cost(episodes).numpy()])
+
+    def ours(episodes: Episodes) -> torch.Tensor:
+        costs = cost(episodes)
+        count = costs.shape[1] / episodes.ways
+        return entropic_plan(costs, costs.new_ones(costs.shape[:2]), costs.new_full((len(costs), episodes.ways), count), 0.1,
+                             tolerance=1e-9 / costs.shape[1]).plan
+
+    apart = float((theirs(chunks[0][:8]) - ours(chunks[0][:8])).abs().max())
+    return (Contender("POT sinkhorn(method=sinkhorn_log, stopThr=1e-9)", theirs, chunks, 0.1),
+            Contender("entropic_plan(tolerance=1e-9)", ours, chunks, 0.1), f"plans {apart:.0e} apart")
+
+
+def backbones(quick: bool) -> dict:
+    """{label: {seconds per image, flops per image, seconds of these as a product}}"""
+    wide = torch.rand(512, 512)
+    product = 2 * 512**3 / seconds_of(lambda: wide @ wide)
+    found, cases, sizes = {}, {}, {}
+    for name, pixels, batch in (("conv4", 28, 64), ("conv4", 84, 16), ("resnet12", 84, 8), ("efficientnet_lite0", 224, 4)):
+        options = {"weights": "random"} if name == "efficientnet_lite0" else {}
+        network = create_backbone(name, channels=3, image_size=pixels, **options)
+        images = torch.randint(0, 256, (batch, 3, pixels, pixels), dtype=torch.uint8)
+
+        def run(network=network, images=images):
+            with torch.inference_mode():
+                network(network.transform(images))
+
+        run()
+        with FlopCounterMode(display=False) as counter:
+            run()
+        label = f"{name} {pixels}x{pixels}"
+        cases[label], sizes[label] = run, batch
+        found[label] = {"flops": counter.get_total_flops() / batch, "product": product}
+    for label, values in interleave(cases, 2 if quick else 5).items():
+        found[label]["seconds"] = [value / sizes[label] for value in values]
+    return found
+
+
+def training(quick: bool) -> dict:
+    """{learner: [seconds of a step on 4 episodes, 5-way 1-shot, 15 queries per class, conv4, 28x28]}"""
+    torch.manual_seed(0)
+    images = torch.rand(4, 5, 1, 28, 28), torch.rand(4, 75, 1, 28, 28)
+    labels = (torch.arange(75) % 5).repeat(4, 1)
+    episodes = Episodes(images[0], labels[:, :5], images[1], 5)
+    cases = {}
+    for label, (parameters, options) in LEARNERS.items():
+        backbone = create_backbone("conv4", channels=1, image_size=28, **options)
+        config = TrainConfig(method=label.split()[0], parameters=parameters, ways=5, validate_every=0)
+        learner = make_learner(config, backbone, None).train()
+        optimiser = torch.optim.Adam(learner.parameters(), 1e-3)
+
+        def step(learner=learner, optimiser=optimiser):
+            optimiser.zero_grad()
+            # Passes of one episode, as on a CPU MAML wants them; the sum of gradients is the same.
+            for e in range(4):
+                learner.loss(episodes[e], labels[e : e + 1])[0].backward()
+            optimiser.step()
+
+        step()
+        cases[label] = step
+    return interleave(cases, 2 if quick else 5)
+
+
+def memory(quick: bool) -> dict:
+    """{label: MiB at the peak of a fresh process}"""
+    found = {}
+    for method, episodes in (("protonet", 1_000), ("protonet", 20_000 if quick else 100_000), ("laplacian_shot", 2_000),
+                             ("pt_map", 2_000), ("tim_gd", 32)):
+        output = subprocess.run([sys.executable, Path(__file__).with_name("throughput.py"), "--method", method, "--peak",
+                                 str(episodes)], check=True, capture_output=True, text=True).stdout
+        found[f"{method}, {episodes:,} episodes"] = float(output.split()[-1])
+    return found
+
+
+SECTIONS = {"pipeline": pipeline, "methods": methods, "peers": peers, "backbones": backbones, "training": training,
+            "memory": memory}
+
+
+def main() -> None:
+    from suite_page import figure, page
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, 640 features only, no memory section")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="sections to measure")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="file of measurements, from which other sections are taken")
+    parser.add_argument("--write", type=Path, help="write the page to this file")
+    parser.add_argument("--figure", type=Path, help="draw measured over floor to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    kept = json.loads(arguments.keep.read_text()) if arguments.keep and arguments.keep.exists() else {}
+    chosen = arguments.only or [name for name in SECTIONS if not (arguments.quick and name == "memory")]
+    for name in chosen:
+        load = os.getloadavg()[0]
+        kept[name] = {"found": SECTIONS[name](arguments.quick),
+                      "conditions": f"{conditions('easyfsl', 'scikit-learn', 'POT')}; load average {load:.1f}"}
+        if arguments.keep:
+            arguments.keep.write_text(json.dumps(kept))
+    text = page(kept)
+    print(text)
+    if arguments.write:
+        arguments.write.write_text(text)
+    if arguments.figure and "methods" in kept:
+        figure(kept["methods"]["found"], arguments.figure)
+
+
+if __name__ == "__main__":
+    main()
