@@ -85,7 +85,7 @@ def registered(monkeypatch):
 @pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].inputs == "features"
                                   and not create_method(name).needs_backbone])
 def test_registered_methods_are_at_chance(name):
-    settings = {**QUICK, "putm": {"outer": 2, "inner": 2}, "dn4": {"channels": 3}}.get(name, {})
+    settings = {**QUICK, "putm": {"outer": 2, "inner": 2}, "dn4": {"channels": 3}, "cosoc": {"crops": 2}}.get(name, {})
     assert abs(above_chance(name, **settings)) < ALLOWED
 
 
