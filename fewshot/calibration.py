@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from fewshot.answers import answers
@@ -40,6 +39,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     logits [..., N], labels [...]. Searched on log T between -10 and 10, where the loss of the inverse temperature is convex;
     raises FewshotError where no finite temperature is best (every prediction right, or no better than chance).
     """
+    from scipy.optimize import minimize_scalar
+
     logits, labels = logits.reshape(-1, logits.shape[-1]).double(), labels.reshape(-1)
 
     def loss(log_t: float) -> float:

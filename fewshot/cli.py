@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from fewshot import __version__, commands, commands_predict, episode_commands, eval_command, result_commands
+from fewshot import __version__, commands, commands_predict, episode_commands, eval_command, result_commands, sweep_command
 from fewshot.errors import FewshotError
 from fewshot.options import (
     Backbone,
@@ -198,7 +198,7 @@ def join(features: Annotated[list[Path], typer.Argument(help="feature banks of t
 
 app.command("eval")(eval_command.evaluate)
 for command in (result_commands.compare, result_commands.plan, result_commands.table, result_commands.report, commands.tune,
-                commands.fit, commands_predict.predict):
+                commands.fit, commands_predict.predict, sweep_command.sweep):
     app.command()(command)
 app.add_typer(episode_commands.app, name="episodes")
 

@@ -96,11 +96,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
             recipes[name].keep(result, weights_file(file, name))
     wanted = [run for run in runs if arguments.dataset in (None, run.dataset)
               and run.method in (arguments.method or [run.method])]
-    reasons = {run.key: obstacle(run, arguments.data_root) for run in wanted}
-    for reason, count in Counter(reasons.values()).items():
-        if reason is not None:
-            print(f"left out {count} of {len(wanted)} runs, missing: {reason}", flush=True)
-    wanted = [run for run in wanted if reasons[run.key] is None]
+    wanted = possible_runs(wanted, arguments.data_root)
     if not wanted:
         raise SystemExit("no run can be made here")
     store, source = Store(arguments.runs), FeatureSource(arguments.data_root, arguments.runs / "cache", progress=True)
@@ -122,6 +118,15 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
                                      arguments.data_root)
             write_table(file, "published", beside)
     return results
+
+
+def possible_runs(runs: Sequence[Run], data_root: str | Path | None) -> list[Run]:
+    """Those whose data and weights are here; prints why the others are left out."""
+    reasons = {run.key: obstacle(run, data_root) for run in runs}
+    for reason, count in Counter(reasons.values()).items():
+        if reason is not None:
+            print(f"left out {count} of {len(runs)} runs, missing: {reason}", flush=True)
+    return [run for run in runs if reasons[run.key] is None]
 
 
 def weights_file(file: str, name: str) -> str:

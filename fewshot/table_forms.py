@@ -6,11 +6,14 @@ import json
 import re
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BEST, TIED = "best", "tied"
 
@@ -54,6 +57,8 @@ class Table:
         """Long form: one row a number with all its fields. Wide: the table's shape, with the columns `accuracy_percent`
         (or `difference_percent`), `half_width_percent`, `mark` and `run` for each column; `value` and `half_width` where
         a column is not in percent. Numbers are numeric."""
+        import pandas as pd
+
         if not wide:
             return pd.DataFrame([{key: json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
                                   for key, value in record.items()} for record in self.records])

@@ -29,13 +29,15 @@ class Backbone(nn.Module):
 
     Of the class: `weights` lists the named weights, the default first, or is ("none",) where there are none to load;
     `default_pretrained_on` says what the default ones have seen; `own_input` is True where size and channels of the
-    input belong to the network rather than to the images.
+    input belong to the network rather than to the images; `at_defaults` is (feature_dim, input_size), which
+    `fewshot list` shows without building the network.
     """
 
     weights: ClassVar[tuple[str, ...]] = ("random",)
     default_pretrained_on: ClassVar[str | None] = None
     own_input: ClassVar[bool] = False
     smallest: ClassVar[int] = 1
+    at_defaults: ClassVar[tuple[int | str, int | None]] = "?", None
 
     def __init__(self, feature_dim: int, transform: ImageTransform, pretrained_on: str | None = None):
         super().__init__()

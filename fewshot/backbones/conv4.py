@@ -26,6 +26,7 @@ class Conv4(Backbone):
     """
 
     smallest = 16
+    at_defaults = 1600, 84
 
     def __init__(self, channels: int, image_size: int | None, *, width: int = 64, pools: int = 4, strided: bool = False):
         size = 84 if image_size is None else image_size

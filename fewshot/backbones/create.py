@@ -87,11 +87,9 @@ def backbone_table() -> list[dict]:
     """name, feature_dim, input_size and pretrained_on of every registered backbone at its defaults."""
     rows = []
     for name in BACKBONES:
-        cls = BACKBONES[name]
-        with torch.device("meta"):  # no memory, no random numbers
-            made = cls(3, None, **({"weights": "random"} if len(cls.weights) > 1 else {}))
-        rows.append({"name": name, "feature_dim": made.feature_dim, "input_size": made.input_size or "any",
-                     "pretrained_on": cls.default_pretrained_on or "-"})
+        dim, size = BACKBONES[name].at_defaults
+        rows.append({"name": name, "feature_dim": dim, "input_size": size or "any",
+                     "pretrained_on": BACKBONES[name].default_pretrained_on or "-"})
     return [*rows, {"name": "timm/<model>", "feature_dim": "the model's", "input_size": "the model's",
                     "pretrained_on": "optional"}]
 

@@ -29,6 +29,7 @@ class EfficientNetLite0(TimmBackbone):
 
     weights = ("imagenet", "random")
     default_pretrained_on = "ImageNet-1k"
+    at_defaults = 1280, 224
 
     def __init__(self, channels: int, image_size: int | None, *, weights: str = "imagenet", drop_rate: float = 0.0,
                  drop_path_rate: float = 0.0):

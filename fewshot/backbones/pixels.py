@@ -16,6 +16,7 @@ class Pixels(Backbone):
     """
 
     weights = ("none",)
+    at_defaults = 2352, 28
 
     def __init__(self, channels: int, image_size: int | None):
         size = 28 if image_size is None else image_size

@@ -29,6 +29,7 @@ class ResNet12(Backbone):
     """
 
     smallest = 16
+    at_defaults = 640, None
 
     def __init__(self, channels: int, image_size: int | None, *, drop_rate: float = 0.1, block_size: int = 5,
                  drop_warmup: int = 40_000, width: int = 64):

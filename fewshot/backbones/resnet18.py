@@ -20,6 +20,8 @@ class ResNet18(Backbone):
     Source: He et al. 2016, arXiv:1512.03385; mileyan/simple_shot for the stem.
     """
 
+    at_defaults = 512, None
+
     def __init__(self, channels: int, image_size: int | None, *, stem: str = "small"):
         super().__init__(512, photograph_transform(channels, image_size))
         if stem not in ("small", "imagenet"):

@@ -21,6 +21,8 @@ class WideResNet(Backbone):
     Source: Zagoruyko & Komodakis 2016, arXiv:1605.07146; as in Mangla et al. 2020 (S2M2), nupurkmr9/S2M2_fewshot.
     """
 
+    at_defaults = 640, None
+
     def __init__(self, channels: int, image_size: int | None, *, drop_rate: float = 0.0):
         if not 0 <= drop_rate < 1:
             raise FewshotError(f"drop_rate={drop_rate}; it must lie in [0, 1)")

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from fewshot.episodes import Episodes
@@ -96,6 +95,8 @@ def name_clusters(logits: Tensor, alpha: Tensor, query: Tensor) -> Tensor:
     cluster wins. Clusters without any take part with the mean of their Dirichlet at a weight of 1e-6, so they only
     fill the classes left over (the official code leaves those out).
     """
+    from scipy.optimize import linear_sum_assignment
+
     members = one_hot(logits.argmax(1), logits.shape[1], query.dtype).transpose(1, 2)  # [E, N, Q]
     size = members.sum(-1, keepdim=True)
     gain = torch.where(size > 0, members @ query / size.clamp_min(1), 1e-6 * alpha / alpha.sum(-1, keepdim=True))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from fewshot.errors import FewshotError
 
@@ -49,7 +49,7 @@ def mean_interval(values, confidence: float = 0.95, covers: str = EPISODES) -> I
     n = len(values)
     if n == 1:
         return Interval(float(values[0]), float("inf"), 1, confidence, covers)
-    half = stats.t.ppf(0.5 + confidence / 2, n - 1) * values.std(ddof=1) / np.sqrt(n)
+    half = special.stdtrit(n - 1, 0.5 + confidence / 2) * values.std(ddof=1) / np.sqrt(n)
     return Interval(float(values.mean()), float(half), n, confidence, covers)
 
 
@@ -102,7 +102,7 @@ def class_interval(values, classes, confidence: float = 0.95) -> Interval:
     within = values.var(ddof=1) / episodes
     variance = max(between - noise, 0.0) + within
     freedom = variance**2 / (between**2 / (pool - 1) + within**2 / (episodes - 1)) if variance > 0 else pool - 1
-    half = stats.t.ppf(0.5 + confidence / 2, max(freedom, (pool - 1) / 4)) * np.sqrt(variance)
+    half = special.stdtrit(max(freedom, (pool - 1) / 4), 0.5 + confidence / 2) * np.sqrt(variance)
     return Interval(float(mean), float(half), episodes, confidence, f"{CLASSES} ({pool} classes)")
 
 
@@ -112,6 +112,8 @@ def bootstrap_interval(values, confidence: float = 0.95, *, statistic: Callable 
     statistics without a formula. `method`: "bca" (bias-corrected and accelerated, Efron 1987) or "percentile". The
     interval is not symmetric: see `low` and `high`. Equal seeds give equal intervals; no global generator is used.
     """
+    from scipy import stats  # takes most of a second
+
     values = as_values(values)
     check_confidence(confidence)
     names = {"bca": "BCa", "percentile": "percentile"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from fewshot.errors import FewshotError
 from fewshot.statistics.intervals import as_values, check_confidence
@@ -62,6 +61,8 @@ def episodes_needed(difference: float, deviation: float, power: float = 0.8, con
 
     The power is that of the noncentral t distribution with noncentrality difference sqrt(n) / deviation (Cohen 1988).
     """
+    from scipy import stats  # takes most of a second
+
     check_confidence(confidence)
     if not 0 < power < 1:
         raise FewshotError(f"power={power}; it must lie between 0 and 1, for example 0.8")

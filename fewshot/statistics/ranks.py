@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from fewshot.errors import FewshotError
 from fewshot.statistics.intervals import check_confidence
@@ -37,6 +36,8 @@ def rank(values, confidence: float = 0.95) -> Ranking:
     degrees of freedom over sqrt(2). It takes blocks as independent: episodes of one run, or data sets. Ties between
     methods make it conservative. Raises FewshotError for fewer than 2 methods or blocks.
     """
+    from scipy import stats  # takes most of a second
+
     values = np.asarray(values, dtype=np.float64)
     check_confidence(confidence)
     if values.ndim != 2 or min(values.shape) < 2 or not np.isfinite(values).all():

@@ -74,12 +74,11 @@ def test_table_agrees_with_the_backbones():
     rows = {row["name"]: row for row in backbone_table()}
     assert torch.equal(torch.get_rng_state(), before)
     assert list(rows) == [*list_backbones(), "timm/<model>"]
-    for name in ("conv4", "resnet12", "pixels"):
-        made = create_backbone(name)
+    for name in BACKBONES:
+        with torch.device("meta"):
+            made = BACKBONES[name](3, None, **({"weights": "random"} if name == "efficientnet_lite0" else {}))
         assert rows[name] == {"name": name, "feature_dim": made.feature_dim, "input_size": made.input_size or "any",
-                              "pretrained_on": "-"}
-    assert rows["efficientnet_lite0"]["pretrained_on"] == "ImageNet-1k"
-    assert rows["efficientnet_lite0"]["input_size"] == 224
+                              "pretrained_on": "ImageNet-1k" if name == "efficientnet_lite0" else "-"}
 
 
 @pytest.mark.parametrize(("name", "channels", "side"), [
