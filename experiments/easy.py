@@ -8,7 +8,12 @@ mean (`simple_shot`). Transductive: centred per episode, unit length, 30 rounds 
 (`easy_transductive`). Features are averages over random crops (30 in the paper), for 2 x and 3 x ResNet-12 concatenated.
 
 Needs tiered_imagenet and weights/resnet12_asy_tiered_imagenet.safetensors for the single network (ASY); its crops are not
-averaged here: a deviation. The ensembles have no run: their features belong into a FeatureBank (`fewshot eval --features`).
+averaged here: a deviation. The ensembles have no run; from the command line, for each split train and test:
+
+    fewshot embed --dataset cub --split test --backbone resnet12 --weights W1 --crops "mean(30)" --out test1.safetensors
+    fewshot join test1.safetensors test2.safetensors test3.safetensors --out test.safetensors
+    fewshot eval --features test.safetensors --base-features train.safetensors --method simple_shot,easy_transductive
+
 Beside it: Omniglot with the Conv-4 trained here and Caltech-101 with EfficientNet-Lite0. About 2 minutes on two CPU cores,
 without the extraction.
 """

@@ -18,8 +18,8 @@ from tests.conftest import SHARED
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem != "demo")
-PAPERS = ("alpha_tim", "beclr", "clustering", "easy", "em_dirichlet", "laplacian_shot", "paddle", "pt_map", "putm", "rfs",
-          "simpleshot", "tim", "unem")
+PAPERS = ("alpha_tim", "beclr", "channel_importance", "clustering", "cosoc", "easy", "em_dirichlet", "free_lunch",
+          "laplacian_shot", "paddle", "pt_map", "putm", "rfs", "s2m2", "simpleshot", "tim", "unem")
 # Images in the smallest test class; the transductive protocols must fit into it.
 SMALLEST = {"omniglot": 20, "caltech101": 31, "cub": 41}
 
@@ -27,7 +27,8 @@ METHODS = {"PT-MAP": "pt_map", "TIM-GD": "tim_gd", "TIM-ADM": "tim_adm", "alpha-
            "LaplacianShot": "laplacian_shot", "BD-CSPN": "bd_cspn", "K-means": "kmeans", "K-modes": "slk_ms",
            "SLK-Means": "slk_means", "SLK-MS": "slk_ms", "PADDLE": "paddle", "EM-Dirichlet": "em_dirichlet",
            "Hard EM-Dirichlet": "hard_em_dirichlet", "UNEM-Dirichlet": "unem_dirichlet",
-           "SimpleShot": "simple_shot", "RFS-simple": "logistic_regression"}
+           "SimpleShot": "simple_shot", "RFS-simple": "logistic_regression",
+           "COSOC": "cosoc", "S2M2+LR": "logistic_regression"}
 DATASET_NAMES = {"miniImageNet": "mini_imagenet", "tieredImageNet": "tiered_imagenet", "CUB": "cub", "CIFAR-FS": "cifar_fs",
                  "FC100": "fc100", "Caltech101": "caltech101", "Average11": "average of 11"}
 BACKBONES = {"WRN28-10 S2M2_R": "wrn28_10", "WRN28-10": "wrn28_10", "ResNet18": "resnet18", "ResNet12": "resnet12",
