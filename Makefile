@@ -40,8 +40,8 @@ slow: install    ## the tests that take minutes
 lint: install    ## style and likely mistakes
 	$(RUN) -m ruff check .
 
-benchmark: install ## episodes per second beside the bare gather
-	$(RUN) benchmarks/throughput.py
+benchmark: install ## speed of everything, beside floors and other libraries (a few minutes)
+	$(RUN) benchmarks/suite.py --quick
 
 clean:           ## remove the environment and caches, keep runs
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -1,13 +1,14 @@
 """The benchmark suite: how fast everything is on this machine, beside its floor and beside other libraries.
 
-    python benchmarks/suite.py [--quick] [--only pipeline methods peers backbones training memory]
+    python benchmarks/suite.py [--quick] [--only pipeline methods peers backbones training memory ...]
                                [--keep suite.json] [--write docs/benchmarks.md] [--figure docs/images/benchmarks.png]
 
 Sections: `pipeline` is sampling, gathering and 10,000 ProtoNet episodes from row numbers to results, beside easyfsl's full
-path; `methods` every method on cached features at three protocols and three feature sizes, over its floor
-(benchmarks/floors.py); `peers` easyfsl, scikit-learn and POT at equal settings; `backbones` images per second; `training`
-one optimiser step of each learner; `memory` peaks of fresh processes. In every section contenders run in turns, ratios
-are within the run, and with one thread (the default) the clock is the processor's.
+path; `methods` every method on cached features at three protocols, over its floor (benchmarks/floors.py), with 640 features
+and in the other two sections with 64 and 2048; `peers` easyfsl, scikit-learn and POT at equal settings; `backbones` images
+per second; `training` one optimiser step of each learner; `memory` peaks of fresh processes. In every section contenders
+run in turns, ratios are within the run, and with one thread (the default) the clock is the processor's; `pipeline_two` and
+`peers_two` are the same with two threads and the clock on the wall.
 
 --keep FILE holds the measurements: sections not asked for with --only are taken from it, so that the page can be made
 in several short runs. --quick takes a minute or two. easyfsl, scikit-learn and POT are timed where they are installed.
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +65,7 @@ from fewshot.training import TrainConfig
 from fewshot.training.learner import make_learner
 
 PROTOCOLS = {"5w1s": (5, 1), "5w5s": (5, 5), "20w5s": (20, 5)}
-DIMS = (640, 64, 2048)
+LEFT_OUT = ("methods64", "methods2048", "pipeline_two", "peers_two", "memory")  # with --quick
 SLOWEST = 4.0  # seconds of an episode, by its floor, above which a method is not run
 # Learner -> (method, its parameters, options of conv4 at 28 pixels): maps instead of vectors where a method needs them.
 MAPS = {"pools": 2}
@@ -119,35 +121,32 @@ def gather_bandwidth(bank: FeatureBank, chunks: list) -> float:
     return sum(map(len, some)) * bank.features[0].nbytes / seconds
 
 
-def methods(quick: bool) -> dict:
-    """{dim: {protocol: {method: {rates, iterations, floor, elementwise}}}}; an episode is gathered and answered."""
-    found = {}
-    for dim in DIMS[: 1 if quick else 3]:
-        bank, base = clusters(0, dim=dim), clusters(1, dim=dim)
-        for protocol, (ways, shots) in PROTOCOLS.items():
-            chunks, shape = index_chunks(bank, ways, shots, 256), Shape(ways, ways * shots, ways * 15, dim)
-            rates = Rates(gather_bandwidth(bank, chunks))
-            cases, iterations, here = {}, {}, found.setdefault(str(dim), {}).setdefault(protocol, {})
-            for name in feature_methods():
-                method = create_method(name).fit(base)
-                planned = next((getattr(method, key) for key in ("outer", "layers", "iterations") if hasattr(method, key)),
-                               1)
-                if sum(rates.floor(name, shape, planned)) > (SLOWEST / 20 if quick else SLOWEST):
-                    continue
-                try:
-                    cases[name], iterations[name] = prepared(method, bank, chunks, 0.03 if quick else 0.08)
-                except FewshotError:  # DN4 where an item has fewer descriptors than it looks for
-                    continue
-            seconds = interleave({name: case for name, (case, _) in cases.items()}, 3)
-            for name, values in seconds.items():
-                floor, elementwise = rates.floor(name, shape, iterations[name])
-                here[name] = {"rates": [cases[name][1] / value for value in values], "iterations": iterations[name],
-                              "floor": floor, "elementwise": elementwise}
+def methods(quick: bool, dim: int = 640) -> dict:
+    """{protocol: {method: {rates, iterations, floor, elementwise}}}; an episode is gathered and answered."""
+    found, bank, base = {}, clusters(0, dim=dim), clusters(1, dim=dim)
+    for protocol, (ways, shots) in PROTOCOLS.items():
+        chunks, shape = index_chunks(bank, ways, shots, 256), Shape(ways, ways * shots, ways * 15, dim)
+        rates = Rates(gather_bandwidth(bank, chunks))
+        cases, iterations, here = {}, {}, found.setdefault(protocol, {})
+        for name in feature_methods():
+            method = create_method(name).fit(base)
+            planned = next((getattr(method, key) for key in ("outer", "layers", "iterations") if hasattr(method, key)), 1)
+            if sum(rates.floor(name, shape, planned)) > (SLOWEST / 20 if quick else SLOWEST):
+                continue
+            try:
+                cases[name], iterations[name] = prepared(method, bank, chunks, 0.02 if quick else 0.05)
+            except FewshotError:  # DN4 where an item has fewer descriptors than it looks for
+                continue
+        seconds = interleave({name: case for name, (case, _) in cases.items()}, 3)
+        for name, values in seconds.items():
+            floor, elementwise = rates.floor(name, shape, iterations[name])
+            here[name] = {"rates": [cases[name][1] / value for value in values], "iterations": iterations[name],
+                          "floor": floor, "elementwise": elementwise}
     return found
 
 
 def prepared(method: Method, bank: FeatureBank, chunks: list, seconds: float) -> tuple[tuple[Callable, int], float]:
-    """((gathers and answers some episodes, how many), mean iterations): as many as fit into `seconds`, or two."""
+    """((gathers and answers some episodes, how many), mean iterations): as many as take about `seconds`, or two."""
     now = clock()
 
     def run(some: list) -> list[float]:
@@ -158,11 +157,12 @@ def prepared(method: Method, bank: FeatureBank, chunks: list, seconds: float) ->
     run([chunks[0][:1]])
     start = now()
     taken = run([chunks[0][:2]])
-    fit = int(2 * seconds / (now() - start))
-    size = len(chunks[0])
+    each, size = (now() - start) / 2, len(chunks[0])
+    fit = int(4 * seconds / each)  # a chunk is faster per episode than these two
     some = [chunks[0][: max(2, fit)]] if fit < size else chunks[: fit // size]
-    if isinstance(method, TwoStageMethod) and fit > 2:
-        some = chunks  # its rate depends on how many episodes it solves together
+    if isinstance(method, TwoStageMethod) and each < 1:
+        # Its rate depends on how many episodes it solves together.
+        some = chunks if each < 0.02 else chunks[: max(1, 64 // size)]
     taken = statistics.mean(taken) if taken else 0
     return (lambda: run(some), sum(map(len, some))), taken
 
@@ -312,8 +312,9 @@ def memory(quick: bool) -> dict:
     return found
 
 
-SECTIONS = {"pipeline": pipeline, "methods": methods, "peers": peers, "backbones": backbones, "training": training,
-            "memory": memory}
+SECTIONS = {"pipeline": pipeline, "pipeline_two": pipeline, "methods": methods, "methods64": partial(methods, dim=64),
+            "methods2048": partial(methods, dim=2048), "peers": peers, "peers_two": peers, "backbones": backbones,
+            "training": training, "memory": memory}
 
 
 def main() -> None:
@@ -327,12 +328,12 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help="write the page to this file")
     parser.add_argument("--figure", type=Path, help="draw measured over floor to this file")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", category=UserWarning)
     kept = json.loads(arguments.keep.read_text()) if arguments.keep and arguments.keep.exists() else {}
-    chosen = arguments.only or [name for name in SECTIONS if not (arguments.quick and name == "memory")]
+    chosen = arguments.only or [name for name in SECTIONS if not (arguments.quick and name in LEFT_OUT)]
     for name in chosen:
         load = os.getloadavg()[0]
+        torch.set_num_threads(2 if name.endswith("_two") else arguments.threads)
         kept[name] = {"found": SECTIONS[name](arguments.quick),
                       "conditions": f"{conditions('easyfsl', 'scikit-learn', 'POT')}; load average {load:.1f}"}
         if arguments.keep:

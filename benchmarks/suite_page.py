@@ -30,15 +30,21 @@ def median(values: list[float]) -> float:
 
 def page(kept: dict) -> str:
     lines = INTRODUCTION.splitlines()
-    for name, made in (("pipeline", _pipeline), ("methods", _methods), ("peers", _peers), ("backbones", _backbones),
-                       ("training", _training), ("memory", _memory)):
+    makers = {"pipeline": _pipeline, "pipeline_two": _pipeline, "methods": _methods, "methods64": _more_methods,
+              "methods2048": _more_methods, "peers": _peers, "peers_two": _peers, "backbones": _backbones,
+              "training": _training, "memory": _memory}
+    for name, made in makers.items():
         if name in kept:
-            lines += ["", *made(kept[name]["found"], f"{kept[name]['conditions']}.")]
+            lines += ["", *made(kept[name]["found"], f"{kept[name]['conditions']}.", name)]
     return "\n".join([*lines, ""])
 
 
-def _pipeline(found: dict, conditions: str) -> list[str]:
-    lines = ["## From row numbers to results", "", conditions, "",
+def _threads(name: str) -> str:
+    return ", two threads" if name.endswith("_two") else ""
+
+
+def _pipeline(found: dict, conditions: str, name: str) -> list[str]:
+    lines = [f"## From row numbers to results{_threads(name)}", "", conditions, "",
              "640 features, 12,000 rows. The bare gather copies the rows of each episode into one array that is used again; "
              "an evaluation draws, gathers, classifies (`protonet`), measures and fingerprints. easyfsl's path is its "
              "`FeaturesDataset`, `TaskSampler`, a `DataLoader` and `PrototypicalNetworks`.", ""]
@@ -52,26 +58,23 @@ def _pipeline(found: dict, conditions: str) -> list[str]:
     return lines + markdown(["protocol", "", "episodes/s", "time / bare gather", "times easyfsl"], rows, 2)
 
 
-def _methods(found: dict, conditions: str) -> list[str]:
-    lines = ["## Every method on cached features, over its floor", "", conditions, "", *FLOOR.splitlines(), ""]
-    if "640" in found:
-        lines += ["![measured time over floor](images/benchmarks.png)", ""]
-    for dim, protocols in found.items():
-        rows = []
-        for name in _order(protocols):
-            cells = []
-            for here in protocols.values():
-                one = here.get(name)
-                if one is None:
-                    cells += ["-", "", ""]
-                    continue
-                over, with_exps = ratios(one)
-                cells += [spread(one["rates"]), f"{over:.1f}", f"{with_exps:.1f}"]
-            rows.append([name, *cells])
-        header = ["method", *(part for p in protocols for part in (f"{p}: episodes/s", "/ floor", "with exp"))]
-        lines += [f"### {dim} features", "", *markdown(header, rows), ""]
-    return [*lines, "A dash: not run, because an episode takes longer than this benchmark waits, or because the features do "
-                    "not fit (DN4 needs maps)."]
+def _methods(found: dict, conditions: str, _) -> list[str]:
+    return ["## Every method on cached features, over its floor", "", *FLOOR.splitlines(), "",
+            "![measured time over floor](images/benchmarks.png)", "", *_more_methods(found, conditions, "methods640")]
+
+
+def _more_methods(found: dict, conditions: str, name: str) -> list[str]:
+    rows = []
+    for method in _order(found):
+        cells = []
+        for here in found.values():
+            one = here.get(method)
+            cells += ["-", "", ""] if one is None else [spread(one["rates"]), *(f"{ratio:.1f}" for ratio in ratios(one))]
+        rows.append([method, *cells])
+    header = ["method", *(part for p in found for part in (f"{p}: episodes/s", "/ floor", "with exp"))]
+    return [f"### {name.removeprefix('methods')} features", "", conditions, "", *markdown(header, rows), "",
+            "A dash: not run, because an episode takes longer than this benchmark waits, or because the features do not fit "
+            "(DN4 needs maps)."]
 
 
 def ratios(one: dict) -> tuple[float, float]:
@@ -86,17 +89,17 @@ def _order(protocols: dict) -> list[str]:
     return sorted(names, key=lambda name: -median(first[name]["rates"]) if name in first else 0)
 
 
-def _peers(found: list[dict], conditions: str) -> list[str]:
+def _peers(found: list[dict], conditions: str, name: str) -> list[str]:
     rows = [[one["theirs"], one["ours"], one["protocol"], spread(one["their rates"]), spread(one["our rates"]),
              f"{median(one['our rates']) / median(one['their rates']):.1f}", one["agreement"]] for one in found]
-    return ["## Other libraries at equal settings", "", conditions, "",
+    return [f"## Other libraries at equal settings{_threads(name)}", "", conditions, "",
             "640 features, gathered beforehand; episodes/s. The others take one episode at a time. easyfsl: iterations set "
             "equal, features scaled to unit length where both can; formulas differ in details. scikit-learn: fit and "
             "decision values, with a tolerance at which its objective agrees (its default's is up to 1e-4 above).", "",
             *markdown(["theirs", "ours", "protocol", "theirs", "ours", "ratio", "agreement"], rows, 3)]
 
 
-def _backbones(found: dict, conditions: str) -> list[str]:
+def _backbones(found: dict, conditions: str, _) -> list[str]:
     rows = []
     for label, one in found.items():
         seconds = median(one["seconds"])
@@ -108,7 +111,7 @@ def _backbones(found: dict, conditions: str) -> list[str]:
             *markdown(["backbone", "images/s", "Mflop per image", "Gflop/s", "time / floor"], rows)]
 
 
-def _training(found: dict, conditions: str) -> list[str]:
+def _training(found: dict, conditions: str, _) -> list[str]:
     first = median(found["protonet"])
     rows = [[label, f"{1000 * median(values):,.0f} ({1000 * min(values):,.0f} to {1000 * max(values):,.0f})",
              f"{median(values) / first:.1f}"] for label, values in found.items()]
@@ -117,7 +120,7 @@ def _training(found: dict, conditions: str) -> list[str]:
             "take 5 inner steps (meta_sgd its default).", "", *markdown(["learner", "ms", "time / protonet"], rows)]
 
 
-def _memory(found: dict, conditions: str) -> list[str]:
+def _memory(found: dict, conditions: str, _) -> list[str]:
     return ["## Peak memory", "", conditions, "",
             "Of a fresh process: Python, torch, a bank of 12,000 x 640 features and the evaluation, 5-way 1-shot.", "",
             *markdown(["", "MiB"], [[label, f"{value:,.0f}"] for label, value in found.items()])]
@@ -130,11 +133,9 @@ def figure(found: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    protocols = found["640"]
-    names = sorted(_order(protocols), key=lambda name: -max(ratios(here[name])[1] for here in protocols.values()
-                                                            if name in here))
+    names = sorted(_order(found), key=lambda name: -max(ratios(here[name])[1] for here in found.values() if name in here))
     drawing, axes = plt.subplots(figsize=(7.5, 0.27 * len(names) + 1.4), layout="constrained")
-    for (protocol, here), mark in zip(protocols.items(), "os^", strict=True):
+    for (protocol, here), mark in zip(found.items(), "os^", strict=True):
         known = [name for name in names if name in here]
         axes.plot([ratios(here[name])[1] for name in known], [names.index(name) for name in known], mark, label=protocol,
                   markersize=5, alpha=0.85)
@@ -147,7 +148,7 @@ def figure(found: dict, path: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("measured time / floor (gather, matrix products, exponentials), 640 features")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=130)
     plt.close(drawing)

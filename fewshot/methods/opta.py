@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError, check_at_least, check_positive
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement
+from fewshot.methods.base import METHODS, Refinement, TwoStageMethod
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.features import standardise
 from fewshot.ops.linear import fit_logistic
@@ -22,7 +22,7 @@ VARIANTS = ("converged", "official")
 
 @METHODS.register("opta")
 @dataclass(frozen=True, eq=False)
-class OpTA(IterativeMethod):
+class OpTA(TwoStageMethod):
     """The inference step of BECLR. Every feature vector is standardised over its channels (mean 0, unbiased standard
     deviation 1). A pass moves prototype n to the mean of the queries weighted by column n of the entropic transport
     plan between queries and prototypes, at costs |z - w|^2 divided by their maximum. logits are those of multinomial
@@ -63,14 +63,17 @@ class OpTA(IterativeMethod):
         check_at_least(0, passes=self.passes or 0)
 
     @torch.no_grad()
-    def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
-        one_shot = episodes.support.shape[1] <= episodes.ways
+    def reduce(self, episodes: Episodes) -> Episodes:
+        return to_span(episodes.with_features(standardise))
+
+    @torch.no_grad()
+    def solve(self, reduced: Episodes, history: bool = False) -> Refinement:
+        one_shot = reduced.support.shape[1] <= reduced.ways
         passes = self.passes if self.passes is not None else 5 if one_shot else 1
         keep = self.keep if self.keep is not None else 0.0 if one_shot else 0.3
-        episodes = to_span(episodes.with_features(standardise))
-        query = episodes.query
-        first = means = prototypes(episodes)
-        converged = torch.ones(len(episodes), dtype=torch.bool, device=query.device)
+        query = reduced.query
+        first = means = prototypes(reduced)
+        converged = torch.ones(len(reduced), dtype=torch.bool, device=query.device)
         trace = [means]
         for _ in range(passes):
             plan, solved = self._plan(squared_euclidean(query, means))
@@ -79,11 +82,11 @@ class OpTA(IterativeMethod):
             converged &= solved
             trace.append(means)
         means = (1 - keep) * means + keep * first
-        labels = torch.arange(episodes.ways, device=query.device).expand(len(episodes), -1)
-        head = fit_logistic(means, labels, episodes.ways, self.C)
-        steps = torch.full((len(episodes),), passes, device=query.device)
+        labels = torch.arange(reduced.ways, device=query.device).expand(len(reduced), -1)
+        head = fit_logistic(means, labels, reduced.ways, self.C)
+        steps = torch.full((len(reduced),), passes, device=query.device)
         return Refinement(head(query), means, steps, converged & head.converged, trace if history else None,
-                          episodes if history else None)
+                          reduced if history else None)
 
     def _plan(self, cost: Tensor) -> tuple[Tensor, Tensor]:
         """(plan [E, Q, N], solved [E]) for cost [E, Q, N]; only the proportions within a column matter."""

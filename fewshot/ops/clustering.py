@@ -14,6 +14,7 @@ from torch import Tensor
 from fewshot.errors import FewshotError, check_at_least
 from fewshot.ops.graphs import bound_updates, centred_gram, knn_affinity, squared_distances
 from fewshot.ops.prototypes import one_hot
+from fewshot.ops.reductions import best_class
 
 CENTRES = ("mean", "mode")
 
@@ -141,7 +142,7 @@ def _centre_distances(weights: Tensor, gram: Tensor) -> Tensor:
 
 def _members(scores: Tensor, truth: Tensor, clamp: bool) -> Tensor:
     """Hard assignment [E, N, P], one-hot over N."""
-    members = one_hot(scores.argmax(dim=1), scores.shape[1], scores.dtype).transpose(1, 2).contiguous()
+    members = one_hot(best_class(scores), scores.shape[1], scores.dtype).transpose(1, 2).contiguous()
     if clamp:
         members[..., :truth.shape[-1]] = truth
     return members

@@ -17,6 +17,7 @@ from fewshot.errors import FewshotError
 from fewshot.ops.dirichlet import dirichlet_mm
 from fewshot.ops.distances import cosine
 from fewshot.ops.prototypes import one_hot, prototypes
+from fewshot.ops.reductions import best_class
 
 SIMPLEX = ("auto", "rows", "text", "prototypes", "cosines")
 
@@ -181,7 +182,7 @@ def dirichlet_em(support: Tensor | None, labels: Tensor | None, query: Tensor, p
         alpha = torch.where(present, fitted, alpha)
         v = (u.mean(-1, keepdim=True) + 1e-15).log() + 1
         logits = (dirichlet_log_density(alpha, log_query) + weight * v) / temperature
-        u = one_hot(logits.argmax(1), ways, query.dtype).transpose(1, 2) if hard else logits.softmax(1)
+        u = one_hot(best_class(logits), ways, query.dtype).transpose(1, 2) if hard else logits.softmax(1)
         if history:
             visited.append(alpha)
     return DirichletFit(logits, alpha, met, visited)
