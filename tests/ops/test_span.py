@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewshot.episodes import Episodes
-from fewshot.ops.span import principal_coordinates, span_coordinates, to_span
+from fewshot.ops.span import principal_coordinates, span_coordinates, to_span, to_support_span
 from tests.conftest import random_episodes
 
 
@@ -75,3 +75,18 @@ def test_principal_coordinates_keep_inner_products_and_ignore_the_order_of_point
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(principal_coordinates(x[:1, order]).abs(), y[:1, order].abs(), atol=1e-8, rtol=0)
     assert (y.square().sum(1).diff(dim=-1) <= 1e-9).all()
+
+
+@pytest.mark.parametrize("dim", [200, 6])
+def test_support_span_keeps_what_a_linear_classifier_sees(dim):
+    """Inner products of support and queries around the support mean, also for duplicates and a point at the mean."""
+    episodes = random_episodes(episodes=3, ways=4, shots=2, queries=10, dim=dim)
+    support = episodes.support.clone()
+    support[1, 5] = support[1, 2]
+    support[2, 3] = support[2, [0, 1, 2, 4, 5, 6, 7]].mean(0)
+    reduced = to_support_span(Episodes(support, episodes.support_labels, episodes.query, 4))
+    mean = support.mean(1, keepdim=True)
+    assert reduced.support.shape[-1] == min(8, dim)
+    torch.testing.assert_close(gram(reduced.support), gram(support - mean), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(reduced.query @ reduced.support.transpose(1, 2),
+                               (episodes.query - mean) @ (support - mean).transpose(1, 2), atol=1e-6, rtol=1e-6)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fewshot.ops.distances import cosine, squared_euclidean
+from fewshot.ops.prototypes import class_sums, one_hot
+from fewshot.ops.reductions import best_class
+
+
+def exact(x, y):
+    return (x.double().unsqueeze(2) - y.double().unsqueeze(1)).square().sum(-1)
+
+
+@pytest.mark.parametrize("offset", [0.0, 3.0, 100.0, 3000.0])
+def test_distances_keep_their_digits_wherever_the_points_lie(offset):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(3, n, 32, generator=generator) + offset for n in (20, 5))
+    error = (squared_euclidean(x, y) - exact(x, y)).abs() / exact(x, y)
+    # The inputs themselves carry eps * offset; up to a ratio of 16 the points are not shifted.
+    assert error.max() < 2e-5
+
+
+def test_a_far_episode_changes_nothing_in_its_batch_mates():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 9, 8, generator=generator), torch.randn(2, 4, 8, generator=generator)
+    alone = squared_euclidean(x[:1], y[:1])
+    x[1] += 1000
+    y[1] += 1000
+    together = squared_euclidean(x, y)
+    assert torch.equal(together[:1], alone)
+    torch.testing.assert_close(together[1].double(), exact(x, y)[1], atol=1e-3, rtol=1e-4)
+
+
+def test_known_lengths_give_the_same_cosines():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 9, 8, generator=generator), torch.randn(2, 4, 8, generator=generator)
+    x[0, 0] = 0
+    assert torch.equal(cosine(x, y, x.norm(dim=-1)), cosine(x, y))
+    torch.testing.assert_close(cosine(x, y)[0, 1, 2], torch.nn.functional.cosine_similarity(x[0, 1], y[0, 2], dim=0))
+
+
+def test_class_sums_count_unequal_shots_and_pass_gradients():
+    labels = torch.tensor([[2, 0, 2, 2], [1, 1, 0, 1]])
+    x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    sums, counts = class_sums(x, labels, 3)
+    torch.testing.assert_close(sums, one_hot(labels, 3, x.dtype).transpose(1, 2) @ x)
+    assert counts.tolist() == [[1, 0, 3], [1, 3, 0]]
+    torch.autograd.gradcheck(lambda x: class_sums(x, labels, 3)[0], x)
+
+
+def test_of_equal_scores_the_first_class_wins():
+    assert best_class(torch.tensor([[[1.0, 0.0], [1.0, 2.0], [0.0, 2.0]]])).tolist() == [[0, 1]]
