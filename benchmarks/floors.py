@@ -152,19 +152,10 @@ def gaussian_mixture(s: Shape, steps: float) -> Work:
                 exps=steps * s.N * s.Q)
 
 
-def dirichlet_mixture(counted: tuple[int, int, int]) -> Callable[[Shape, float], Work]:
-    """Cosines with the class means in float64; per step two products on the simplex and an M-step, whose iterations have
-    two special functions for each of the N x N parameters and one for each class.
-
-    counted   iterations of an M-step that were computed (most of the published 1000 are extrapolated), counted once with
-              640 features at 5w1s, 5w5s and 20w5s
-    """
-    def work(s: Shape, steps: float) -> Work:
-        iterations = counted[2 if s.N > 5 else 1 if s.S > s.N else 0]
-        return Work([(s.N, s.D, s.P, F64, 1), (s.N, s.Q, s.N, F64, steps), (s.N, s.N, s.Q, F64, steps)],
-                    exps64=s.N * (s.P + steps * s.Q), special64=iterations * steps * (2 * s.N + 1) * s.N)
-
-    return work
+def dirichlet_mixture(s: Shape, steps: float) -> Work:
+    """Cosines with the class means in float64; `steps` are the iterations of all M-steps that were computed (most of the
+    published 1000 are extrapolated), with two special functions for each of the N x N parameters and one for each class."""
+    return Work([(s.N, s.D, s.P, F64, 1)], exps64=s.N * s.P, special64=steps * (2 * s.N + 1) * s.N)
 
 
 def hct_adapt(s: Shape, steps: float) -> Work:
@@ -187,8 +178,8 @@ FLOORS: dict[str, Callable[[Shape, float], Work]] = {
     "laplacian_shot": laplacian_shot, "kmeans": kmeans, "slk_means": slk, "slk_ms": slk, "soft_kmeans": soft_kmeans,
     "easy_transductive": soft_kmeans, "pt_map": pt_map, "opta": opta, "tim_gd": tim_gd, "alpha_tim": alpha_tim,
     "tim_adm": tim_adm, "paddle": gaussian_mixture, "unem_gaussian": gaussian_mixture,
-    "em_dirichlet": dirichlet_mixture((301, 270, 196)), "hard_em_dirichlet": dirichlet_mixture((371, 106, 329)),
-    "unem_dirichlet": dirichlet_mixture((359, 354, 284)), "hct_adapt": hct_adapt, "putm": putm}
+    "em_dirichlet": dirichlet_mixture,
+    "hard_em_dirichlet": dirichlet_mixture, "unem_dirichlet": dirichlet_mixture, "hct_adapt": hct_adapt, "putm": putm}
 
 
 class Rates:
