@@ -57,6 +57,8 @@ def tune(method: Method, dataset: Dataset = "glyphs", split: Split = "val",
          alpha: Alpha = 2.0, k_eff: KEff = None, episodes: Episodes = 2000, seed: Seed = 0,
          crops: Crops = "", transforms: Transforms = "",
          search_seed: Annotated[int, typer.Option(help="seed of the random draws")] = 0,
+         placement: Annotated[bool, typer.Option("--placement", help="search which blocks of the backbone to adapt, in "
+                                                 "rounds (finetune, pmf, film, lora, tsa)")] = False,
          set_: Settings = None, data_set: DataSettings = None, data_root: DataRoot = None, runs: Runs = Path("runs")):
     """Choose hyper-parameters on validation classes: grid or random search, the same episodes for every candidate.
 
@@ -68,10 +70,20 @@ def tune(method: Method, dataset: Dataset = "glyphs", split: Split = "val",
     run, place = _setting(method, dataset, split, backbone, weights, features, base_features, set_, data_set,
                           data_root, crops, ways=ways, shots=shots, queries=queries, query_distribution=query_distribution,
                           alpha=alpha, k_eff=k_eff, episodes=episodes, seed=seed, transforms=transforms)
-    found = search(run, value_lists(grid), ranges={name: _range(name, text) for name, text in named(ranges)},
-                   samples=random, seed=search_seed, **place, store=Store(runs / "tune"), cache=runs / "cache",
-                   progress=True)
-    found.table.print()
+    ranges = {name: _range(name, text) for name, text in named(ranges)}
+    kept = {"store": Store(runs / "tune"), "cache": runs / "cache", "progress": True}
+    if placement:
+        from fewshot.placement import tune_placement
+
+        if grid or ranges or random or features:
+            raise FewshotError("--placement searches blocks of a backbone on images: leave out --grid, --range, --random "
+                               "and --features")
+        rounds = tune_placement(run, root=place["root"], **kept)
+        for found in rounds:
+            found.table.print()
+    else:
+        found = search(run, value_lists(grid), ranges=ranges, samples=random, seed=search_seed, **place, **kept)
+        found.table.print()
     settings = [word for name, value in found.chosen.items() for word in ("--set", shlex.quote(f"{name}={value}"))]
     typer.echo(f"recorded in {found.record}")
     typer.echo(" ".join([f"chosen: --method {method}", *settings]))

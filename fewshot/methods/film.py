@@ -40,7 +40,7 @@ class Film(FineTuning):
     source = "Shysheya et al. 2022, arXiv:2206.08671; cambridge-mlg/fit"
 
     lr: float = 0.0035
-    blocks: str = "all"
+    blocks: str | int | tuple = "all"
     head: str = "prototypes"
     scale: float = 10.0
     head_lr: float = 0.0035

@@ -16,7 +16,7 @@ from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError, check_at_least
 from fewshot.methods.base import Method
 from fewshot.ops.heads import CosineHead, LinearHead, PrototypeHead
-from fewshot.ops.network_parts import NAMED, block_numbers, chosen_weights
+from fewshot.ops.network_parts import NAMED, block_numbers, blocks_text, chosen_weights
 from fewshot.ops.replay import Images, ReplayedNetwork, Tensors
 
 Head = PrototypeHead | LinearHead | CosineHead
@@ -160,8 +160,10 @@ class FineTuning(Method):
         check_rates(lr=self.lr, **({"head_lr": self.head_lr} if hasattr(self, "head_lr") else {}))
         check_choice(optimiser=(self.optimiser, OPTIMISERS), schedule=(self.schedule, SCHEDULES),
                      batch_norm=(self.batch_norm, self.batch_norm_modes))
-        if hasattr(self, "blocks") and self.blocks not in NAMED:
-            block_numbers(self.blocks)
+        if hasattr(self, "blocks"):
+            object.__setattr__(self, "blocks", blocks_text(self.blocks))
+            if self.blocks not in NAMED:
+                block_numbers(self.blocks)
         object.__setattr__(self, "setting", "transductive" if self.batch_norm == "batch" else "inductive")
 
     # -- what methods replace ------------------------------------------------------------------------------------------

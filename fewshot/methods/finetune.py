@@ -12,10 +12,10 @@ from fewshot.methods.base import METHODS
 from fewshot.methods.fine_tuning import FineTuning, Head, check_choice
 from fewshot.ops.features import check_norm
 from fewshot.ops.heads import INITIAL, CosineHead, LinearHead
-from fewshot.ops.network_parts import block_numbers, chosen_weights
+from fewshot.ops.network_parts import block_numbers, blocks_text, chosen_weights
 from fewshot.rng import derived_seed
 
-_LAYERS = {"head": "none", "last_block": "last", "all": "all"}
+LAYERS = {"head": "none", "last_block": "last", "all": "all"}
 
 
 @METHODS.register("finetune")
@@ -49,7 +49,7 @@ class Finetune(FineTuning):
     lr: float = 0.02
     optimiser: str = "sgd"
     schedule: str = "cosine"
-    layers: str = "all"
+    layers: str | int | tuple = "all"
     head: str = "linear"
     initial: str = "prototypes"
     norm: str = "l2n"
@@ -66,11 +66,12 @@ class Finetune(FineTuning):
         check_at_least(0, seed=self.seed)
         if self.batch_size is not None:
             check_at_least(1, batch_size=self.batch_size)
-        if self.layers not in _LAYERS:
-            block_numbers(self.layers, "layers", tuple(_LAYERS))
+        object.__setattr__(self, "layers", blocks_text(self.layers))
+        if self.layers not in LAYERS:
+            block_numbers(self.layers, "layers", tuple(LAYERS))
 
     def adapts(self, network: nn.Module) -> list[str]:
-        return chosen_weights(network, _LAYERS.get(self.layers, self.layers))
+        return chosen_weights(network, LAYERS.get(self.layers, self.layers))
 
     @property
     def classifier(self) -> Head:

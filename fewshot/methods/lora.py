@@ -42,7 +42,7 @@ class Lora(FineTuning):
     rank: int = 2
     alpha: float = 1.0
     scaling: str = "sqrt"
-    blocks: str = "all"
+    blocks: str | int | tuple = "all"
     match: str = ""
     head: str = "prototypes"
     scale: float = 10.0

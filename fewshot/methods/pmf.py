@@ -38,7 +38,7 @@ class Pmf(FineTuning):
     source = "Hu et al. 2022, arXiv:2204.07305; hushell/pmf_cvpr22"
 
     lr: float = 1e-4
-    blocks: str = "all"
+    blocks: str | int | tuple = "all"
     scale: float = 10.0
     probability: float = 0.9
     seed: int = 0

@@ -45,7 +45,7 @@ class Tsa(FineTuning):
 
     lr: float = 0.5
     optimiser: str = "adadelta"
-    blocks: str = "all"
+    blocks: str | int | tuple = "all"
     head_lr: float = 1.0
     initial: float = 1e-4
     scale: float = 10.0

@@ -63,6 +63,11 @@ def chosen_weights(network: nn.Module, blocks: str) -> list[str]:
     return [name for number in numbers for name in parts[number]]
 
 
+def blocks_text(blocks: str | int | tuple) -> str:
+    """The one way to write the same blocks: 2 is "2", and (2, 3), which a command line makes of 2,3, is "2,3"."""
+    return ",".join(map(str, blocks)) if isinstance(blocks, (tuple, list)) else str(blocks)
+
+
 def block_numbers(blocks: str, field: str = "blocks", named: tuple[str, ...] = NAMED) -> list[int]:
     """The numbers in e.g. "2,3", ascending; raises FewshotError, saying the `field` and its `named` values, where it is no
     such list."""

@@ -14,6 +14,7 @@ from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.losses import Moment, NetworkLoss, mean_of
 from fewshot.methods.base import METHODS, Method, create_method
+from fewshot.methods.fine_tuning import FineTuning
 from fewshot.rng import isolated_rng
 from fewshot.training.config import TrainConfig
 
@@ -88,6 +89,9 @@ def make_learner(config: TrainConfig, backbone: nn.Module, method: Method | None
     if method is None:
         with isolated_rng(config.seed):  # the weights of a method must be the same when the run is resumed
             method = create_method(config.method, **config.parameters)
+        if isinstance(method, FineTuning):
+            raise FewshotError(f"{config.method} adapts a trained backbone to each test episode and has nothing to train; "
+                               "train with another method, e.g. protonet, and evaluate those weights with it")
         if method.needs_backbone:
             method = method.with_backbone(backbone, config.ways, seed=config.seed)
         if method.needs_base:

@@ -3,9 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.backbones import create_backbone
 from fewshot.errors import FewshotError
 from fewshot.methods import create_method
 from fewshot.ops.diff_augment import diff_augment
+from fewshot.training import TrainConfig
+from fewshot.training.learner import make_learner
 from tests.methods.fine_tuning import check_against, check_without_steps, cosine_prototypes, learner
 from tests.methods.image_episodes import image_episodes
 
@@ -79,3 +82,14 @@ def test_mistakes_are_named():
             create_method("pmf", **settings)
     with pytest.raises(FewshotError, match="no weights in blocks='all'"):
         learner("pmf", torch.nn.Flatten())
+
+
+def test_blocks_as_a_command_line_writes_them():
+    for blocks in ("0,1", (0, 1), [0, 1]):
+        assert create_method("pmf", blocks=blocks).blocks == "0,1"
+    assert create_method("pmf", blocks=1).blocks == "1" and create_method("finetune", layers=1).layers == "1"
+
+
+def test_there_is_nothing_to_train():
+    with pytest.raises(FewshotError, match="pmf adapts a trained backbone to each test episode"):
+        make_learner(TrainConfig(method="pmf"), create_backbone("conv4", channels=1, image_size=16), None)
