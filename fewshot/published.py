@@ -25,7 +25,8 @@ from fewshot.tables import result_notes
 class Published:
     """A number of a paper, in percent as printed there, under this project's names.
 
-    ways                None stands for all classes of the data set
+    ways                None stands for all classes of the data set; ways and shots that vary are texts such as "5-50",
+                        and such a number is beside no run
     query_distribution  "balanced", "dirichlet" (alpha = 2), "k_eff" or "natural"
     interval            half width of its 95 % interval, None where none is printed
     source              paper, and where the number was read
@@ -36,8 +37,8 @@ class Published:
     method: str
     dataset: str
     backbone: str
-    ways: int | None
-    shots: int
+    ways: int | str | None
+    shots: int | str
     query_distribution: str
     accuracy: float
     interval: float | None
