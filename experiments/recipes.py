@@ -1,14 +1,14 @@
 """Training recipes and classifiers on their features: does the best head depend on how the backbone was trained?
 
     python experiments/recipes.py --data-root DATA                   # about half an hour on two CPU cores, given the weights
-    python experiments/recipes.py --data-root DATA --train           # first 16 trainings, each ten minutes on one core
+    python experiments/recipes.py --data-root DATA --train           # first 18 trainings, each ten minutes on one core
 
 Every recipe of fewshot/training/recipes trains one backbone on Omniglot's background alphabets (Conv-4, 28 pixels, grey) and
 one on 60 classes of Caltech-101 (ResNet-12 with 8, 20, 40 and 80 channels, 64 pixels); alphabets and classes of the test are
 new. Optimiser, schedule, batches and augmentation are the same for all: SGD with Nesterov momentum, 0.05, cosine, weight
 decay 5e-4; what differs is the loss, and the number of epochs, so that each takes about ten minutes of one CPU core. These
 are not the settings of the papers and the numbers are not theirs. `rfs` is the second of two generations. Weights are the
-best on 1-shot validation episodes every few epochs, those of `simclr`, which sees no label, the last.
+best on 1-shot validation episodes every few epochs, those of `simclr` and `beclr`, which see no label, the last.
 
 Each is evaluated with four heads at 5-way 1- and 5-shot, 10,000 episodes: nearest prototype of unit-length features
 (`simple_shot`), logistic regression, soft k-means and PT-MAP, the last two transductive with balanced queries.
@@ -33,8 +33,8 @@ HEADS = {"simple_shot": {"norm": "l2n"}, "logistic_regression": {}, "soft_kmeans
 BASE = "simpleshot"
 # Epochs of ten minutes on one core: (Omniglot, Caltech-101). rfs has so many in each of its two generations.
 EPOCHS = {"simpleshot": (60, 24), "rfs": (28, 10), "easy": (30, 14), "s2m2": (15, 7), "baseline_pp": (60, 24),
-          "nsae": (14, 5), "hct": (14, 9), "simclr": (26, 14)}
-PARAMETERS = {"s2m2": {"rotation_share": 0.5}}
+          "nsae": (14, 5), "hct": (14, 9), "simclr": (26, 14), "beclr": (20, 9)}
+PARAMETERS = {"s2m2": {"rotation_share": 0.5}, "beclr": {"clusters": 100, "cluster_size": 20, "momentum": 0.99}}
 # data set -> name of the weights, data options, backbone, its options, settings of the training
 PLACES = {
     "omniglot": ("conv4_omniglot", {}, "conv4", {}, {"batch_size": 128, "augmentation": "affine", "validate_every": 5}),
@@ -48,7 +48,7 @@ def name_of(recipe: str, dataset: str) -> str:
 
 def training(recipe: str, dataset: str) -> Recipe:
     _, data_options, backbone, options, settings = PLACES[dataset]
-    if recipe == "simclr":
+    if recipe in ("simclr", "beclr"):
         settings = {**settings, "validate_every": 0}
     config = recipe_config(recipe, **{
         "epochs": EPOCHS[recipe][list(PLACES).index(dataset)], "optimiser": "sgd", "lr": 0.05, "nesterov": True,
