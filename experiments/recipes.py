@@ -33,7 +33,7 @@ HEADS = {"simple_shot": {"norm": "l2n"}, "logistic_regression": {}, "soft_kmeans
 BASE = "simpleshot"
 # Epochs of ten minutes on one core: (Omniglot, Caltech-101). rfs has so many in each of its two generations.
 EPOCHS = {"simpleshot": (60, 24), "rfs": (28, 10), "easy": (30, 14), "s2m2": (15, 7), "baseline_pp": (60, 24),
-          "nsae": (14, 5), "hct": (14, 9), "simclr": (26, 14), "beclr": (20, 9)}
+          "nsae": (14, 5), "hct": (14, 9), "simclr": (26, 14), "beclr": (20, 7)}
 PARAMETERS = {"s2m2": {"rotation_share": 0.5}, "beclr": {"clusters": 100, "cluster_size": 20, "momentum": 0.99}}
 # data set -> name of the weights, data options, backbone, its options, settings of the training
 PLACES = {

@@ -114,8 +114,8 @@ def data(data_root: DataRoot = None,
 @app.command()
 def train(context: typer.Context, dataset: Dataset = "glyphs", backbone: Backbone = "conv4",
           recipe: Annotated[str | None, typer.Option(help="train on classes, not on episodes: cross_entropy, simpleshot, "
-                                                     "rfs, easy, s2m2, baseline_pp, nsae, hct; or without labels: simclr, beclr; "
-                                                     "--set sets its parameters")] = None,
+                                                     "rfs, easy, s2m2, baseline_pp, nsae, hct; or without labels: simclr, "
+                                                     "beclr; --set sets its parameters")] = None,
           generations: Annotated[int, typer.Option(help="with --recipe rfs: so many networks, each taught by the one "
                                                    "before")] = 1,
           method: Annotated[str, typer.Option(help="differentiable method; its episodic loss is minimised",
