@@ -90,8 +90,8 @@ def main() -> None:
     write_atomically(out / "table.md", table.to_markdown().encode())
     write_atomically(out / "table.csv", table.to_csv().encode())
     hardest = int(next(r for r in results if r.run.weights == curve[len(CURVE_SHOTS)].run.weights).correct.argmin())
+    save_figure(accuracy_dots(results), out / "accuracy")  # the report draws these dots by itself
     figures = {
-        "accuracy": (accuracy_dots(results), "Accuracy with 95 % intervals over episodes."),
         "shots": (accuracy_against_shots(curve), "5-way accuracy against the number of shots."),
         "training": (training_curve(trained.history), "Training loss, and accuracy on validation characters (Cyrillic)."),
         "episode": (draw_episode(trained, 0), "Episode 0 of the test characters, predictions of the trained ProtoNet."),
@@ -100,7 +100,7 @@ def main() -> None:
     for name, (figure, _) in figures.items():
         save_figure(figure, out / name.replace(" ", "_"))
     report = write_report(out / "report.html", title="fewshot demo: characters of unseen scripts", results=results,
-                          figures=figures, text=__doc__.split("\n\n")[2], commands=("make demo",))
+                          figures=figures, text=__doc__.split("\n\n")[2].replace("`", ""), commands=("make demo",))
     print(f"table, figures and report are in {out}; open {report}")
 
 

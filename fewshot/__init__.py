@@ -7,7 +7,7 @@ from types import ModuleType
 _HOMES = {
     "load_dataset": "fewshot.datasets", "contact_sheet": "fewshot.datasets",
     "create_backbone": "fewshot.backbones", "list_backbones": "fewshot.backbones",
-    "create_method": "fewshot.methods", "list_methods": "fewshot.methods",
+    "create_method": "fewshot.methods", "list_methods": "fewshot.methods", "check_method": "fewshot.check",
     "Episodes": "fewshot.episodes", "EpisodeSampler": "fewshot.sampler",
     "ImageBank": "fewshot.banks", "FeatureBank": "fewshot.banks", "embed": "fewshot.embed",
     "Run": "fewshot.run", "Result": "fewshot.evaluate", "evaluate": "fewshot.evaluate", "compare": "fewshot.evaluate",

@@ -41,8 +41,8 @@ def pairs_table(results: Iterable[Result]) -> Table:
         wide = _over_classes(a, b)
         rows.append((Cell(gap.mean, gap.half_width, mark, key, signed=True),
                      None if wide is None else Cell(gap.mean, wide, "", key, signed=True),
-                     Cell(comparison.probability, key=key), Cell(comparison.p_value, key=key, factor=1, digits=4),
-                     Cell(float(p), key=key, factor=1, digits=4)))
+                     Cell(comparison.probability, key=key),
+                     *(Cell(float(value), key=key, factor=1, digits=4, floor=True) for value in (comparison.p_value, p))))
         records.append({"a": labels[i], "b": labels[j], "difference_percent": 100 * gap.mean,
                         "half_width_percent": 100 * gap.half_width,
                         "half_width_classes_percent": None if wide is None else 100 * wide,
@@ -53,7 +53,7 @@ def pairs_table(results: Iterable[Result]) -> Table:
              "paired episodes (Student t); the column over classes covers the choice of the novel classes, too (leaving out "
              "one class at a time).",
              "P(better): how often the first is better on an episode, in percent, ties counted half. p: paired t-test; p "
-             f"(Holm): corrected for the {len(pairs)} pairs of this table."]
+             f"(Holm): corrected for the {_counted(len(pairs), 'pair')} of this table."]
     return Table(("first", "second"), tuple((labels[i], labels[j]) for i, j in pairs),
                  ("difference", "over classes", "P(better)", "p", "p (Holm)"), tuple(rows),
                  {TIED: "not told apart at the level 0.05 after Holm's correction."}, tuple(notes), tuple(records))
@@ -146,6 +146,10 @@ def seeds_table(results: Iterable[Result]) -> Table:
              *result_notes(results)[1:]]
     return Table(("method", "protocol"), tuple(labels), ("mean over seeds", "spread", "lowest", "highest", "over episodes",
                  "seeds"), tuple(cells), {}, tuple(notes), tuple(records))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 _CALIBRATED = "with the temperature fitted on validation episodes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import string
 from collections import defaultdict
@@ -13,7 +14,9 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from fewshot.errors import FewshotError
 from fewshot.evaluate import Result
@@ -36,6 +39,9 @@ _DOTS = ("Accuracy with 95 % intervals over episodes, sorted; the numbers are th
 _DIFFERENCES = ("Accuracy of the row minus accuracy of the column on the same episodes, in percentage points ± half "
                 "width of the 95 % interval (Student t, paired; it covers episode sampling). †: the interval includes "
                 "zero (no correction for several comparisons).")
+_PAIRED = ("Pairs: first minus second; the column over classes covers the choice of the novel classes, too (leaving out one "
+           "class at a time). P(better): how often the first is better on an episode, in percent, ties counted half. p: "
+           "paired t-test; p (Holm): corrected for the pairs of its table, where † means not told apart at the level 0.05.")
 _CALIBRATION = ("Reliability: accuracy (bars and dots) against the confidence in 15 bins; on the dashed line a method is "
                 "calibrated, and the vertical strokes are the gaps that the expected calibration error (ECE) averages. "
                 "Below: how many queries each bin holds.")
@@ -43,6 +49,7 @@ _MATRIX = 25  # rows of a matrix that can still be read
 _PAIRS = 10  # results whose pairs, 45 of them, can still be read
 _MEASURED = 8  # results whose calibration and confusion are drawn
 _DRAWN = 4  # results of which episodes are drawn
+_PHOTOS = 250_000  # bytes of a PNG file above which it holds photographs, which JPEG writes in a fifth
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -91,20 +98,24 @@ def _comparisons(results: list[Result]) -> list[str]:
         groups[result.fingerprint].append(result)
     parts = []
     several = len({(r.run.dataset, r.run.split) for r in results}) > 1
-    for group in sorted(groups.values(), key=lambda g: natural(f"{g[0].run.dataset} {g[0].run.protocol}")):
+    unlike = len({r.run.queries for r in results}) > 1
+    order = sorted(groups.values(), key=lambda g: natural(f"{g[0].run.dataset} {g[0].run.protocol} {g[0].run.queries}"))
+    for group in order:
         if len(group) > 1:
             place = f"{group[0].run.dataset} ({group[0].run.split}), " if several else ""
             best = sorted(group, key=lambda r: -r.accuracy.mean)[:_MATRIX]
-            heading = f"{place}{group[0].run.protocol}, {len(group[0].correct)} episodes"
+            queries = f", {group[0].run.queries} queries a class" if unlike else ""
+            heading = f"{place}{group[0].run.protocol}{queries}, {len(group[0].correct)} episodes"
             heading += f", the best {_MATRIX} of {len(group)} results" if len(group) > _MATRIX else ""
             parts += [f"<h3>{escape(heading)}</h3>", comparison_table(best).to_html("sortable matrix", notes=False)]
             parts += _pairs_and_ranks(best[:_PAIRS])
-    return ["<h2>Paired differences</h2>", f'<p class="soft">{_DIFFERENCES}</p>', *parts] if parts else []
+    texts = [f'<p class="soft">{text}</p>' for text in (_DIFFERENCES, _PAIRED)]
+    return ["<h2>Paired differences</h2>", *texts, *parts] if parts else []
 
 
 def _pairs_and_ranks(results: list[Result]) -> list[str]:
     """The pairs with corrected p-values, and for three results or more their ranks."""
-    pairs = pairs_table(results).to_html("sortable")
+    pairs = pairs_table(results).to_html("sortable", notes=False)
     parts = [f"<h4>Pairs, Holm-corrected</h4>\n{pairs}"]
     # Not for results that differ only in a setting of the protocol without effect on the episodes, which share a label.
     with contextlib.suppress(FewshotError):
@@ -174,7 +185,7 @@ def _episodes(results: list[Result], source: FeatureSource | None, weights: Mapp
 
 def _figure(name: str, image: str | Path | Figure, caption: str) -> str:
     if isinstance(image, Figure):
-        data = figure_bytes(image)
+        data = _in_palette(figure_bytes(image))
     else:
         try:
             data = Path(image).read_bytes()
@@ -183,10 +194,33 @@ def _figure(name: str, image: str | Path | Figure, caption: str) -> str:
     if not data.startswith(_PNG):
         raise FewshotError(f"figure {name!r}: {image} is not a PNG file; save it as PNG or pass the Figure")
     width, height = (int.from_bytes(data[at:at + 4], "big") for at in (16, 20))
+    kind = "png"
+    if len(data) > _PHOTOS:
+        data, kind = _as_jpeg(data), "jpeg"
     source = base64.b64encode(data).decode()
     # Drawn at 200 dots an inch: half the pixels is the size on a page.
-    return (f'<figure><img src="data:image/png;base64,{source}" width="{width // 2}" height="{height // 2}" '
+    return (f'<figure><img src="data:image/{kind};base64,{source}" width="{width // 2}" height="{height // 2}" '
             f'alt="{escape(f"{name}: {caption}")}">\n<figcaption>{escape(caption)}</figcaption></figure>')
+
+
+def _in_palette(png: bytes) -> bytes:
+    """The same picture with at most 256 colours, a third of the size, unless it holds photographs, which need more."""
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    few = picture.quantize(256, dither=Image.Dither.NONE)
+    apart = np.abs(np.asarray(picture, np.int16) - np.asarray(few.convert("RGB"), np.int16)).mean()
+    if apart > 0.5:
+        return png
+    return _encoded(few, "png", optimize=True)
+
+
+def _as_jpeg(png: bytes) -> bytes:
+    return _encoded(Image.open(io.BytesIO(png)).convert("RGB"), "jpeg", quality=85, optimize=True)
+
+
+def _encoded(picture: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def _download(csv: str) -> str:
@@ -198,7 +232,10 @@ def _download(csv: str) -> str:
 def _commands(commands: Sequence[str]) -> list[str]:
     if not commands:
         return []
-    return ["<h3>Commands</h3>", f"<pre><code>{escape(chr(10).join(commands))}</code></pre>"]
+    lines = [line for command in commands for line in command.split("\n")]
+    # A remark that holds for many commands stands above the first of them.
+    kept = [line for i, line in enumerate(lines) if not line.startswith("#") or line not in lines[:i]]
+    return ["<h3>Commands</h3>", f"<pre><code>{escape(chr(10).join(kept))}</code></pre>"]
 
 
 def _runs(results: list[Result]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -17,11 +17,14 @@ from fewshot.answers import answers
 from fewshot.banks import ImageBank
 from fewshot.datasets import DATASETS
 from fewshot.episode_list import EpisodeList
+from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.evaluate import Result, ready
-from fewshot.figures import AXES, BLUE, GREY, ORANGE, accuracy_against, episode_figure, styled
+from fewshot.feature_space import movement_figure, projection_figure
+from fewshot.figures import AXES, BLUE, COLOURS, GREY, ORANGE, accuracy_against, episode_figure, styled
 from fewshot.labels import unique_results
 from fewshot.measures import BINS, calibration_error
+from fewshot.methods.base import IterativeMethod, Method
 from fewshot.pipeline import FeatureSource, backbone_for
 
 LARGEST = 30  # classes of a confusion matrix that can still be read
@@ -48,7 +51,8 @@ def sweeps(results: Iterable[Result]) -> dict[str, tuple[Figure, str]]:
 
 @styled
 def confusion_figure(confusion: Tensor, class_names: Sequence[str] | None = None) -> Figure:
-    """Share of the queries of each class (row) that were given each class (column), as a shaded matrix.
+    """Share of the queries of each class (row) that were given each class (column), as a shaded matrix: mistakes in blue,
+    right answers in grey.
 
     confusion [C, C] counts, row: true, column: predicted. Of more than LARGEST classes those with the largest share of wrong
     answers are drawn. Raises FewshotError without queries and for another number of names than classes.
@@ -63,8 +67,12 @@ def confusion_figure(confusion: Tensor, class_names: Sequence[str] | None = None
     cell = 0.5 if n <= _NUMBERS else max(0.17, 6 / n - 0.03)
     figure = Figure(figsize=(max(4.6, n * cell + text + 1.6), n * cell + text + 0.7), layout="constrained")
     axes = figure.subplots()
-    # A root scale: a class mistaken for many others in a few percent each must still be seen beside its right answers.
-    image = axes.imshow(cells, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    # Right answers, most of them, would leave no shade for the mistakes: they are grey, and mistakes have a root scale of
+    # their own, on which a class taken for many others in a few percent each is still seen.
+    right = np.eye(n, dtype=bool)
+    largest = max(float(np.where(right, 0, cells).max()), 0.01)
+    image = axes.imshow(cells, cmap="Blues", norm=PowerNorm(0.5, 0, largest), interpolation="nearest")
+    axes.imshow(np.ma.masked_where(~right, cells), cmap="Greys", norm=Normalize(0, 1.6), interpolation="nearest")
     axes.grid(False)
     size = 9 if n <= 20 else 7.5
     axes.set_xticks(range(n), labels, rotation=90, fontsize=size)
@@ -74,11 +82,13 @@ def confusion_figure(confusion: Tensor, class_names: Sequence[str] | None = None
     if n <= _NUMBERS:
         for i, j in np.ndindex(n, n):
             axes.text(j, i, f"{100 * cells[i, j]:.0f}", ha="center", va="center", fontsize=8.5,
-                      color="white" if cells[i, j] > 0.35 else "#202124")
+                      color="white" if i != j and cells[i, j] > 0.4 * largest else "#202124")
     few = f"the {n} of {len(asked)} classes with the most wrong answers" if n < len(asked) else f"all {n} classes"
     axes.set_title(f"queries of a class by answer, {few}", loc="left")
-    bar = figure.colorbar(image, ax=axes, shrink=min(1, 2.5 / (n * cell)), ticks=(0, 0.05, 0.25, 0.5, 1))
-    bar.ax.set_yticklabels(["0 %", "5 %", "25 %", "50 %", "100 %"])
+    ticks = (0, largest / 16, largest / 4, largest)
+    bar = figure.colorbar(image, ax=axes, shrink=min(1, 2.5 / (n * cell)), ticks=ticks)
+    bar.ax.set_yticklabels([f"{100 * tick:.2g} %" for tick in ticks])
+    bar.set_label("wrong answers (right ones are grey)", fontsize=size)
     bar.outline.set_visible(False)
     return figure
 
@@ -165,7 +175,24 @@ def drawn_episodes(result: Result, source: FeatureSource,
         if abs(right - stored) > 1e-9:
             caption += f" Answered again, {100 * right:.1f} %: rounding differs between software or batch sizes."
         drawn.append((f"{name} episode", figure, caption))
+        if name == "hardest":
+            drawn += _in_feature_space(method, prepare(indices.gather(bank)), indices, images)
     return drawn
+
+
+def _in_feature_space(method: Method, episode: Episodes, indices, images: ImageBank) -> list[tuple[str, Figure, str]]:
+    """Before and after refinement, and the way of the prototypes, for a method that has them."""
+    if not isinstance(method, IterativeMethod) or episode.ways > len(COLOURS) or (indices.query_labels < 0).any():
+        return []
+    with torch.inference_mode():
+        found = method.refine(episode, history=True)
+    if found.space is None or not found.history:
+        return []
+    names = [images.class_names[c] for c in indices.classes[0]]
+    return [("feature space before and after", projection_figure(episode, found, indices.query_labels, class_names=names),
+             "The hardest episode in the space the method works in, on the two main directions of its points."),
+            ("way of the prototypes", movement_figure(episode, found, indices.query_labels, class_names=names),
+             "The same step by step.")]
 
 
 def _answering(run, images: ImageBank, source: FeatureSource, weights: Mapping[str, Path]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ BEST, TIED = "best", "tied"
 class Cell:
     """A mean and its half width (NaN if not known), a mark (BEST, TIED or none), the key of the run(s). Printed times
     `factor` with `digits` decimals, fractions as percent where nothing else is said; `signed`: with `+` before a positive
-    mean."""
+    mean; `floor`: a mean too small for these decimals is printed as below the smallest one, as p-values are."""
 
     mean: float
     half_width: float = float("nan")
@@ -31,6 +32,7 @@ class Cell:
     factor: float = 100
     digits: int = 2
     signed: bool = False
+    floor: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Table:
         style = {BEST: r"\textbf{{{}}}", TIED: r"{}$^\dagger$"}
 
         def number(cell: Cell | None) -> str:
-            return self._text(cell, style).translate({ord(c): _LATEX[c] for c in "±−–"})
+            return self._text(cell, style).translate({ord(c): _LATEX[c] for c in "±−–<"})
 
         rows = [" & ".join([*map(_latex, label), *(number(cell) for cell in cells)])
                 for label, cells in zip(self.labels, self.cells, strict=True)]
@@ -127,8 +129,8 @@ class Table:
         for label, cells in zip(self.labels, self.cells, strict=True):
             parts = "".join(f'<th scope="row">{escape(text)}</th>' for text in label)
             for cell in cells:
-                attributes = f' data-sort="{cell.mean:.9f}" title="run {escape(cell.key)}"' if cell else ""
-                parts += f'<td class="number"{attributes}>{self._text(cell, style)}</td>'
+                attributes = f' data-sort="{cell.mean:.9g}" title="run {escape(cell.key)}"' if cell else ""
+                parts += f'<td class="number"{attributes}>{self._text(cell, style, _whole_halves)}</td>'
             body.append(f"<tr>{parts}</tr>")
         table = (f'<div class="scroll" tabindex="0" role="region" aria-label="table">'
                  f'<table class="{escape(css_class)}"><thead><tr>{head}</tr></thead>\n<tbody>'
@@ -170,19 +172,27 @@ class Table:
         present = {cell.mark for cells in self.cells for cell in cells if cell}
         return [f"{symbols[mark]}: {text}" for mark, text in self.legend.items() if mark in present] + list(self.notes)
 
-    def _text(self, cell: Cell | None, style: dict[str, str]) -> str:
+    def _text(self, cell: Cell | None, style: dict[str, str], written: Callable[[str], str] = str) -> str:
         if cell is None:
             return "–"
         sign = "+" if self.signed or cell.signed else ""
         number = f"{cell.factor * cell.mean:{sign}.{cell.digits}f}".replace("-", "−")
+        if cell.floor and cell.factor * cell.mean < 10**-cell.digits:
+            number = f"<{10**-cell.digits:.{cell.digits}f}"
         if cell.half_width == cell.half_width:  # not NaN
             number += f" ± {cell.factor * cell.half_width:.{cell.digits}f}"
-        return style.get(cell.mark, "{}").format(number)
+        return style.get(cell.mark, "{}").format(written(number))
 
     def _key_lines(self) -> list[str]:
         return [f"run {cell.key}: {', '.join(label)}, {column}"
                 for label, cells in zip(self.labels, self.cells, strict=True)
                 for column, cell in zip(self.columns, cells, strict=True) if cell and cell.key]
+
+
+def _whole_halves(number: str) -> str:
+    """HTML of `81.23 ± 0.19` that breaks before the ± only."""
+    mean, plus, half = escape(number).partition("± ")
+    return f'{mean}<span style="white-space:nowrap">± {half}</span>' if plus else mean
 
 
 def _unbroken(text: str) -> str:

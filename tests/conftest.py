@@ -1,4 +1,4 @@
-"""Fixtures shared by the whole suite: small synthetic episodes and the optional folder of shared reference data."""
+"""Fixtures shared by the whole suite: the optional folder of shared reference data."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
-from fewshot.episodes import Episodes
+from fewshot.synthetic import random_episodes  # noqa: F401  (tests import it from here)
 
 SHARED = Path(os.environ.get("FEWSHOT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -29,21 +28,3 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data sets, not found at {folder}")
     return folder
-
-
-def random_episodes(episodes=3, ways=5, shots=2, queries=15, dim=16, seed=0, dtype=torch.float64, spread=1.0,
-                    with_labels=False):
-    """Non-negative class clusters, queries class-balanced and shuffled; `queries` is the total number."""
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(episodes, ways, dim, generator=generator, dtype=torch.float64)
-    support_labels = torch.arange(ways).repeat(shots).expand(episodes, -1).contiguous()
-    order = torch.stack([torch.randperm(queries, generator=generator) for _ in range(episodes)])
-    query_labels = (torch.arange(queries) % ways)[order]
-
-    def around(labels):
-        chosen = torch.gather(centres, 1, labels.unsqueeze(-1).expand(-1, -1, dim))
-        noise = torch.randn(chosen.shape, generator=generator, dtype=torch.float64)
-        return (chosen + spread * noise).relu().to(dtype)
-
-    made = Episodes(support=around(support_labels), support_labels=support_labels, query=around(query_labels), ways=ways)
-    return (made, query_labels) if with_labels else made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import re
 from pathlib import Path
@@ -23,6 +24,16 @@ def test_readme_tables_are_those_of_the_result_files():
 def test_results_hold_no_path_of_the_machine_that_made_them():
     files = sorted((ROOT / "experiments" / "results").glob("*"))
     assert files and not [path.name for path in files if re.search(r"/\S*/experiments/", path.read_text())]
+    page = re.sub(r"base64,[^\"]*", "", (ROOT / "docs" / "report.html").read_text())
+    assert not re.search(r"/(tmp|home|root|Users|work|mnt)/|[A-Z]:\\\\", page)
+
+
+def test_the_committed_report_is_that_of_the_committed_results():
+    page = (ROOT / "docs" / "report.html").read_text()
+    assert len(page) < 1_500_000 and (ROOT / "docs" / "images" / "report.png").stat().st_size < 300_000
+    held = base64.b64decode(re.search(r'data:text/csv;charset=utf-8;base64,([^"]*)', page)[1]).decode()
+    assert held == (ROOT / "experiments" / "results" / "demo.csv").read_text(), "run make demo, then python " \
+        "docs/update_readme.py --demo runs/demo"
 
 
 def test_links_of_the_documents_lead_somewhere():

@@ -1,4 +1,4 @@
-"""Leaks are caught: three deliberately wrong methods, and every registered one at chance where labels mean nothing."""
+"""Deliberately wrong methods are caught by `check_method`; tests/methods/test_contract.py checks the registered ones."""
 
 from __future__ import annotations
 
@@ -9,32 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewshot.banks import FeatureBank
+from fewshot.check import check_method, check_promise, subject_of
 from fewshot.episodes import Episodes
-from fewshot.evaluate import evaluate
-from fewshot.methods import METHODS, Method, create_method
+from fewshot.errors import FewshotError
+from fewshot.methods import Method
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.prototypes import one_hot, prototypes
-from fewshot.run import Run
+from fewshot.promises import PROMISES
 from fewshot.sampler import EpisodeIndices, EpisodeSampler
-from tests.methods.test_contract import QUICK
-from tests.methods.test_contract import test_inductive_methods_see_one_query_at_a_time as check_inductive
-from tests.methods.test_contract import test_query_order as check_query_order
-
-ALLOWED = 0.03  # the classes are finite samples whose means differ a little, and 120 episodes vary by about 0.004
-
-
-def noise(seed: int = 5, split: str = "val") -> FeatureBank:
-    """Features that say nothing about their labels: no honest method is better than one in five."""
-    generator = torch.Generator().manual_seed(seed)
-    features = torch.randn(1200, 12, generator=generator).abs()
-    return FeatureBank(features, torch.arange(12).repeat_interleave(100), name="noise", split=split)
-
-
-def above_chance(method: Method | str, **parameters) -> float:
-    run = Run(episodes=120, method=method if isinstance(method, str) else "protonet", parameters=parameters)
-    return evaluate(run, noise(), base_bank=noise(6, "train") if run.needs_base else None,
-                    method=None if isinstance(method, str) else method).accuracy.mean - 0.2
+from fewshot.synthetic import above_chance
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,31 +55,39 @@ class CentresOnTheQueries(Method):
         return -squared_euclidean(episodes.query - middle, prototypes(episodes))
 
 
-@pytest.fixture
-def registered(monkeypatch):
-    """Register a class under the name "wrong" for one test."""
-    def register(cls: type[Method]) -> str:
-        monkeypatch.setitem(METHODS._items, "wrong", cls)
-        return "wrong"
+@dataclass(frozen=True, eq=False)
+class ReshapesTheSupport(Method):
+    """Expects a full block of shots, as many implementations do."""
 
-    return register
+    source = "this file"
 
-
-@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].inputs == "features"
-                                  and not create_method(name).needs_backbone])
-def test_registered_methods_are_at_chance(name):
-    settings = {**QUICK, "putm": {"outer": 2, "inner": 2}, "dn4": {"channels": 3}, "cosoc": {"crops": 2}}.get(name, {})
-    assert abs(above_chance(name, **settings)) < ALLOWED
+    def __call__(self, episodes: Episodes) -> Tensor:
+        means = episodes.support.reshape(len(episodes), -1, episodes.ways, episodes.support.shape[2]).mean(1)
+        return -squared_euclidean(episodes.query, means)
 
 
-def test_a_method_that_finds_the_query_labels_is_caught():
-    assert above_chance(LooksUpTheLabels()) > 0.7
+@pytest.mark.parametrize(("method", "first"), [
+    (LooksUpTheLabels, "chance"), (KnowsTheOrder, "class_relabelling"), (CentresOnTheQueries, "inductive"),
+    (ReshapesTheSupport, "class_relabelling")])
+def test_wrong_methods_are_caught(method, first):
+    with pytest.raises(FewshotError, match=f"{method.__name__} does not keep the promise '{first}'"):
+        check_method(method())
 
 
-def test_a_method_that_knows_the_order_of_the_queries_gains_nothing_and_is_caught(registered):
-    assert abs(above_chance(KnowsTheOrder())) < ALLOWED
-    with pytest.raises(AssertionError):
-        check_query_order(registered(KnowsTheOrder))
+@pytest.mark.parametrize(("method", "name", "found"), [
+    (LooksUpTheLabels, "chance", "distance of the accuracy from 1/5 is 0.8, allowed is at most 0.03"),
+    (KnowsTheOrder, "query_order", "largest change of a probability is 0.2"),
+    (KnowsTheOrder, "learns", "share of wrong answers is 0."),
+    (CentresOnTheQueries, "inductive", 'declare setting = "transductive"'),
+    (ReshapesTheSupport, "unequal_shots", "RuntimeError: shape .* is invalid .*Count the labels")])
+def test_each_promise_names_what_is_broken(method, name, found):
+    subject = subject_of(method())
+    with pytest.raises(FewshotError, match=f"'{name}'.*{found}"):
+        check_promise(subject, name)
+
+
+def test_a_method_that_knows_the_order_of_the_queries_gains_nothing():
+    assert abs(above_chance(KnowsTheOrder())) < PROMISES["chance"].limit
 
 
 def test_support_among_the_queries_is_caught(monkeypatch):
@@ -111,9 +102,4 @@ def test_support_among_the_queries_is_caught(monkeypatch):
         return EpisodeIndices(drawn.support, drawn.support_labels, query, labels, drawn.classes)
 
     monkeypatch.setattr(EpisodeSampler, "indices", overlapping)
-    assert abs(honest) < ALLOWED < above_chance("nearest_neighbour")
-
-
-def test_an_inductive_method_that_uses_the_other_queries_is_caught(registered):
-    with pytest.raises(AssertionError):
-        check_inductive(registered(CentresOnTheQueries))
+    assert abs(honest) < PROMISES["chance"].limit < above_chance("nearest_neighbour")

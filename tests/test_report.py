@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -312,3 +313,28 @@ def test_a_calibration_curve_shows_the_bins_and_the_error():
     np.testing.assert_allclose((x, y), ((0.45, 0.97), (0.5, 0.8)))
     assert len(figure.axes) == 4
     assert f"ECE {100 * calibration_error(histogram):.2f} %, n = 14" in top.get_title(loc="left")
+
+
+@pytest.mark.slow
+@needs_browser
+@pytest.mark.parametrize(("dataset", "backbone", "weights"), [
+    ("omniglot", "conv4", "conv4_omniglot_background.safetensors"), ("caltech101", "pixels", None)])
+def test_a_report_over_real_images_loads_with_every_picture(dataset, backbone, weights, shared_data, tmp_path):
+    """Metrics, a sweep, open queries, episodes and the feature space, without a word on the console."""
+    source = FeatureSource(root=shared_data, cache=tmp_path / "cache")
+    file = None if weights is None else Path(__file__).parents[1] / "experiments" / "weights" / weights
+    run = Run(dataset=dataset, backbone=backbone, weights=file and str(file), queries=5, episodes=30, shots=1)
+    found = [evaluate(run, source=source, method=method, shots=shots, metrics=True)
+             for method in ("protonet", "soft_kmeans") for shots in (1, 5)]
+    found.append(evaluate(run, source=source, method="soft_kmeans", open_classes=2, open_queries=3, metrics=True))
+    known = {found[0].run.weights: file} if file else {}
+    page = write_report(tmp_path / "r.html", title=dataset, results=found, figures=sweeps(found), source=source,
+                        weights=known)
+    text = page.read_text()
+    alts = [image["alt"].split(":")[0] for image in Page(text).all("img")]
+    for name in ("accuracy", "hardest episode", "feature space before and after", "way of the prototypes", "random episode",
+                 "shots"):
+        assert name in alts
+    assert sum(alt.startswith("confusion") for alt in alts) == 5 and "Not drawn" not in text and len(text) < 6_000_000
+    state = browse(text, "state.push([...document.images].filter(i => i.complete && i.naturalWidth > 1).length);", tmp_path)
+    assert state == [str(len(alts)), "true"]
