@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 
 import torch
+from common import machine
 from throughput import bank
-from transductive import machine
 
 from fewshot import provenance
 

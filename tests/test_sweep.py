@@ -41,9 +41,11 @@ exec "$@"
 number=$(ls | grep -c ^submitted); number=$((number + 1))
 cp "$1" submitted$number
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$1")
-export SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_ARRAY_JOB_ID=$number
+export SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_ID=$number
+if [ "$last" ]; then export SLURM_ARRAY_JOB_ID=$number; fi
 for task in $(seq 0 ${last:-0}); do
-    SLURM_JOB_ID=$number SLURM_ARRAY_TASK_ID=$task bash "$1" > log$number.$task 2>&1 &
+    if [ "$last" ]; then export SLURM_ARRAY_TASK_ID=$task; fi
+    bash "$1" > log$number.$task 2>&1 &
 done
 echo "Submitted batch job $number"
 """,
@@ -172,9 +174,9 @@ def test_interruption_cancels_jobs_and_the_next_call_goes_on(tmp_path, experimen
 
 @pytest.mark.slow
 def test_a_job_that_dies_is_reported_with_its_log(tmp_path, experiment, start):
-    process = start("sweep", experiment([("protonet", 1), ("tim_gd", 1)], episodes=600), "--jobs", "1")
-    deadline, found = time.monotonic() + 200, []
-    while not (records(tmp_path / "runs") and found) and time.monotonic() < deadline:
+    process = start("sweep", experiment([("tim_gd", 1)], episodes=600))
+    deadline, found = time.monotonic() + 100, []
+    while not found and time.monotonic() < deadline:
         time.sleep(0.1)
         listing = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
         found = [int(line.split()[0]) for line in listing if "submitit.core" in line and str(tmp_path) in line]
@@ -182,7 +184,7 @@ def test_a_job_that_dies_is_reported_with_its_log(tmp_path, experiment, start):
     out, err = process.communicate(timeout=100)
     assert process.returncode == 1 and "1 runs failed" in err
     assert "failed: tim_gd on glyphs" in out + err and "the job ended without a result" in out + err
-    assert len(records(tmp_path / "runs")) == 1
+    assert not records(tmp_path / "runs")
 
 
 def test_what_slurm_refuses_is_said(experiment, in_process, monkeypatch, tmp_path):
@@ -203,16 +205,16 @@ def test_slurm_gets_job_arrays(tmp_path, experiment, start, monkeypatch):
         (place / name).write_text(text)
         (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
-    process = start("sweep", experiment(), "--executor", "slurm", "--jobs", "7", "--memory", "4", "--partition", "fast",
+    process = start("sweep", experiment(), "--executor", "slurm", "--jobs", "1", "--memory", "4", "--partition", "fast",
                     "--time", "90", "--cpus", "3", "--slurm", "account=vision")
     out, err = process.communicate(timeout=250)
     assert process.returncode == 0 and "nearest_neighbour" in out, err
     assert len(records(tmp_path / "runs")) == 2
     features, runs = ((tmp_path / f"submitted{number}").read_text() for number in (1, 2))
-    for line in ("--array=0-1%7", "--mem=4GB", "--partition=fast", "--time=90", "--cpus-per-task=3", "--account=vision",
+    for line in ("--array=0-1%1", "--mem=4GB", "--partition=fast", "--time=90", "--cpus-per-task=3", "--account=vision",
                  "--job-name=fewshot-small"):
         assert f"#SBATCH {line}\n" in runs, runs
-    assert "--array" not in features or "--array=0-0" in features
+    assert "--array" not in features, "a job alone"
 
 
 @pytest.mark.parametrize(("arguments", "text"), [
