@@ -158,7 +158,7 @@ def prepared(name: str, method: Method, bank: FeatureBank, chunks: list,
         # Its rate depends on how many episodes it solves together.
         some = chunks if each < 0.02 else chunks[: max(1, 64 // size)]
     taken = statistics.mean(taken) if taken else 0
-    if FLOORS[name] is dirichlet_mixture:
+    if FLOORS.get(name) is dirichlet_mixture:
         few = chunks[0][:8]
         taken = m_step_rows(lambda: run([few])) / (len(few) * few.ways)
     return (lambda: run(some), sum(map(len, some))), taken

@@ -69,12 +69,13 @@ def _more_methods(found: dict, conditions: str, name: str) -> list[str]:
         cells = []
         for here in found.values():
             one = here.get(method)
-            cells += ["-", "", ""] if one is None else [spread(one["rates"]), *(f"{ratio:.1f}" for ratio in ratios(one))]
+            shown = ["", ""] if one is None or not one["floor"] else [f"{ratio:.1f}" for ratio in ratios(one)]
+            cells += ["-" if one is None else spread(one["rates"]), *shown]
         rows.append([method, *cells])
     header = ["method", *(part for p in found for part in (f"{p}: episodes/s", "/ floor", "with exp"))]
     return [f"### {name.removeprefix('methods')} features", "", conditions, "", *markdown(header, rows), "",
             "A dash: not run, because an episode takes longer than this benchmark waits, or because the features do not fit "
-            "(DN4 needs maps)."]
+            "(DN4 needs maps, COSOC several crops)."]
 
 
 def ratios(one: dict) -> tuple[float, float]:
@@ -133,6 +134,7 @@ def figure(found: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    found = {protocol: {name: one for name, one in here.items() if one["floor"]} for protocol, here in found.items()}
     names = sorted(_order(found), key=lambda name: -max(ratios(here[name])[1] for here in found.values() if name in here))
     drawing, axes = plt.subplots(figsize=(7.5, 0.27 * len(names) + 1.4), layout="constrained")
     for (protocol, here), mark in zip(found.items(), "os^", strict=True):
