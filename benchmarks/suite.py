@@ -140,7 +140,7 @@ def methods(quick: bool, dim: int = 640) -> dict:
 def prepared(name: str, method: Method, bank: FeatureBank, chunks: list,
              seconds: float) -> tuple[tuple[Callable, int], float]:
     """((gathers and answers some episodes, how many), mean iterations as the floor takes them): as many episodes as take
-    about `seconds`, or two."""
+    about `seconds`, or one."""
     now = clock()
 
     def run(some: list) -> list[float]:
@@ -148,15 +148,18 @@ def prepared(name: str, method: Method, bank: FeatureBank, chunks: list,
             found = [extra.get("iterations") for _, extra in answers(method, (chunk.gather(bank) for chunk in some))]
         return [float(taken.double().mean()) for taken in found if taken is not None]
 
-    run([chunks[0][:1]])
     start = now()
-    taken = run([chunks[0][:2]])
-    each, size = (now() - start) / 2, len(chunks[0])
-    fit = int(4 * seconds / each)  # a chunk is faster per episode than these two
-    some = [chunks[0][: max(2, fit)]] if fit < size else chunks[: fit // size]
+    taken = run([chunks[0][:1]])
+    each, size = now() - start, len(chunks[0])
+    if each < 1:  # else the first calls, which set up thread pools and caches, do not matter
+        start = now()
+        taken = run([chunks[0][:2]])
+        each = (now() - start) / 2
+    fit = max(1, int(4 * seconds / each))  # a chunk is faster per episode than these two
+    some = [chunks[0][:fit]] if fit < size else chunks[: fit // size]
     if isinstance(method, TwoStageMethod) and each < 1:
         # Its rate depends on how many episodes it solves together.
-        some = chunks if each < 0.02 else chunks[: max(1, 64 // size)]
+        some = chunks if each < 0.01 else chunks[: max(1, 48 // size)]
     taken = statistics.mean(taken) if taken else 0
     if FLOORS.get(name) is dirichlet_mixture:
         few = chunks[0][:8]
@@ -233,7 +236,7 @@ def training(quick: bool) -> dict:
 def memory(quick: bool) -> dict:
     """{label: MiB at the peak of a fresh process}"""
     found = {}
-    for method, episodes in (("protonet", 1_000), ("protonet", 20_000 if quick else 100_000), ("laplacian_shot", 2_000),
+    for method, episodes in (("protonet", 1_000), ("protonet", 20_000 if quick else 100_000), ("soft_kmeans", 2_000),
                              ("pt_map", 2_000), ("tim_gd", 32)):
         output = subprocess.run([sys.executable, Path(__file__).with_name("throughput.py"), "--method", method, "--peak",
                                  str(episodes)], check=True, capture_output=True, text=True).stdout
