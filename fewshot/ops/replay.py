@@ -92,7 +92,7 @@ class ReplayedNetwork:
                 self.planned = kind
             if not self.kept:
                 return Images(pixels, {})
-            found = [self._record(part, self.kept)[1] for part in pixels.split(_IMAGES)]
+            found = [self._record(part, self.kept) for part in pixels.split(_IMAGES)]
         return Images(pixels, {name: torch.cat([part[name] for part in found]) for name in self.kept})
 
     def __call__(self, values: Tensors, images: Images) -> Tensor:
@@ -110,7 +110,7 @@ class ReplayedNetwork:
 
     def _plan(self, probe: Tensor) -> None:
         """Decide what is replayed, by running `probe`, two images."""
-        expected, outputs = self._record(probe)
+        expected, outputs = self.whole(probe), self._record(probe)
         for kept in (self._read(probe, outputs), tuple(outputs)):
             self.rest, self.kept = self._given(outputs), kept
             if kept and torch.equal(self({}, Images(probe, {name: outputs[name] for name in kept})), expected):
@@ -125,13 +125,15 @@ class ReplayedNetwork:
         return {name: module for name, module in self.whole.named_modules()
                 if name and not holds(name) and (holds(parent := name.rpartition(".")[0]) or not parent)}
 
-    def _record(self, pixels: Tensor, names: Iterable[str] | None = None) -> tuple[Tensor, Tensors]:
-        """(features, outputs by name) of the modules `names`, or of all that can be replayed."""
+    def _record(self, pixels: Tensor, names: Iterable[str] | None = None) -> Tensors:
+        """Outputs by name: of the modules `names`, or of all that can be replayed."""
         candidates, outputs, spoiled = self._candidates(), {}, set()
         reached = []
 
         def before(module, arguments):
             reached.append(True)
+            if names is not None:
+                raise _Reached  # what is recorded ran before
 
         def after(name):
             def hook(module, arguments, output):
@@ -149,11 +151,13 @@ class ReplayedNetwork:
         if "" in owners:  # a weight of the network itself: it may be used anywhere
             reached.append(True)
         try:
-            features = self.whole(pixels)
+            self.whole(pixels)
+        except _Reached:
+            pass
         finally:
             for hook in hooks:
                 hook.remove()
-        return features, {name: value for name, value in outputs.items() if name not in spoiled}
+        return {name: value for name, value in outputs.items() if name not in spoiled}
 
     def _given(self, outputs: Tensors) -> nn.Module:
         """A copy of the network in which the modules of `outputs` give what they are told."""
@@ -174,6 +178,10 @@ class ReplayedNetwork:
                 return ()
             found = torch.autograd.grad(features.sum(), list(outputs.values()), allow_unused=True)
         return tuple(name for name, gradient in zip(outputs, found, strict=True) if gradient is not None)
+
+
+class _Reached(Exception):
+    """The first module with a changing weight: the rest of the network need not run."""
 
 
 class _Given(nn.Module):
