@@ -7,6 +7,7 @@ from types import ModuleType
 _HOMES = {
     "load_dataset": "fewshot.datasets", "contact_sheet": "fewshot.datasets",
     "create_backbone": "fewshot.backbones", "list_backbones": "fewshot.backbones",
+    "load_official": "fewshot.backbones", "convert_official": "fewshot.backbones",
     "create_method": "fewshot.methods", "list_methods": "fewshot.methods", "check_method": "fewshot.check",
     "Episodes": "fewshot.episodes", "EpisodeSampler": "fewshot.sampler",
     "ImageBank": "fewshot.banks", "FeatureBank": "fewshot.banks", "embed": "fewshot.embed",

@@ -15,10 +15,20 @@ from typing import Annotated
 
 import typer
 
-from fewshot import __version__, commands, commands_predict, episode_commands, eval_command, result_commands, sweep_command
+from fewshot import (
+    __version__,
+    commands,
+    commands_convert,
+    commands_predict,
+    episode_commands,
+    eval_command,
+    result_commands,
+    sweep_command,
+)
 from fewshot.errors import FewshotError
 from fewshot.options import (
     Backbone,
+    BackboneSettings,
     Crops,
     DataRoot,
     Dataset,
@@ -130,7 +140,7 @@ def train(context: typer.Context, dataset: Dataset = "glyphs", backbone: Backbon
           schedule: Annotated[str, typer.Option(help="constant, step or cosine; with --recipe its own unless given"
                                                )] = "cosine",
           seed: Annotated[int, typer.Option(help="seed of initial weights and episodes")] = 0,
-          set_: Settings = None, data_set: DataSettings = None,
+          set_: Settings = None, data_set: DataSettings = None, backbone_set: BackboneSettings = None,
           config: Annotated[list[str] | None, typer.Option("--config", metavar="NAME=VALUE",
                                                            help="any other setting of TrainConfig, or with --recipe of "
                                                                 "SupervisedConfig")] = None,
@@ -162,7 +172,8 @@ def train(context: typer.Context, dataset: Dataset = "glyphs", backbone: Backbon
     check_backbone(backbone)
     base = _load(dataset, "train", data_root, **options)
     validation = _load(dataset, "val", data_root, **options) if training.validate_every else None
-    network = create_backbone(backbone, **input_for(backbone, base.images), seed=seed).to(own_device(device))
+    network = create_backbone(backbone, **{**input_for(backbone, base.images), **pairs(backbone_set)}, seed=seed)
+    network.to(own_device(device))
     result = run_training(training, base, validation, network, out=out, resume=resume)
     if _speaks():
         typer.echo(result)
@@ -171,7 +182,8 @@ def train(context: typer.Context, dataset: Dataset = "glyphs", backbone: Backbon
 @app.command()
 def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")], dataset: Dataset = "glyphs",
           split: Split = None, backbone: Backbone = "conv4",
-          weights: Weights = None, crops: Crops = "", data_set: DataSettings = None, data_root: DataRoot = None,
+          weights: Weights = None, crops: Crops = "", data_set: DataSettings = None,
+          backbone_set: BackboneSettings = None, data_root: DataRoot = None,
           cache: Annotated[Path, typer.Option(help="folder for partial extractions")] = Path("runs/cache")):
     """Extract the features of one split once; an interrupted extraction continues."""
     from fewshot.backbones import check_backbone
@@ -181,7 +193,7 @@ def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")
 
     check_backbone(backbone, weights)
     images = _load(dataset, split, data_root, **pairs(data_set))
-    run = Run(dataset=images.name, backbone=backbone, weights=text_of(weights))
+    run = Run(dataset=images.name, backbone=backbone, weights=text_of(weights), backbone_options=pairs(backbone_set))
     features = extract(images, backbone_for(run, images), cache=cache, progress=True, crops=crops)
     typer.echo(f"wrote {features.save(out)}: {len(features)} x {features.features.shape[1]}")
 
@@ -198,7 +210,7 @@ def join(features: Annotated[list[Path], typer.Argument(help="feature banks of t
 
 app.command("eval")(eval_command.evaluate)
 for command in (result_commands.compare, result_commands.plan, result_commands.table, result_commands.report, commands.tune,
-                commands.fit, commands_predict.predict, sweep_command.sweep):
+                commands.fit, commands_predict.predict, commands_convert.convert, sweep_command.sweep):
     app.command()(command)
 app.add_typer(episode_commands.app, name="episodes")
 

@@ -13,6 +13,7 @@ from fewshot.errors import FewshotError
 from fewshot.options import (
     Alpha,
     Backbone,
+    BackboneSettings,
     BaseFeatures,
     Crops,
     DataRoot,
@@ -59,7 +60,8 @@ def tune(method: Method, dataset: Dataset = "glyphs", split: Split = "val",
          search_seed: Annotated[int, typer.Option(help="seed of the random draws")] = 0,
          placement: Annotated[bool, typer.Option("--placement", help="search which blocks of the backbone to adapt, in "
                                                  "rounds (finetune, pmf, film, lora, tsa)")] = False,
-         set_: Settings = None, data_set: DataSettings = None, data_root: DataRoot = None, runs: Runs = Path("runs")):
+         set_: Settings = None, data_set: DataSettings = None, backbone_set: BackboneSettings = None,
+         data_root: DataRoot = None, runs: Runs = Path("runs")):
     """Choose hyper-parameters on validation classes: grid or random search, the same episodes for every candidate.
 
     Results and a record of the search are kept in RUNS/tune.
@@ -68,7 +70,8 @@ def tune(method: Method, dataset: Dataset = "glyphs", split: Split = "val",
     from fewshot.tune import tune as search
 
     run, place = _setting(method, dataset, split, backbone, weights, features, base_features, set_, data_set,
-                          data_root, crops, ways=ways, shots=shots, queries=queries, query_distribution=query_distribution,
+                          backbone_set, data_root, crops, ways=ways, shots=shots, queries=queries,
+                          query_distribution=query_distribution,
                           alpha=alpha, k_eff=k_eff, episodes=episodes, seed=seed, transforms=transforms)
     ranges = {name: _range(name, text) for name, text in named(ranges)}
     kept = {"store": Store(runs / "tune"), "cache": runs / "cache", "progress": True}
@@ -101,7 +104,8 @@ def fit(method: Unrolled = "unem_gaussian", dataset: Dataset = "glyphs",
         halve_every: Annotated[int | None, typer.Option(help="epochs between halvings of lr (default: the paper's)")] = None,
         batch: Annotated[int | None, typer.Option(help="episodes a step (default: the paper's)")] = None,
         loss: Annotated[str, typer.Option(help="cross_entropy or official_double_softmax")] = "cross_entropy",
-        set_: Settings = None, data_set: DataSettings = None, data_root: DataRoot = None, runs: Runs = Path("runs")):
+        set_: Settings = None, data_set: DataSettings = None, backbone_set: BackboneSettings = None,
+         data_root: DataRoot = None, runs: Runs = Path("runs")):
     """Learn the hyper-parameters of an unrolled method on validation episodes and keep them in a file."""
     from tqdm import tqdm
 
@@ -109,7 +113,8 @@ def fit(method: Unrolled = "unem_gaussian", dataset: Dataset = "glyphs",
     from fewshot.tune import fit_run
 
     run, place = _setting(method, dataset, split, backbone, weights, features, base_features, set_, data_set,
-                          data_root, crops, ways=ways, shots=shots, queries=queries, query_distribution=query_distribution,
+                          backbone_set, data_root, crops, ways=ways, shots=shots, queries=queries,
+                          query_distribution=query_distribution,
                           alpha=alpha, k_eff=k_eff, episodes=episodes, seed=seed, transforms=transforms)
     if out is None:
         words = (method, run.dataset, run.backbone, f"{ways}w{shots}s", query_distribution)
@@ -127,8 +132,8 @@ def fit(method: Unrolled = "unem_gaussian", dataset: Dataset = "glyphs",
                f"{shlex.quote(str(out))} with the same data set, backbone, ways and shots")
 
 
-def _setting(method, dataset, split, backbone, weights, features, base_features, set_, data_set, data_root, crops,
-             **protocol):
+def _setting(method, dataset, split, backbone, weights, features, base_features, set_, data_set, backbone_set, data_root,
+             crops, **protocol):
     """(run, banks and data root as keywords) of the options that both commands share."""
     from fewshot.backbones import check_backbone
     from fewshot.banks import FeatureBank
@@ -146,7 +151,8 @@ def _setting(method, dataset, split, backbone, weights, features, base_features,
         bank = None
         check_backbone(backbone, weights)
         dataset, split, data_root = source(dataset, split, data_root, options)
-        subject = {"dataset": dataset, "split": split, "backbone": backbone, "weights": text_of(weights), "crops": crops}
+        subject = {"dataset": dataset, "split": split, "backbone": backbone, "weights": text_of(weights), "crops": crops,
+                   "backbone_options": pairs(backbone_set)}
     run = Run(**subject, method=method, parameters=pairs(set_), data_options=options, **protocol)
     base_bank = FeatureBank.load(base_features) if base_features else None
     return run, {"bank": bank, "base_bank": base_bank, "root": data_root}

@@ -11,6 +11,7 @@ import typer
 from fewshot.errors import FewshotError
 from fewshot.options import (
     Backbone,
+    BackboneSettings,
     BaseFeatures,
     Crops,
     DataRoot,
@@ -53,7 +54,8 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
              k_eff: KEff = None, open_classes: OpenClasses = 0, open_queries: OpenQueries = 0, episodes: Episodes = 10_000,
              seed: Seed = 0, crops: Crops = "", transforms: Transforms = "",
              learned: Annotated[Path | None, typer.Option(help="values learned by `fewshot fit`")] = None,
-             set_: Settings = None, data_set: DataSettings = None, data_root: DataRoot = None, runs: Runs = Path("runs"),
+             set_: Settings = None, data_set: DataSettings = None, backbone_set: BackboneSettings = None,
+             data_root: DataRoot = None, runs: Runs = Path("runs"),
              episode_file: Annotated[Path | None, typer.Option(help="episodes from `fewshot episodes save`; they set ways, "
                                                                "shots and the rest of the protocol")] = None,
              metrics: Annotated[bool, typer.Option(help="also likelihood, Brier score, calibration error")] = False,
@@ -88,7 +90,7 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
         check_backbone(backbone, weights)
         dataset, split, data_root = source(dataset, split, data_root, options)
         subject, notes = {"dataset": dataset, "split": split, "backbone": backbone, "weights": text_of(weights),
-                          "crops": crops}, ()
+                          "crops": crops, "backbone_options": pairs(backbone_set)}, ()
     else:
         subject = described(bank)
         notes = pretraining_notes(subject["backbone"], bank.provenance.get("pretrained_on"), bank.name)
@@ -131,7 +133,7 @@ def _check_eval(context: typer.Context, features: Path | None, base_features: Pa
                 distributions: list[str]) -> None:
     """Options that would have no effect beside others are refused."""
     if features:
-        refuse_given(context, ("dataset", "split", "backbone", "weights", "crops", "data_set"),
+        refuse_given(context, ("dataset", "split", "backbone", "weights", "crops", "data_set", "backbone_set"),
                       "beside --features: the features know their data set and backbone")
     if base_features and not features:
         raise FewshotError("--base-features without --features: with a data set its own base classes are used")

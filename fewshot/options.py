@@ -14,7 +14,8 @@ from fewshot.errors import FewshotError
 if TYPE_CHECKING:
     from fewshot.banks import FeatureBank
 
-_FLAGS = {"data_set": "--data-option", "set_": "--set"}  # where an option has another name than its parameter
+# Where an option has another name than its parameter.
+_FLAGS = {"data_set": "--data-option", "backbone_set": "--backbone-option", "set_": "--set"}
 
 
 def method_names(incomplete: str) -> list[str]:
@@ -45,6 +46,8 @@ Settings = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE
                                                     help="a hyper-parameter of the method; repeat for more")]
 DataSettings = Annotated[list[str] | None, typer.Option("--data-option", metavar="NAME=VALUE", help="an option of the data "
                                                         "set, e.g. protocol=vinyals, splits=FILE; repeat for more")]
+BackboneSettings = Annotated[list[str] | None, typer.Option("--backbone-option", metavar="NAME=VALUE", help="an option of "
+                                                            "the backbone, e.g. width=32, reduce=flatten; repeat for more")]
 Queries = Annotated[int, typer.Option(help="query images a class")]
 Alpha = Annotated[float, typer.Option(help="concentration of the Dirichlet distribution")]
 KEff = Annotated[int | None, typer.Option(help="classes present among the queries (k_eff only)")]

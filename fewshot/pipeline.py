@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from fewshot.backbones import create_backbone, input_for
+from fewshot.backbones import create_backbone, default_options, input_for
 from fewshot.backbones.weights import describe_weights
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.datasets import load_dataset
@@ -32,6 +32,20 @@ def backbone_for(run: Run, bank: ImageBank):
     if run.weights is not None and run.weights.startswith("random:"):  # how a stored run names untrained weights
         return create_backbone(run.backbone, seed=int(run.weights.removeprefix("random:")), **settings)
     return create_backbone(run.backbone, weights=run.weights, **settings)
+
+
+def options_of_weights(run: Run, bank: ImageBank | None = None) -> dict:
+    """The options of the backbone that its weights file says and that neither the images nor the defaults give: the same
+    tensors make other features with another image size or reduction, so that a run's key must have them. Without `bank`
+    those left out that depend on the images."""
+    if run.weights is None or not Path(run.weights).is_file():
+        return {}
+    described = describe_weights(run.weights)
+    if described["backbone"] != run.backbone:
+        return {}
+    of_images = described["options"] if bank is None else input_for(run.backbone, bank.images)
+    usual = {**default_options(run.backbone), **{name: of_images[name] for name in ("channels", "image_size")}}
+    return {name: value for name, value in described["options"].items() if usual.get(name) != value}
 
 
 def pretraining_notes(backbone: str, pretrained_on: str | None, dataset: str) -> tuple[str, ...]:
@@ -74,6 +88,7 @@ class FeatureSource:
             notes += (f"{run.method} has fresh weights of its own: those of the backbone bring none for it",)
         base = self._embedded(dataclasses.replace(run, split="train"))[0] if run.needs_base else None
         resolved = dataclasses.replace(run, weights=with_own(weights, own), data=data,
+                                       backbone_options={**options_of_weights(run, images), **run.backbone_options},
                                        base=base.provenance["images_sha256"] if base else None)
         return Resolved(resolved, bank, base, method, transform, notes)
 

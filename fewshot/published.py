@@ -178,7 +178,12 @@ def published_table(experiment: Experiment, results: Iterable[Result], root: str
 
 
 def _specification(run: Run) -> str:
+    from fewshot.pipeline import options_of_weights
+
     values = {key: value for key, value in run.to_dict().items() if key not in ("weights", "data", "base")}
+    # A stored run names the options of its weights file, too, with those that follow from its images.
+    options = {**options_of_weights(run), **values["backbone_options"]}
+    values["backbone_options"] = {key: value for key, value in options.items() if key not in ("channels", "image_size")}
     return json.dumps(values, sort_keys=True)
 
 

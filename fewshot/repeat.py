@@ -46,8 +46,6 @@ def eval_command(result: Result, data_root: str | Path | None = None, weights: M
         if "--features" in words:
             words += ["--calibration-features", "VALIDATION"]
             remarks.append("VALIDATION: the feature bank of the validation classes")
-    if run.backbone_options:
-        remarks.append(f"in Python only: backbone_options={run.backbone_options}")
     return "\n".join([*(f"# {remark}" for remark in remarks), shlex.join(["fewshot", "eval", *words])])
 
 
@@ -68,6 +66,8 @@ def _subject(run: Run, data_root: str | Path | None, weights: Mapping[str, Path]
         words += ["--data-root", "FOLDER"]
         remarks.append(f"FOLDER: the folder of class folders whose images have the content hash {run.data}")
     words += ["--backbone", run.backbone, *(["--crops", run.crops] if run.crops else [])]
+    for name, value in run.backbone_options.items():
+        words += ["--backbone-option", f"{name}={_text(value)}"]
     identity = (run.weights or "none").split("+")[0]
     if run.weights in weights or identity in weights:
         words += ["--weights", str(weights.get(run.weights, weights.get(identity)))]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.backbones.transform import ImageTransform
 from fewshot.backbones.weights import state_sha256
 from fewshot.errors import FewshotError
-from fewshot.registry import Registry
+from fewshot.registry import Registry, unknown_message
 
 BACKBONES: Registry[type[Backbone]] = Registry("backbone")
+REDUCTIONS = {"average": lambda x: x.mean((2, 3)), "max": lambda x: x.amax((2, 3)), "flatten": lambda x: x.flatten(1)}
 
 
 class Backbone(nn.Module):
@@ -26,6 +30,8 @@ class Backbone(nn.Module):
     pretrained_on   None or e.g. "ImageNet-1k": what the weights had seen before any training here
     batch_norm      what BatchNorm uses in eval mode: "running" statistics, so that no image influences another's
                     features, or those of the "batch". In train mode it always uses and records those of the batch
+    reduce          None: features as the network makes them. Else its last map [C', h, w], reduced to D = C' by "average"
+                    or "max", or kept whole by "flatten", D = C' h w (channels first, as DN4 takes them); set by `reduce_by`
 
     Of the class: `weights` lists the named weights, the default first, or is ("none",) where there are none to load;
     `default_pretrained_on` says what the default ones have seen; `own_input` is True where size and channels of the
@@ -48,6 +54,7 @@ class Backbone(nn.Module):
         self.pretrained_on = pretrained_on
         self.name, self.options, self.seed = type(self).__name__, {}, None
         self.random_sha256: str | None = None
+        self.reduce: str | None = None
         self.batch_norm = "running"
 
     @property
@@ -77,7 +84,26 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Transformed images [B, C, H, W] -> features [B, D]."""
-        return self.pool(self.forward_map(images))
+        x = self.forward_map(images)
+        return self.pool(x) if self.reduce is None else REDUCTIONS[self.reduce](x)
+
+    def reduce_by(self, how: str) -> None:
+        """Make the features of the last map, see `reduce`; sets `feature_dim`. Raises FewshotError for another name, where
+        there is no map, and for "flatten" where images of any size are taken."""
+        if how not in REDUCTIONS:
+            raise FewshotError(unknown_message("reduction", how, list(REDUCTIONS)))
+        if how == "flatten" and self.input_size is None:
+            raise FewshotError("reduce='flatten' makes features as long as the map is large; give the backbone an "
+                               "image_size")
+        self.reduce = how
+        self.feature_dim = math.prod(self.map_shape()) if how == "flatten" else self.map_shape()[0]
+
+    def map_shape(self) -> tuple[int, int, int]:
+        """(C', h, w) of the last map, for images of 64 pixels where any size is taken. Nothing is computed."""
+        side = self.input_size or max(64, self.smallest)
+        images = torch.empty(1, self.transform.channels, side, side, device="meta")
+        state = {name: value.to("meta") for name, value in self.state_dict().items()}
+        return tuple(functional_call(_Map(self), {f"backbone.{name}": x for name, x in state.items()}, images).shape[1:])
 
     def forward_map(self, images: Tensor) -> Tensor:
         """Transformed images [B, C, H, W] -> last map [B, C', h, w]; raises FewshotError where there is none."""
@@ -121,6 +147,20 @@ class Backbone(nn.Module):
     def describe(self) -> dict:
         """What the features depend on besides the images, as plain JSON values."""
         sha256 = state_sha256(self.state_dict())
-        return {"backbone": self.name, "options": self.options, "weights_id": self._weights_id(sha256),
-                "weights_sha256": sha256, "pretrained_on": self.pretrained_on, "transform": self.transform.spec,
-                "batch_norm": self.batch_norm}
+        described = {"backbone": self.name, "options": self.options, "weights_id": self._weights_id(sha256),
+                     "weights_sha256": sha256, "pretrained_on": self.pretrained_on, "transform": self.transform.spec,
+                     "batch_norm": self.batch_norm}
+        if self.reduce == "flatten":
+            described["map"] = list(self.map_shape())
+        return described
+
+
+class _Map(nn.Module):
+    """A backbone whose forward pass is its map."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.backbone.forward_map(images)

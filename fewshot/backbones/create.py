@@ -19,7 +19,7 @@ _COMMON = ("channels", "image_size", "weights", "model")
 
 
 def create_backbone(name: str, *, channels: int = 3, image_size: int | None = None, weights: str | Path | None = None,
-                    seed: int = 0, batch_norm: str = "running", **options) -> Backbone:
+                    seed: int = 0, batch_norm: str = "running", reduce: str | None = None, **options) -> Backbone:
     """The backbone `name` in eval mode; call `.train()` to train it.
 
     name         one of `list_backbones()`, or "timm/<model>" for any model of timm
@@ -29,6 +29,7 @@ def create_backbone(name: str, *, channels: int = 3, image_size: int | None = No
                  efficientnet_lite0, "pretrained" of timm models), or a file written by `save_weights`
     seed         of random weights; the caller's generators are left as they were
     batch_norm   "running" or "batch", see `Backbone`
+    reduce       None: features as the network makes them; "average", "max" or "flatten" of its last map, see `Backbone`
     options      keywords of the backbone (of `timm.create_model` for timm models)
 
     Raises FewshotError; for unknown names and options with the nearest known ones.
@@ -46,6 +47,9 @@ def create_backbone(name: str, *, channels: int = 3, image_size: int | None = No
         backbone = cls(channels, image_size, **arguments, **options)
     backbone.name, backbone.seed = name, seed
     backbone.options = {"channels": channels, "image_size": backbone.input_size, **options}
+    if reduce is not None:
+        backbone.reduce_by(reduce)
+        backbone.options["reduce"] = reduce
     if is_file or chosen == "random":
         backbone.random_sha256 = state_sha256(backbone.state_dict())
     if is_file:
@@ -81,6 +85,11 @@ def input_for(name: str, images: Tensor) -> dict[str, int | None]:
     if _find(name)[0].own_input:
         return {"channels": 3, "image_size": None}
     return {"channels": images.shape[-3], "image_size": images.shape[-1]}
+
+
+def default_options(name: str) -> dict:
+    """The keywords of the backbone `name` with their defaults."""
+    return _with_defaults(name, _find(name)[0], {})
 
 
 def backbone_table() -> list[dict]:

@@ -18,23 +18,25 @@ class ResNet12(Backbone):
 
     image_size    default None: images keep their size; at least 16
     width         channels of the first block; the others have 2.5, 5 and 10 times as many, and D = 10 width
+    squeeze       squeeze-and-excitation by a quarter of the channels at the end of every block's convolutions (RFS's
+                  seresnet12)
     drop_rate     in train mode, dropout after blocks 1 and 2, DropBlock after 3 and 4
     block_size    side of the dropped squares
     drop_warmup   batches over which DropBlock's rate grows linearly from 0 to `drop_rate`
 
     Source: Lee et al. 2019 (MetaOptNet), arXiv:1904.03758, and kjunelee/MetaOptNet; FEAT uses the same network. MetaOpt
-    itself leaves out the average pooling. Deviations: the dropped square is never larger than the map, so that small
-    images work (the original fails below 70 pixels); the batch counter of the warm-up is that of BatchNorm, which is
-    saved with the weights.
+    itself leaves out the average pooling: reduce="flatten". Deviations: the dropped square is never larger than the map,
+    so that small images work (the original fails below 70 pixels); the batch counter of the warm-up is that of BatchNorm,
+    which is saved with the weights.
     """
 
     smallest = 16
     at_defaults = 640, None
 
     def __init__(self, channels: int, image_size: int | None, *, drop_rate: float = 0.1, block_size: int = 5,
-                 drop_warmup: int = 40_000, width: int = 64):
-        if width < 1:
-            raise FewshotError(f"width={width}; a block needs at least one channel")
+                 drop_warmup: int = 40_000, width: int = 64, squeeze: bool = False):
+        if width < 2:
+            raise FewshotError(f"width={width}; a block needs at least two channels")
         if not 0 <= drop_rate < 1:
             raise FewshotError(f"drop_rate={drop_rate}; it must lie in [0, 1)")
         if block_size < 1:
@@ -43,7 +45,7 @@ class ResNet12(Backbone):
         widths = (channels, width, 5 * width // 2, 5 * width, 10 * width)
         drops = (nn.Dropout(drop_rate), nn.Dropout(drop_rate),
                  DropBlock(drop_rate, block_size, drop_warmup), DropBlock(drop_rate, block_size, drop_warmup))
-        self.blocks = nn.Sequential(*(_Block(widths[i], widths[i + 1], drop) for i, drop in enumerate(drops)))
+        self.blocks = nn.Sequential(*(_Block(widths[i], widths[i + 1], drop, squeeze) for i, drop in enumerate(drops)))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="leaky_relu")
@@ -56,18 +58,23 @@ class ResNet12(Backbone):
 
 
 class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, drop: nn.Module):
+    def __init__(self, inputs: int, outputs: int, drop: nn.Module, squeeze: bool):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
         self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
         self.conv3, self.bn3 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.se = nn.Sequential(nn.Linear(outputs, outputs // 4), nn.ReLU(), nn.Linear(outputs // 4, outputs),
+                                nn.Sigmoid()) if squeeze else None
         self.drop = drop
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.leaky_relu(self.bn1(self.conv1(x)), 0.1)
         out = F.leaky_relu(self.bn2(self.conv2(out)), 0.1)
-        out = self.bn3(self.conv3(out)) + self.shortcut(x)
+        out = self.bn3(self.conv3(out))
+        if self.se is not None:
+            out = out * self.se(out.mean((2, 3)))[:, :, None, None]
+        out = out + self.shortcut(x)
         # Pooling first gives the same values (LeakyReLU is monotone) for a quarter of the work.
         out = F.leaky_relu(F.max_pool2d(out, 2), 0.1)
         if isinstance(self.drop, DropBlock):

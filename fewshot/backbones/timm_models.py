@@ -43,7 +43,7 @@ class TimmBackbone(Backbone):
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(self.check(images))  # [B, D]
+        return self.net(self.check(images)) if self.reduce is None else super().forward(images)  # [B, D]
 
     def spatial(self, x: Tensor) -> Tensor:
         x = self.net.forward_features(x)

@@ -60,7 +60,7 @@ def load_weights(backbone: Backbone, path: str | Path) -> dict:
     then unchanged.
     """
     state, described, provenance = read_weights(path)
-    problems = _mismatches(backbone.state_dict(), state)
+    problems = mismatches(backbone.state_dict(), state)
     if problems:
         raise FewshotError(f"{path} holds weights of {described['backbone']!r} {described['options']}, which do not "
                            f"fit {backbone.name!r} {backbone.options}: {'; '.join(problems)}")
@@ -112,7 +112,7 @@ def _known(path: str | Path, meta: dict[str, str]) -> dict[str, str]:
     return meta
 
 
-def _mismatches(expected: dict[str, Tensor], found: dict[str, Tensor], shown: int = 3) -> list[str]:
+def mismatches(expected: dict[str, Tensor], found: dict[str, Tensor], shown: int = 3) -> list[str]:
     """Up to `shown` examples of every kind of difference."""
     kinds = {
         "missing": [n for n in expected if n not in found],

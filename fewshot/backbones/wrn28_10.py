@@ -17,21 +17,27 @@ class WideResNet(Backbone):
 
     image_size   default None: images keep their size; S2M2's features were made at 80 pixels
     drop_rate    dropout between the two convolutions of a block, in train mode
+    variant      "s2m2", as in Mangla et al. 2020; or "simple_shot", as SimpleShot, LaplacianShot, TIM, RFS and FEAT have
+                 it: convolutions with bias, the stride in a block's second convolution, and shortcuts that take the
+                 block's input before the activation
 
-    Source: Zagoruyko & Komodakis 2016, arXiv:1605.07146; as in Mangla et al. 2020 (S2M2), nupurkmr9/S2M2_fewshot.
+    Source: Zagoruyko & Komodakis 2016, arXiv:1605.07146; nupurkmr9/S2M2_fewshot, mileyan/simple_shot.
     """
 
     at_defaults = 640, None
 
-    def __init__(self, channels: int, image_size: int | None, *, drop_rate: float = 0.0):
+    def __init__(self, channels: int, image_size: int | None, *, drop_rate: float = 0.0, variant: str = "s2m2"):
+        if variant not in ("s2m2", "simple_shot"):
+            raise FewshotError(f"variant={variant!r}; choose 's2m2' or 'simple_shot'")
         if not 0 <= drop_rate < 1:
             raise FewshotError(f"drop_rate={drop_rate}; it must lie in [0, 1)")
         super().__init__(640, photograph_transform(channels, image_size))
-        self.conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        plain = variant == "simple_shot"
+        self.conv = nn.Conv2d(channels, 16, 3, padding=1, bias=plain)
         blocks, inputs = [], 16
         for outputs, stride in ((160, 1), (320, 2), (640, 2)):
             for i in range(4):
-                blocks.append(_Block(inputs, outputs, stride if i == 0 else 1, drop_rate))
+                blocks.append(_Block(inputs, outputs, stride if i == 0 else 1, drop_rate, plain))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.bn = nn.BatchNorm2d(640)
@@ -47,15 +53,17 @@ class WideResNet(Backbone):
 
 
 class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, drop_rate: float):
+    def __init__(self, inputs: int, outputs: int, stride: int, drop_rate: float, plain: bool):
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        first, second = (1, stride) if plain else (stride, 1)
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, first, padding=1, bias=plain)
+        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), nn.Conv2d(outputs, outputs, 3, second, padding=1, bias=plain)
         self.drop = nn.Dropout(drop_rate)
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if inputs != outputs else None
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=plain) if inputs != outputs else None
+        self.plain = plain
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.relu(self.bn1(x))
         out = self.conv2(self.drop(F.relu(self.bn2(self.conv1(activated)))))
-        # A block that changes the width takes its shortcut after the activation, the others before it.
-        return out + (x if self.shortcut is None else self.shortcut(activated))
+        # In S2M2 a block that changes the width takes its shortcut after the activation, the others before it.
+        return out + (x if self.shortcut is None else self.shortcut(x if self.plain else activated))

