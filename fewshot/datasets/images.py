@@ -165,10 +165,16 @@ def fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit greyscale scaled down by 256: Pillow's own conversion clips it to white."""
+    """Deeper greyscale: 16 bits are divided by 256 (Pillow's own conversion clips them to white). Where the depth is not
+    said, values beyond 255 are taken for 16 bits, and floating ones up to 1 for fractions of white."""
     pixels = np.asarray(image, dtype=np.float64)
-    scale = 256 if pixels.max() > 255 else 1
-    return Image.fromarray(np.clip(pixels / scale, 0, 255).astype(np.uint8))
+    if not np.isfinite(pixels).all():
+        raise ValueError("NaN or infinite pixels")
+    if image.mode == "F" and pixels.max() <= 1:
+        pixels = pixels * 255
+    elif image.mode.startswith("I;16") or pixels.max() > 255:
+        pixels = pixels / 256
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def resize_pixels(images: Tensor, size: int) -> Tensor:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from fewshot.cli import app
 from fewshot.datasets import load_dataset
 from fewshot.errors import FewshotError
 from tests.datasets.synthetic import encoded, write_class_folders
@@ -103,3 +107,90 @@ def test_mistakes_about_the_folder_are_named(own, tmp_path):
         write_class_folders(tmp_path / "parts" / split, {"cat": 1})
     with pytest.raises(FewshotError, match="look like splits, not classes; pass root=.*test"):
         load(tmp_path / "parts")
+
+
+def picture(side: int = 40) -> Image.Image:
+    """Grey, with a bright left upper quarter: turned or mirrored it is another picture, and colour changes nothing."""
+    pixels = np.full((side, side), 60, dtype=np.uint8)
+    pixels[: side // 2, : side // 2] = 200
+    return Image.fromarray(pixels)
+
+
+def kinds_of_files() -> dict[str, bytes]:
+    """The same picture, as files of every kind."""
+    grey, buffers = picture(), {}
+
+    def keep(name: str, image: Image.Image, kind: str = "PNG", **options) -> None:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        buffers[name] = buffer.getvalue()
+
+    deep = np.asarray(grey, dtype=np.uint16)
+    transparent = grey.convert("RGBA")
+    indexed = grey.convert("RGB").quantize(4)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned clockwise by a quarter
+    keep("grey.png", grey)
+    keep("grey.jpg", grey, "JPEG", quality=95)
+    keep("colour.png", grey.convert("RGB"))
+    keep("colour.webp", grey.convert("RGB"), "WEBP", lossless=True)
+    keep("alpha.png", transparent)
+    keep("grey_alpha.png", grey.convert("LA"))
+    keep("palette.png", indexed)
+    keep("palette.gif", indexed, "GIF")
+    keep("sixteen.png", Image.fromarray(deep * 257))
+    keep("sixteen.tif", Image.fromarray(deep * 257), "TIFF")
+    keep("floating.tif", Image.fromarray(np.asarray(grey, dtype=np.float32) / 255), "TIFF")
+    keep("cmyk.jpg", grey.convert("RGB").convert("CMYK"), "JPEG", quality=95)
+    keep("turned.jpg", grey.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=turned)
+    keep("turned.png", grey.transpose(Image.Transpose.ROTATE_90), "PNG", exif=turned)
+    return buffers
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_kind_of_file_shows_the_same_picture(tmp_path, channels):
+    files = kinds_of_files()
+    (tmp_path / "own" / "cat").mkdir(parents=True)
+    for name, data in files.items():
+        (tmp_path / "own" / "cat" / name).write_bytes(data)
+    bank = load_dataset("folder", "all", root=tmp_path / "own", image_size=40, channels=channels)
+    assert len(bank) == len(files) and bank.images.shape[1] == channels
+    expected = np.asarray(picture(), dtype=int)
+    for file, image in zip(bank.files, bank.images.numpy(), strict=True):
+        # Compression may ring at the edges of the quarter, nowhere else.
+        inner = [slice(2, 18), slice(22, 38)]
+        for rows in inner:
+            for columns in inner:
+                assert np.abs(image[:, rows, columns] - expected[rows, columns]).max() <= 3, file
+
+
+def test_transparent_parts_are_white(tmp_path):
+    (tmp_path / "cat").mkdir()
+    hidden = Image.new("RGBA", (20, 20), (10, 20, 30, 0))
+    hidden.save(tmp_path / "cat" / "alpha.png")
+    palette = Image.new("P", (20, 20), 1)
+    palette.putpalette([0, 0, 0, 9, 90, 200])
+    palette.save(tmp_path / "cat" / "palette.png", transparency=1)
+    assert load(tmp_path).images.min() == 255
+
+
+def test_pixels_that_are_no_numbers_are_refused(tmp_path):
+    (tmp_path / "cat").mkdir()
+    Image.fromarray(np.full((20, 20), np.nan, dtype=np.float32)).save(tmp_path / "cat" / "nan.tif")
+    with pytest.raises(FewshotError, match=r"1 of 1 images of folder cannot be read(.|\n)*nan\.tif \(NaN or infinite"):
+        load(tmp_path)
+
+
+def test_mixed_files_are_evaluated_from_the_command_line(tmp_path, capsys, monkeypatch):
+    """A folder whose classes hold files of every kind, on a greyscale and on a colour network's terms."""
+    for shade, name in enumerate(("ant", "bee", "cat", "dog", "emu")):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for file, data in kinds_of_files().items():
+            (tmp_path / "own" / name / file).write_bytes(data)
+        for number in range(3):
+            Image.new("RGB", (30, 20 + number), (40 * shade,) * 3).save(tmp_path / "own" / name / f"plain_{number}.png")
+    monkeypatch.chdir(tmp_path)
+    for extra in ([], ["--data-option", "channels=1"]):
+        app(["--quiet", "eval", "--dataset", "own/", "--backbone", "pixels", "--episodes", "10", "--shots", "1", *extra],
+            standalone_mode=False)
+        assert "folder, split all" in " ".join(capsys.readouterr().out.split())
