@@ -92,7 +92,7 @@ def subject_of(method: str | Method, dim: int = 32, **parameters) -> Subject:
         raise method.without_network()
     if isinstance(method, nn.Module):
         method = copy.deepcopy(method).eval()
-    return Subject(method.fit(_base_bank(dim)), name, dim)
+    return Subject(method.fit(synthetic_base(dim)), name, dim)
 
 
 def check_promise(subject: Subject, name: str) -> Checked | None:
@@ -117,6 +117,7 @@ def _bound(promise: Promise) -> str:
 
 
 @functools.cache
-def _base_bank(dim: int) -> FeatureBank:
+def synthetic_base(dim: int) -> FeatureBank:
+    """Base classes that methods are fitted to here: 20 classes of 20 items."""
     features = torch.randn(400, dim, generator=torch.Generator().manual_seed(9), dtype=torch.float64).relu()
     return FeatureBank(features, torch.arange(400) % 20)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot.check import Subject, check_promise, subject_of
+from fewshot.check import Subject, check_promise, subject_of, synthetic_base
 from fewshot.methods import METHODS, IterativeMethod, create_method
 from fewshot.promises import PROMISES
 from tests.conftest import random_episodes
@@ -47,7 +47,7 @@ def subject(case: str) -> Subject:
         settings = SHAPES[name](DIM)
     method = create_method(name.partition("+")[0], **settings)
     if method.needs_backbone:
-        method = method.with_backbone(torch.nn.Linear(1, 1), 5, feature_dim=DIM)
+        method = method.fit(synthetic_base(DIM)).with_backbone(torch.nn.Linear(1, 1), 5, feature_dim=DIM)
     return subject_of(method, DIM)
 
 
