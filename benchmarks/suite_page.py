@@ -21,6 +21,12 @@ products, each at the measured speed of a batched product of that shape with ope
 iterations times the products of one, in the space it works in. The formulas are in `benchmarks/floors.py`. Left out are
 normalisation, sums, searches, copies and calls of operators. Exponentials, logarithms and, for Dirichlet mixtures,
 lgamma and digamma are counted apart: the last column divides by the floor with them. Gathering is included in all rates."""
+BOUNDS = """\
+What the profiles of the slower ones show: `simple_shot` reads and writes the features twice more to centre and scale them.
+`logistic_regression` projects the queries on all support items where the floor counts the classes, and then makes short
+calls in Newton's method; so do the bound updates of `slk_means` and `slk_ms`, and the M-steps of the Dirichlet mixtures apart
+from lgamma and digamma. The floors of `dn4` (search for the nearest descriptors) and `free_lunch` (conjugate-gradient steps
+beyond the first) leave out most of their work."""
 KINDS = ("row numbers", "bare gather", "gather", "evaluation", "easyfsl evaluation")
 
 
@@ -60,7 +66,8 @@ def _pipeline(found: dict, conditions: str, name: str) -> list[str]:
 
 def _methods(found: dict, conditions: str, _) -> list[str]:
     return ["## Every method on cached features, over its floor", "", *FLOOR.splitlines(), "",
-            "![measured time over floor](images/benchmarks.png)", "", *_more_methods(found, conditions, "methods640")]
+            "![measured time over floor](images/benchmarks.png)", "", *_more_methods(found, conditions, "methods640"), "",
+            *BOUNDS.splitlines()]
 
 
 def _more_methods(found: dict, conditions: str, name: str) -> list[str]:
