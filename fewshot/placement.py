@@ -24,7 +24,8 @@ def tune_placement(run: Run, *, rounds: int = 10, source=None, root=None, cache=
     cannot be distinguished from the present one, or after `rounds`.
 
     Returns the rounds; `found[-1].chosen` holds the placement, `found[-1].best` the run on validation classes. All
-    candidates see the same episodes. With a `store` an evaluation that was made is not repeated.
+    candidates see the same episodes. Start from blocks="none" to have only blocks adapted that demonstrably help, from "all"
+    to have only those left out that do harm. With a `store` an evaluation that was made is not repeated.
 
     After Eustratiadis et al. 2023 (Neural Fine-Tuning Search, arXiv:2306.09295), who choose for every layer whether it is
     frozen, fine-tuned or has an adapter. Deviations: blocks instead of layers, one kind of adaptation (that of the

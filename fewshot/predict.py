@@ -156,7 +156,7 @@ def fitted_method(name: str, parameters: dict, transforms: str,
     """The method on features and the transforms before it, with the statistics of the base classes where they need them."""
     method = create_method(name, **parameters)
     if method.inputs != "features":
-        raise FewshotError(f"{name} adapts a backbone to images, which needs meta-trained weights; choose a method on "
+        raise FewshotError(f"{name} adapts a backbone to images, and predictions are made from features; choose a method on "
                            "features, such as protonet, ridge or pt_map")
     if method.needs_backbone:
         raise FewshotError(f"{name} with these parameters has weights of its own, trained with a backbone; choose a "
