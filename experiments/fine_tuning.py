@@ -9,10 +9,10 @@ Caltech-101 with EfficientNet-Lite0, 24 test classes, 5-way 1-, 5- and 20-shot, 
 has 31 images), 200 episodes, the same for all rows. The backbone was trained on ImageNet, which has classes like these:
 the numbers compare methods, they are not few-shot accuracy on unseen kinds of objects.
 
-What was made affordable on a CPU: the stored images of 128 pixels are reduced to 64; the last two of seven blocks (79 % of the weights) are
-adapted (what comes before them runs once an image, in `pmf` once for each augmented image), except by `url` and
-`finetune_head`, which leave all frozen; 10 steps on the whole support, where the papers take up to 400 on all blocks (40 for
-`url`, which is its paper's number).
+What was made affordable on a CPU: the stored images of 128 pixels are reduced to 64; the last two of seven blocks, with 79 %
+of the weights, are adapted (what comes before them runs once an image, in `pmf` once for each augmented image), except by
+`url` and `finetune_head`, which leave all frozen; 10 steps on the whole support, where the papers take up to 400 on all
+blocks (40 for `url`, which is its paper's number).
 
 Tuning: the learning rate, of a few values and 0 (no adaptation of the backbone), on 60 5-shot episodes of the validation
 classes, the same for every candidate; the choice is used for all shots, and is kept with every candidate's accuracy in
