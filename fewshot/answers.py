@@ -34,7 +34,7 @@ def answers(method: Method, batches: Iterable[Episodes]) -> Iterator[tuple[Tenso
 
 def _named(answer: Tensor | Refinement) -> dict[str, Tensor]:
     if isinstance(answer, Refinement):
-        return {"logits": answer.logits, "iterations": answer.iterations, "converged": answer.converged}
+        return {"logits": answer.logits, "iterations": answer.iterations.int(), "converged": answer.converged}
     return {"logits": answer}
 
 
@@ -67,7 +67,8 @@ def _raw(method: Method, batches: Iterable[Episodes]) -> Iterator[Tensor | Refin
         parts.append(method.reduce(batch))
         count += len(batch)
         one = parts[-1].query
-        each = one.element_size() * one.shape[2] * (one.shape[1] + parts[-1].support.shape[1])
+        features = one.shape[2] * (one.shape[1] + parts[-1].support.shape[1])
+        each = one.element_size() * max(features, one.shape[1] * batch.ways)  # with many classes the plans are larger
         if count + len(batch) > min(_SOLVE, _SOLVE_BYTES // each):
             yield method.solve(_joined(parts))
             parts, count = [], 0

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from fewshot import bank_files
 from fewshot.errors import FewshotError
-from fewshot.files import read_safetensors, replacing
 
 
 def _as_labels(labels, items: int) -> Tensor:
@@ -38,6 +37,12 @@ def _as_names(names: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
     return names
 
 
+def _identity(name: str, split: str, class_names: tuple[str, ...], labels: Tensor) -> str:
+    digest = hashlib.sha256(json.dumps([name, split, class_names]).encode())
+    digest.update(labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
 class _Bank:
     """What both banks share: labels, names and an identity that does not depend on the features."""
 
@@ -53,9 +58,7 @@ class _Bank:
     def identity(self) -> str:
         """sha256 over data set, split, labels and class names: equal for every backbone's features of the same items,
         so that results on different backbones can be paired."""
-        digest = hashlib.sha256(json.dumps([self.name, self.split, self.class_names]).encode())
-        digest.update(self.labels.numpy().tobytes())
-        return digest.hexdigest()
+        return _identity(self.name, self.split, self.class_names, self.labels)
 
     def class_sizes(self) -> Tensor:
         """[classes] number of items of each class."""
@@ -107,7 +110,7 @@ class ImageBank(_Bank):
 class FeatureBank(_Bank):
     """Features of one split.
 
-    features     [M, D] floating point (tensor or array), finite
+    features     [M, D] floating point (tensor or array), finite; of a large file the file itself, mapped for reading
     labels       [M] int64
     provenance   plain dictionary: backbone, weights sha256, transform, ... stored with the features
     """
@@ -124,11 +127,7 @@ class FeatureBank(_Bank):
         if not features.is_floating_point() or features.ndim != 2:
             raise FewshotError(f"features have dtype {features.dtype} and shape {tuple(features.shape)}; "
                                "expected floating point [M, D]")
-        finite = torch.isfinite(features).all(dim=1)
-        if not finite.all():
-            rows = (~finite).nonzero()[:, 0]
-            raise FewshotError(f"{len(rows)} feature rows hold NaN or infinity, the first is row {int(rows[0])}; "
-                               "remove those items or extract them again")
+        bank_files.check_finite(features)
         labels = _as_labels(self.labels, len(features))
         object.__setattr__(self, "features", features)
         object.__setattr__(self, "labels", labels)
@@ -142,31 +141,59 @@ class FeatureBank(_Bank):
     @cached_property
     def content_hash(self) -> str:
         """sha256 of the feature values, labels and names."""
-        digest = hashlib.sha256(self.identity.encode())
-        digest.update(self.features.contiguous().numpy().data)
-        return digest.hexdigest()
+        return bank_files.content_hash(self.identity, bank_files.blocks_of(self.features))
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file atomically: it is complete or absent."""
-        meta = {"name": self.name, "split": self.split, "class_names": json.dumps(self.class_names),
-                "provenance": json.dumps(self.provenance, sort_keys=True), "content_hash": self.content_hash}
-        with replacing(path) as temporary:
-            save_file({"features": self.features.contiguous(), "labels": self.labels}, temporary, metadata=meta)
-        return Path(path)
+        pieces, dim = bank_files.blocks_of(self.features), self.features.shape[1]
+        return FeatureBank.save_pieces(path, pieces, dim, self.features.dtype, labels=self.labels, name=self.name,
+                                       class_names=self.class_names, split=self.split, provenance=self.provenance)
+
+    @staticmethod
+    def save_pieces(path: str | Path, pieces: Iterable[Tensor], dim: int, dtype: torch.dtype = torch.float32, *, labels,
+                    class_names: Sequence[str] | None = None, name: str = "custom", split: str = "all",
+                    provenance: dict | None = None) -> Path:
+        """Write a bank that need not fit into memory, as `save` does: its features come in pieces [m, dim], in order.
+
+        Raises FewshotError for wrong labels, features that are not finite, and when they are not as many as the labels.
+        """
+        labels = _as_labels(labels, len(labels))
+        names = _as_names(class_names, labels)
+        about = {"name": name, "split": split, "class_names": json.dumps(names),
+                 "provenance": json.dumps(provenance or {}, sort_keys=True)}
+        identity = _identity(name, split, names, labels)
+        return bank_files.write(path, pieces, (len(labels), dim), dtype, labels, identity, about)
 
     @classmethod
-    def load(cls, path: str | Path) -> FeatureBank:
-        """Read a file written by `save`; raises FewshotError if it is missing, corrupt or altered."""
-        tensors, meta = read_safetensors(path, "feature bank", "a readable feature bank", "make one with `fewshot embed`",
-                                         "delete it and embed again")
-        if "content_hash" not in meta:
-            raise FewshotError(f"{path} has no fewshot metadata; it was not written by FeatureBank.save")
-        bank = cls(tensors["features"], tensors["labels"], tuple(json.loads(meta["class_names"])), meta["name"],
-                   meta["split"], json.loads(meta["provenance"]))
-        if bank.content_hash != meta["content_hash"]:
-            raise FewshotError(f"{path} does not match its checksum; delete it and embed again")
+    def load(cls, path: str | Path, mmap: bool | None = None) -> FeatureBank:
+        """Read a file written by `save`; raises FewshotError if it is missing, corrupt or altered.
+
+        mmap  leave the features in the file, from which rows come when they are used: the bank may be larger than memory,
+              and its features must not be written to. None: for files from 256 MB on. Such a file is read in full once, by
+              `save` or the first `load`, which note its content hash, size and time of change in PATH.checked; while these
+              agree the hash is taken from there. Delete that file to have everything read and compared again.
+        """
+        tensors, meta, mapped, vouched = bank_files.read(path, mmap)
+        bank = object.__new__(cls)
+        values = {"features": tensors["features"], "labels": _as_labels(tensors["labels"].clone(), len(tensors["features"])),
+                  "class_names": tuple(json.loads(meta["class_names"])), "name": meta["name"], "split": meta["split"],
+                  "provenance": json.loads(meta["provenance"]), "content_hash": meta["content_hash"]}
+        bank.__dict__.update(values)  # verified below, or before: the checks of a new bank would read everything again
+        if not vouched:
+            bank_files.verify(path, bank.features, bank.identity, bank.content_hash)
+        if mapped:
+            bank.__dict__["_file"] = Path(path).resolve()
         return bank
 
+    def mapped(self, folder: str | Path) -> FeatureBank:
+        """This bank, mapped from a file: its own, or else one that is written into `folder`."""
+        if "_file" in self.__dict__:
+            return self
+        return FeatureBank.load(self.save(Path(folder) / "bank.safetensors"), mmap=True)
+
+    def __reduce_ex__(self, protocol):
+        # Another process maps the file, too: features larger than memory cannot be sent.
+        return (FeatureBank.load, (self._file, True)) if "_file" in self.__dict__ else super().__reduce_ex__(protocol)
 
 def concatenate(banks: Sequence[FeatureBank]) -> FeatureBank:
     """The same items with the features of all `banks` side by side, in this order: an ensemble of backbones (EASY).

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,7 +32,8 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
     device          where to compute; the backbone is moved there. None: where the backbone is
     cache           folder in which the result is kept as <key>.safetensors, the key being a hash of the provenance; a
                     bank found there is loaded. While a long extraction runs its shards of `shard_batches` batches
-                    gather in <key>.partial/; an interrupted one continues there, bit for bit as if it had not been
+                    gather in <key>.partial/; an interrupted one continues there, bit for bit as if it had not been.
+                    Features pass through memory shard by shard, and a large bank is returned mapped from its file
     progress        show a progress bar
     crops           random crops of every image, "mean(30)" to average their features or "keep(7)" to have them side by side
                     (then D is `feature_dim` times their number), see `fewshot.crops.Crops`; "": the whole images
@@ -55,12 +57,25 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
         if found is not None:
             shutil.rmtree(shards, ignore_errors=True)
             return found
-    features = _extract(bank, backbone, provenance, batch_size, device, shards, shard_batches, progress, cut)
-    result = FeatureBank(features, bank.labels, bank.class_names, bank.name, bank.split, provenance)
+    fields = {"labels": bank.labels, "class_names": bank.class_names, "name": bank.name, "split": bank.split,
+              "provenance": provenance}
+    extracted = {"batch_size": batch_size, "device": device, "shards": shards, "shard_batches": shard_batches,
+                 "progress": progress, "crops": cut,
+                 "dim": backbone.feature_dim * (cut.count if cut is not None and cut.kind == "keep" else 1)}
     if target is not None:
-        _keep(result, target)
-        shutil.rmtree(shards, ignore_errors=True)
-    return result
+        try:
+            pieces = _extract(bank, backbone, provenance, **extracted)
+            FeatureBank.save_pieces(target, pieces, extracted["dim"], **fields)
+        except OSError as error:
+            _warn_unkept(target, error)
+        else:
+            shutil.rmtree(shards, ignore_errors=True)
+            return FeatureBank.load(target)
+    features, at = torch.empty(len(bank), extracted["dim"]), 0
+    for piece in _extract(bank, backbone, provenance, **extracted):
+        features[at : at + len(piece)] = piece
+        at += len(piece)
+    return FeatureBank(features, **fields)
 
 
 def embed_episodes(episodes: Episodes, backbone: Backbone) -> Episodes:
@@ -96,12 +111,11 @@ def describe(bank: ImageBank, backbone: Backbone, batch_size: int) -> dict:
 
 
 def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: int, device: torch.device | str | None,
-             shards: Path | None, shard_batches: int, progress: bool, crops: Crops | None) -> Tensor:
+             shards: Path | None, shard_batches: int, progress: bool, crops: Crops | None, dim: int) -> Iterator[Tensor]:
+    """Features of `shard_batches` batches at a time, [m, D] in the order of the images."""
     if device is not None:
         backbone.to(device)
     where = next((value.device for value in backbone.state_dict().values()), torch.device(device or "cpu"))
-    parts = crops.count if crops is not None and crops.kind == "keep" else 1
-    features = torch.empty(len(bank), parts * backbone.feature_dim, dtype=torch.float32)
     training = backbone.training
     backbone.eval()
     try:
@@ -113,23 +127,25 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
                 path = None if shards is None else shards / f"{number:04d}.safetensors"
                 found = None if path is None else _load(path, made_by)
                 if found is not None:
-                    features[start:stop] = found.features
                     bar.update(stop - start)
+                    yield found.features
                     continue
+                features = torch.empty(stop - start, dim, dtype=torch.float32)
                 for low in range(start, stop, batch_size):
                     high = min(low + batch_size, stop)
                     with torch.inference_mode():
                         # Copied into an ordinary tensor: inference tensors cannot take part in autograd later.
                         images = bank.images[low:high].to(where)
-                        features[low:high] = _forward(backbone, images, crops, f"{bank.name}/{bank.split}", low)
-                    _check_finite(features[low:high], bank, low, backbone)
+                        features[low - start : high - start] = _forward(backbone, images, crops, f"{bank.name}/{bank.split}",
+                                                                        low)
+                    _check_finite(features[low - start : high - start], bank, low, backbone)
                     bar.update(high - low)
                 if path is not None and stop - start < len(bank):
-                    _keep(FeatureBank(features[start:stop], bank.labels[start:stop], bank.class_names, bank.name,
-                                      bank.split, made_by), path)
+                    _keep(FeatureBank(features, bank.labels[start:stop], bank.class_names, bank.name, bank.split, made_by),
+                          path)
+                yield features
     finally:
         backbone.train(training)
-    return features
 
 
 def _forward(backbone: Backbone, images: Tensor, crops: Crops | None, name: str, start: int) -> Tensor:
@@ -156,8 +172,11 @@ def _keep(bank: FeatureBank, path: Path) -> None:
     try:
         bank.save(path)
     except OSError as error:
-        warnings.warn(f"cannot keep features in {path.parent} ({error}); they will be extracted again next time",
-                      stacklevel=3)
+        _warn_unkept(path, error)
+
+
+def _warn_unkept(path: Path, error: OSError) -> None:
+    warnings.warn(f"cannot keep features in {path.parent} ({error}); they will be extracted again next time", stacklevel=3)
 
 
 def _check_finite(features: Tensor, bank: ImageBank, start: int, backbone: Backbone) -> None:

@@ -21,6 +21,7 @@ from fewshot.sampler import EpisodeIndices, EpisodeSampler
 PROTOCOL = ("ways", "shots", "queries", "query_distribution", "alpha", "k_eff", "episodes", "seed", "open_classes",
             "open_queries")
 _BLOCK = 2048  # episodes whose row numbers are drawn in one call; the fingerprint is taken over such blocks
+_BLOCK_BYTES = 64 << 20  # of row numbers and labels; only episodes of more than about 250 classes come in smaller blocks
 _FIELDS = ("support", "support_labels", "query", "query_labels", "classes")
 
 
@@ -38,10 +39,17 @@ class EpisodeDigest:
         return self._digest.hexdigest()
 
 
+def block_size(source: EpisodeSampler | EpisodeList) -> int:
+    """Episodes of the blocks of which fingerprints are made."""
+    one = source.indices(0, 1)
+    return max(1, min(_BLOCK, _BLOCK_BYTES // (one.support.nbytes + one.query.nbytes + one.query_labels.nbytes)))
+
+
 def blocks(source: EpisodeSampler | EpisodeList, episodes: int) -> Iterator[EpisodeIndices]:
-    """The first `episodes` episodes in the blocks of which fingerprints are made."""
-    for start in range(0, episodes, _BLOCK):
-        yield source.indices(start, min(_BLOCK, episodes - start))
+    """The first `episodes` episodes, block by block."""
+    size = block_size(source)
+    for start in range(0, episodes, size):
+        yield source.indices(start, min(size, episodes - start))
 
 
 @dataclass(frozen=True, eq=False)

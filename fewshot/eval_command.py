@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -34,10 +34,15 @@ from fewshot.options import (
     numbers,
     pairs,
     refuse_given,
+    shard_of,
     source,
     text_of,
     words,
 )
+
+if TYPE_CHECKING:
+    from fewshot.evaluate import Result
+    from fewshot.run import Run
 
 
 def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split = None, backbone: Backbone = "conv4",
@@ -65,14 +70,18 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
                                                                        "--calibrate beside --features")] = None,
              figure: Annotated[Path | None, typer.Option(help="draw accuracy against what is a list (shots, ways, queries "
                                                          "or alpha): FIGURE.png and .pdf")] = None,
+             workers: Annotated[int, typer.Option(help="processes that share the work, one thread each")] = 1,
+             shard: Annotated[str | None, typer.Option(metavar="I/N", help="only range I of N of the episodes, I from 0; "
+                                                       "whichever is last, on any host with the same --runs, puts them all "
+                                                       "together")] = None,
              json_file: Annotated[Path | None, typer.Option("--json", help="also write the results here; - prints them, "
                                                                  "and no table")] = None):
-    """Accuracy with 95 % intervals over episodes of cached features. Finished runs are not repeated."""
+    """Accuracy with 95 % intervals over episodes of cached features. Finished runs are not repeated, interrupted ones go on
+    where they stopped. Under torchrun (torchrun --nproc-per-node=2 -m fewshot eval ...) several processes share the work."""
     from fewshot.backbones import check_backbone
     from fewshot.banks import FeatureBank
-    from fewshot.evaluate import evaluate as score
     from fewshot.files import write_atomically
-    from fewshot.pipeline import FeatureSource, pretraining_notes
+    from fewshot.pipeline import pretraining_notes
     from fewshot.run import Run
     from fewshot.store import Store
     from fewshot.tables import results_table
@@ -107,10 +116,13 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
     if episode_file:
         wanted = list({run.method: run for run in wanted}.values())
     calibration = FeatureBank.load(calibration_features) if calibration_features else calibrate
-    store, made = Store(runs), FeatureSource(data_root, runs / "cache", progress=True)
+    store = Store(runs)
     store.prepare()
-    results = [score(run, bank, base_bank=base_bank, store=store, progress=True, source=made, notes=notes, metrics=metrics,
-                     calibrate=calibration, episodes_file=episode_file) for run in wanted]
+    given = {"bank": bank, "base_bank": base_bank, "store": store, "notes": notes, "metrics": metrics,
+             "calibrate": calibration, "episodes_file": episode_file, "workers": workers}
+    results = _results(wanted, None if shard is None else shard_of(shard), data_root, runs / "cache", given)
+    if not results:
+        return
     records = json.dumps([{"run": r.run.to_dict(), "key": r.run.key, **r.summary()} for r in results], indent=1)
     if json_file == Path("-"):
         typer.echo(records)
@@ -127,6 +139,34 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
         typer.echo(f"wrote {' and '.join(map(str, save_figure(accuracy_against(shown, axis), figure)))}")
     if json_file:
         typer.echo(f"wrote {write_atomically(json_file, records.encode())}")
+
+
+def _results(wanted: list[Run], shard: tuple[int, int] | None, root: Path | None, cache: Path, given: dict) -> list[Result]:
+    """Results of all runs; without those whose other shards are missing, and none in all but the first of the processes
+    that torchrun started."""
+    import torch
+
+    from fewshot.evaluate import evaluate as score
+    from fewshot.pipeline import FeatureSource
+    from fewshot.training.parallel import joined
+
+    found = []
+    with joined(torch.device("cpu")) as team:
+        given["source"] = made = FeatureSource(root, cache, progress=team.is_first)
+        if team.size > 1 and shard is not None:
+            raise FewshotError("--shard under torchrun, which numbers its processes itself; leave it out")
+        for run in wanted:
+            if team.size > 1:
+                if given["bank"] is None:  # the images are embedded once: the others find the features in the cache
+                    team.from_first(lambda run=run: made.resolve(run) and None)
+                score(run, progress=team.is_first, shard=(team.rank, team.size), **given)
+                team.gather(None)  # every shard is kept now
+                found += [score(run, **given)] if team.is_first else []
+            elif (result := score(run, progress=True, shard=shard, **given)) is not None:
+                found.append(result)
+            else:
+                typer.echo(f"{run.method}, {run.protocol}: shard {shard[0]} of {shard[1]} is finished; others are missing")
+    return found
 
 
 def _check_eval(context: typer.Context, features: Path | None, base_features: Path | None, k_eff: int | None,

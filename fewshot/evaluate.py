@@ -5,35 +5,32 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fewshot import provenance
-from fewshot.answers import answers
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.calibration import validation_temperature
-from fewshot.episode_list import EpisodeDigest, EpisodeList, blocks
+from fewshot.episode_list import EpisodeList
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.measures import Measures, summary_of
+from fewshot.errors import FewshotError, check_at_least
+from fewshot.measures import finished, summary_of
 from fewshot.methods.base import METHODS, Method, create_method, method_parameters
+from fewshot.parts import Parts
 from fewshot.run import Run
-from fewshot.sampler import EpisodeIndices, EpisodeSampler
+from fewshot.scoring import Scorer, collect
 from fewshot.statistics import Comparison, Interval, class_interval, mean_interval, paired_difference
 from fewshot.transforms import parse_transforms
 
 if TYPE_CHECKING:
     from fewshot.pipeline import FeatureSource
     from fewshot.store import Store
-
-_CHUNK_BYTES = 4 << 20  # features of one method call: about what the second-level caches of two cores hold
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,9 +39,9 @@ class Result:
 
     run           the specification, weights as sha256
     correct       [E] float64, accuracy of every episode
-    iterations    [E] int64 and converged [E] bool for iterative methods, else None
+    iterations    [E] int32 and converged [E] bool for iterative methods, else None
     fingerprint   sha256 of the episodes (data identity and row numbers); equal fingerprints can be paired
-    seconds       wall time of sampling, gathering and the method
+    seconds       wall time of sampling, gathering and the method; where a run was shared or resumed, the sum of its pieces
     setting       "inductive" or "transductive" (transforms can make it so); assumes: the method's assumptions
     notes         warnings a table must carry, e.g. that the backbone's pre-training saw similar classes
     versions, commit   software
@@ -128,7 +125,8 @@ class Resolved:
 def evaluate(run: Run | None = None, bank: FeatureBank | ImageBank | None = None, *, base_bank: FeatureBank | None = None,
              method: str | Method | None = None, store: Store | None = None, progress: bool = False, root=None, cache=None,
              source: FeatureSource | None = None, notes: tuple[str, ...] = (), metrics: bool = False,
-             calibrate: bool | FeatureBank = False, episodes_file: str | Path | None = None, **settings) -> Result:
+             calibrate: bool | FeatureBank = False, episodes_file: str | Path | None = None, workers: int = 1,
+             shard: tuple[int, int] | None = None, **settings) -> Result | None:
     """Accuracy of one method on the episodes of `run`.
 
     run         the specification, or give its settings as keywords: `evaluate(dataset="glyphs", shots=5)`
@@ -144,6 +142,13 @@ def evaluate(run: Run | None = None, bank: FeatureBank | ImageBank | None = None
     calibrate   also measure them with a temperature fitted on validation episodes: True for the validation classes of the
                 run's data set, or their bank
     episodes_file   episodes saved by `EpisodeList.save`, instead of drawing them; they set the protocol of the run
+    workers     processes that share the work, one thread each (1: this one, with its threads)
+    shard       (i, n): evaluate only the i-th of n ranges of episodes (0 <= i < n) and keep it in `store`; None is returned
+                as long as others are missing there
+
+    With a store, finished episodes are kept there every few seconds (`fewshot.parts`): an interrupted evaluation goes on
+    where it stopped. However a run was interrupted or shared, its numbers are the same to the last bit (processors of
+    another kind, and other numbers of threads, may differ in the last bits of a logit).
 
     Raises FewshotError for impossible requests, for a method that needs a base bank that is absent or not of base
     classes, and when a method returns logits that are not finite, naming the episode.
@@ -165,28 +170,46 @@ def evaluate(run: Run | None = None, bank: FeatureBank | ImageBank | None = None
     if store is not None and method is not None:
         raise FewshotError("a method instance cannot be stored: its state is not part of the run's name. Write it into "
                            "run.parameters, or evaluate without store")
+    if shard is not None and store is None:
+        raise FewshotError(f"shard={shard} without store: shards meet in a store that all of them reach")
     found = {"method": method, "root": root, "cache": cache, "source": source, "progress": progress}
     if calibrate is True:
         calibrate = resolve(dataclasses.replace(run, split="val"), **found).bank
     return evaluate_resolved(resolve(run, bank, base_bank, notes=notes, **found), store=store, progress=progress,
-                             metrics=metrics, calibrate=calibrate or None, episodes=episodes)
+                             metrics=metrics, calibrate=calibrate or None, episodes=episodes, workers=workers, shard=shard)
 
 
 def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, progress: bool = False, metrics: bool = False,
-                      calibrate: FeatureBank | ImageBank | None = None, episodes: EpisodeList | None = None) -> Result:
+                      calibrate: FeatureBank | ImageBank | None = None, episodes: EpisodeList | None = None,
+                      workers: int = 1, shard: tuple[int, int] | None = None) -> Result | None:
     """As `evaluate`, for what `resolve` returned. A stored result without the measures asked for is made again."""
-    run, bank = resolved.run, resolved.bank
+    run, bank, start = resolved.run, resolved.bank, time.perf_counter()
+    check_at_least(1, workers=workers)
+    if shard is not None and not 0 <= shard[0] < shard[1]:
+        raise FewshotError(f"shard={shard[0]}/{shard[1]}; shards of n are numbered 0 to n-1")
     wanted = {name for name, asked in (("nll", metrics), ("temperature", calibrate is not None)) if asked}
     if store is not None and (found := store.load(run)) is not None and wanted <= found.measures.keys():
+        store.parts(run).remove()  # what another process of the same run may have left
         return found
     method, prepare, transductive = ready(resolved)
     sampler = run.sampler(bank) if episodes is None else episodes.of(bank)
     temperature = None if calibrate is None else validation_temperature(run, calibrate, method, prepare)
-    measures = Measures(metrics or calibrate is not None, len(bank.class_names), temperature)
-    result = _score(run, bank, sampler, method, prepare, measures, progress, notes=resolved.notes,
-                    assumes=tuple(method.assumes), setting="transductive" if transductive else "inductive")
+    scorer = Scorer(bank, sampler, method, prepare, run.episodes, metrics or calibrate is not None, temperature)
+    kept = Parts() if store is None else store.parts(run, scores=scorer.scores, temperature=temperature)
+    rows, fingerprint = collect(scorer, kept, shard=shard, workers=workers, progress=progress,
+                                label=f"{run.method} {run.protocol}")
+    if not rows.complete:
+        return store.load(run)  # another shard may just have put all together
+    measures = rows.arrays | finished(rows.totals)
+    if temperature is not None:
+        measures["temperature"] = torch.tensor(temperature, dtype=torch.float64)
+    own = {name: measures.pop(name) for name in ("correct", "iterations", "converged") if name in measures}
+    result = Result(run=run, fingerprint=fingerprint.hexdigest(), seconds=rows.seconds + time.perf_counter() - start,
+                    measures=measures, notes=resolved.notes, assumes=tuple(method.assumes),
+                    setting="transductive" if transductive else "inductive", **own)
     if store is not None:
         store.save(result)
+        kept.remove()
     return result
 
 
@@ -195,7 +218,7 @@ def ready(resolved: Resolved) -> tuple[Method, Callable[[Episodes], Episodes], b
     method, chain = resolved.method, parse_transforms(resolved.run.transforms).fit(resolved.base_bank)
     if method.needs_base:
         method = method.fit(chain.bank(_required(resolved.base_bank, method)))
-    prepare = chain if resolved.transform is None else lambda episodes: episodes.with_features(resolved.transform)
+    prepare = chain if resolved.transform is None else partial(Episodes.with_features, transform=resolved.transform)
     return method, prepare, method.setting == "transductive" or chain.transductive
 
 
@@ -277,37 +300,3 @@ def _required(base_bank: FeatureBank | None, method: Method) -> FeatureBank:
         raise FewshotError(f"{type(method).__name__} needs statistics of the base classes: pass base_bank=..., or choose "
                            "settings that do without (e.g. norm='l2n')")
     return base_bank
-
-
-def _score(run: Run, bank, sampler: EpisodeSampler | EpisodeList, method: Method, prepare: Callable[[Episodes], Episodes],
-           measures: Measures, progress: bool, **described) -> Result:
-    digest = EpisodeDigest(bank.identity)
-    arrays: dict[str, Tensor] = {}
-    done, start = 0, time.perf_counter()
-    with torch.inference_mode(), tqdm(total=run.episodes, unit="ep", desc=f"{run.method} {run.protocol}",
-                                      disable=not progress, leave=False) as bar:
-        for indices, chunks in _chunks(sampler, run.episodes, bank):
-            digest.update(indices)
-            at = 0
-            for logits, found in answers(method, (prepare(chunk.gather(bank)) for chunk in chunks)):
-                here = indices[at : at + len(logits)]
-                at += len(here)
-                for name, values in (found | measures(logits, here.query_labels, here.classes)).items():
-                    # Written into one array: small tensors kept alive among the freed features of each chunk would
-                    # split the heap, and memory would grow with the number of episodes.
-                    if name not in arrays:
-                        arrays[name] = torch.empty(run.episodes, *values.shape[1:], dtype=values.dtype)
-                    arrays[name][done : done + len(here)] = values
-                done += len(here)
-                bar.update(len(here))
-    own = {name: arrays.pop(name) for name in ("correct", "iterations", "converged") if name in arrays}
-    return Result(run=run, fingerprint=digest.hexdigest(), seconds=time.perf_counter() - start,
-                  measures=arrays | measures.totals, **described, **own)
-
-
-def _chunks(sampler: EpisodeSampler | EpisodeList, episodes: int, bank,
-            ) -> Iterator[tuple[EpisodeIndices, list[EpisodeIndices]]]:
-    item = bank.images[0].numel() * 4 if isinstance(bank, ImageBank) else bank.features[0].nbytes  # images as float32
-    for indices in blocks(sampler, episodes):
-        size = max(1, _CHUNK_BYTES // (item * (indices.support.shape[1] + indices.query.shape[1])))
-        yield indices, [indices[i : i + size] for i in range(0, len(indices), size)]

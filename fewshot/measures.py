@@ -6,19 +6,26 @@ import torch
 from torch import Tensor
 
 BINS = 15  # of the confidence, as in Guo et al. 2017
+_FIXED = 2**24  # sums over episodes are integers, multiples of 1/_FIXED: they do not depend on the order of summation
+_ROWS = 1 << 16  # episodes at a time, so that a million of them need no large arrays in between
 
 
-def class_counts(predicted: Tensor, labels: Tensor, classes: Tensor) -> dict[str, Tensor]:
+def class_counts(predicted: Tensor, labels: Tensor, classes: Tensor, pool: int) -> dict[str, Tensor]:
     """Per episode: the bank's classes, the queries of each class and how many of them are right, each [E, N].
 
-    predicted, labels [E, Q] (a label of -1 is no class of the episode), classes [E, N]
+    predicted, labels [E, Q] (a label of -1 is no class of the episode), classes [E, N] of `pool` classes. In int16 where
+    that holds them: a million episodes have as many rows.
     """
     known = labels >= 0
     place = labels.clamp(min=0)
-    empty = torch.zeros(classes.shape, dtype=torch.int32)
-    total = empty.scatter_add(1, place, known.int())
-    right = empty.scatter_add(1, place, (predicted == labels).int())
-    return {"classes": classes.int(), "class_correct": right, "class_total": total}
+    empty = torch.zeros(classes.shape, dtype=_narrow(labels.shape[1]))
+    total = empty.scatter_add(1, place, known.to(empty.dtype))
+    right = empty.scatter_add(1, place, (predicted == labels).to(empty.dtype))
+    return {"classes": classes.to(_narrow(pool)), "class_correct": right, "class_total": total}
+
+
+def _narrow(largest: int) -> torch.dtype:
+    return torch.int16 if largest < 2**15 else torch.int32
 
 
 def probability_measures(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
@@ -49,8 +56,11 @@ def probability_measures(logits: Tensor, labels: Tensor, temperature: float = 1.
 
 def macro_accuracy(correct: Tensor, total: Tensor) -> Tensor:
     """[E] mean over the classes that have queries of the share of right ones, from counts [E, N]."""
-    present = total > 0
-    return (correct / total.clamp(min=1)).double().mul(present).sum(1) / present.sum(1)
+    found = []
+    for right, each in zip(correct.split(_ROWS), total.split(_ROWS), strict=True):
+        present = each > 0
+        found.append((right / each.clamp(min=1)).double().mul(present).sum(1) / present.sum(1))
+    return torch.cat(found)
 
 
 def calibration_error(histogram: Tensor) -> float:
@@ -102,7 +112,7 @@ def open_set_measures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 class Measures:
-    """Collects the measures of one evaluation, chunk by chunk; `totals` is what is summed over episodes.
+    """Measures the episodes of a unit, chunk by chunk; `totals` is what is summed over episodes, as integers.
 
     scores        measure probabilities, too: nll and brier [E], and the totals calibration [3, BINS] and confusion [C, C]
                   over the bank's classes (row: true, column: predicted)
@@ -112,28 +122,31 @@ class Measures:
 
     def __init__(self, scores: bool = False, classes: int = 0, temperature: float | None = None):
         self._endings = {"": 1.0} if scores else {}
-        self.totals: dict[str, Tensor] = {}
-        if scores:
-            self.totals["confusion"] = torch.zeros(classes, classes, dtype=torch.int64)
         if temperature is not None:
             self._endings["_calibrated"] = temperature
-            self.totals["temperature"] = torch.tensor(temperature, dtype=torch.float64)
+        self._classes = classes
+        self.totals: dict[str, Tensor] = {"confusion": torch.zeros(classes, classes, dtype=torch.int64)} if scores else {}
 
     def __call__(self, logits: Tensor, labels: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """Arrays [E, ...] of these episodes: logits [E, Q, N], labels [E, Q] with -1 for queries of no class of the
         episode, classes [E, N]."""
         predicted, known = logits.argmax(-1), labels >= 0
         right = (predicted == labels).sum(1, dtype=torch.float64)
-        found = {"correct": right / known.sum(1), **class_counts(predicted, labels, classes)}
+        found = {"correct": right / known.sum(1), **class_counts(predicted, labels, classes, self._classes)}
         if self._endings:
             true, named = (classes.gather(1, x.clamp(min=0))[known] for x in (labels, predicted))
             confusion = self.totals["confusion"]
             confusion.view(-1).index_add_(0, true * len(confusion) + named, torch.ones_like(true))
         for ending, temperature in self._endings.items():
             scores = probability_measures(logits, labels, temperature)
-            rows = scores.pop("calibration").double().sum(0).view(3, BINS)
+            rows = scores.pop("calibration").double().mul(_FIXED).round().long().sum(0).view(3, BINS)
             self.totals[f"calibration{ending}"] = self.totals.get(f"calibration{ending}", 0) + rows
             found |= {name + ending: values for name, values in scores.items()}
         if not known.all():
             found |= open_set_measures(logits, labels)
         return found
+
+
+def finished(totals: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Sums of `Measures.totals` as results hold them: confusion int64, calibration float64."""
+    return {name: values.double() / _FIXED if name.startswith("calibration") else values for name, values in totals.items()}

@@ -125,6 +125,14 @@ def numbers(option: str, text: str) -> list[float]:
         raise FewshotError(f"{option}={text!r}; expected numbers separated by commas, e.g. 0.5,2") from None
 
 
+def shard_of(text: str) -> tuple[int, int]:
+    """`1/4` -> (1, 4)."""
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not int(parts[0]) < int(parts[1]):
+        raise FewshotError(f"--shard={text!r}; expected I/N with I from 0 to N-1, e.g. 0/4")
+    return int(parts[0]), int(parts[1])
+
+
 def text_of(path: Path | None) -> str | None:
     return None if path is None else str(path)
 

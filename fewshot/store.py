@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -11,10 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import safetensors
-from safetensors.torch import save_file
 
+from fewshot import provenance
 from fewshot.errors import FewshotError
 from fewshot.evaluate import Result
+from fewshot.files import save_tensors
+from fewshot.parts import Parts
 from fewshot.run import Run
 
 
@@ -26,6 +30,10 @@ class Store:
 
     def folder(self, run: Run) -> Path:
         return self.root / run.key
+
+    def parts(self, run: Run, **measured) -> Parts:
+        """Where the finished episodes of `run` are kept until all are; `measured`: what else tells their rows apart."""
+        return Parts(self.root / f".{run.key}.parts", {**provenance.versions(), "commit": provenance.commit(), **measured})
 
     def prepare(self) -> None:
         """Make the folder; raises FewshotError where results cannot be written, best asked before hours of work."""
@@ -44,12 +52,9 @@ class Store:
         try:
             temporary.mkdir()
             _write_json(temporary / "run.json", result.run.to_dict())
-            save_file({name: tensor.contiguous() for name, tensor in result.arrays().items()},
-                      temporary / "episodes.safetensors")
+            save_tensors(temporary / "episodes.safetensors", result.arrays())
             _write_json(temporary / "result.json", result.summary())
-            if place.exists():
-                shutil.rmtree(place)
-            os.replace(temporary, place)
+            _put(temporary, place)
         except (OSError, safetensors.SafetensorError) as error:
             raise FewshotError(f"could not write the result to {place} ({error}); free disk space or choose another "
                                "folder for the results; nothing was kept") from error
@@ -85,6 +90,23 @@ class Store:
         except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
             raise FewshotError(f"{folder} holds no readable result ({type(error).__name__}: {error}); delete it and "
                                "evaluate again") from error
+
+
+def _put(folder: Path, place: Path) -> None:
+    """Move `folder` to `place`; what is there, perhaps put there this moment by another host, is taken out first."""
+    old = folder.with_name(f"{folder.name}-old")
+    for _ in range(100):
+        try:
+            os.replace(folder, place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(place, old)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            return
+    raise OSError(errno.EBUSY, "other processes keep writing this result")
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -114,7 +114,7 @@ def test_iterative_methods_store_their_convergence(tmp_path):
                                     {"_SOLVE": 1, "_ANSWER_BYTES": 1}, {"_SOLVE": 7, "_ANSWER_BYTES": 1 << 14}])
 def test_episodes_solved_together_keep_their_answers(monkeypatch, limits):
     """PT-MAP reduces chunks and solves several at once; accuracy, order and convergence are those of each episode."""
-    monkeypatch.setattr(sys.modules["fewshot.evaluate"], "_CHUNK_BYTES", 1 << 16)  # the package's attribute is a function
+    monkeypatch.setattr("fewshot.scoring._CHUNK_BYTES", 1 << 16)
     for name, value in limits.items():
         monkeypatch.setattr(f"fewshot.answers.{name}", value)
     bank = toy_bank()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,8 @@ from fewshot.errors import FewshotError
 
 EPISODES = "episode sampling"
 CLASSES = "episode sampling and the choice of the novel classes"
+_ROWS = 1 << 16  # episodes worked on together
+_MOST_BCA = 20_000  # values: BCa computes the statistic once without each of them
 SEEDS = "the training seed, each with its own error of episode sampling"
 
 
@@ -84,18 +86,22 @@ def class_interval(values, classes, confidence: float = 0.95) -> Interval:
     if classes.ndim != 2 or len(classes) != len(values):
         raise FewshotError(f"classes have shape {classes.shape}; expected [E, N] with E={len(values)}")
     episodes, ways = classes.shape
-    found, place = np.unique(classes, return_inverse=True)
-    place, pool = place.reshape(-1), len(found)
+    found = np.unique(np.concatenate([np.unique(classes[rows]) for rows in _blocks(episodes)]))
+    pool = len(found)
     if pool < ways + 2:
         raise FewshotError(f"{pool} classes in {ways}-way episodes; an interval over classes needs at least {ways + 2}: "
                            "use fewer ways or a split with more classes")
-    mean, wide = values.mean(), np.repeat(values - values.mean(), ways)
-    count = np.bincount(place, minlength=pool)
+    mean, count, first, second = values.mean(), np.zeros(pool, np.int64), np.zeros(pool), np.zeros(pool)
+    for rows in _blocks(episodes):
+        place, wide = np.searchsorted(found, classes[rows]).reshape(-1), np.repeat(values[rows] - mean, ways)
+        count += np.bincount(place, minlength=pool)
+        first += np.bincount(place, wide, pool)
+        second += np.bincount(place, wide**2, pool)
     if count.min() < 2 or count.max() == episodes:
         raise FewshotError(f"a class is in {count.min()} and one in {count.max()} of {episodes} episodes; an interval over "
                            "classes needs each class in at least 2 episodes and in none of them all: evaluate more episodes")
-    offset = np.bincount(place, wide, pool) / count
-    spread = (np.bincount(place, wide**2, pool) - count * offset**2) / (count - 1)
+    offset = first / count
+    spread = (second - count * offset**2) / (count - 1)
     factor = (pool - 1) * ways / (pool - ways)
     between = np.var(factor * offset, ddof=1) / pool
     noise = factor**2 * np.mean(spread * (1 / count - 1 / episodes)) / pool
@@ -119,6 +125,9 @@ def bootstrap_interval(values, confidence: float = 0.95, *, statistic: Callable 
     names = {"bca": "BCa", "percentile": "percentile"}
     if method not in names:
         raise FewshotError(f"method={method!r}; choose one of {', '.join(names)}")
+    if method == "bca" and len(values) > _MOST_BCA:
+        raise FewshotError(f"{len(values)} values; BCa computes the statistic without each of them, for at most "
+                           f"{_MOST_BCA}: use mean_interval for a mean, or method='percentile'")
     estimate = float(statistic(values, axis=0))
     if len(values) < 2:
         return Interval(estimate, float("inf"), len(values), confidence, covers)
@@ -162,6 +171,11 @@ def seed_spread(means, confidence: float = 0.95) -> SeedSpread:
         raise FewshotError("1 training seed; a spread over seeds needs at least 2: train again with another seed")
     return SeedSpread(mean_interval(means, confidence, SEEDS), float(means.std(ddof=1)), float(means.min()),
                       float(means.max()))
+
+
+def _blocks(episodes: int) -> Iterator[slice]:
+    """Rows of a table of episodes, some at a time: a million of them need no large arrays in between."""
+    yield from (slice(at, at + _ROWS) for at in range(0, episodes, _ROWS))
 
 
 def as_values(values) -> np.ndarray:
