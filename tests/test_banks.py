@@ -113,7 +113,8 @@ def test_pieces_make_the_same_file(tmp_path):
     pieces = FeatureBank.save_pieces(tmp_path / "pieces.safetensors", saved.features.split([1, 3, 2]), 3, **fields)
     assert pieces.read_bytes() == whole.read_bytes()
     for wrong, message in ((saved.features[:4], "4 rows of features for 6 labels"),
-                           (torch.zeros(6, 2), r"expected .*\[m, 3\]"), (torch.full((6, 3), float("nan")), "6 feature rows hold NaN")):
+                           (torch.zeros(6, 2), r"expected .*\[m, 3\]"),
+                           (torch.full((6, 3), float("nan")), "6 feature rows hold NaN")):
         with pytest.raises(FewshotError, match=message):
             FeatureBank.save_pieces(tmp_path / "wrong.safetensors", [wrong], 3, **fields)
     assert len(list(tmp_path.iterdir())) == 2, "nothing is left of those"
