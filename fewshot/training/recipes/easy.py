@@ -28,7 +28,7 @@ class Easy(Objective):
 
     Deviations: hidden maps are mixed at the end of a stage, after activation and pooling, where the code mixes before; the
     weights kept are the best of all epochs on 1-shot validation episodes, the code's the best after epoch 450, one for
-    each number of shots. Averaging features over crops and networks is left to the test.
+    each number of shots. Averaging features over crops and networks belongs to the test.
     """
 
     defaults = {"epochs": 500, "batch_size": 128, "lr": 0.1, "nesterov": True, "weight_decay": 5e-4, "schedule": "cosine",
