@@ -181,7 +181,7 @@ def _work(submitter: Executor, jobs: Jobs, tasks: Sequence[Task], bar: tqdm) -> 
     except KeyboardInterrupt as stop:
         for job in running:
             job.cancel(check=False)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60  # a second, on a machine that is not busy
         while jobs.executor == "local" and not all(job.done() for job in running) and time.monotonic() < deadline:
             time.sleep(0.1)
         raise KeyboardInterrupt(f"interrupted: {len(running)} jobs cancelled, finished results are kept; the same command "
