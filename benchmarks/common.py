@@ -17,10 +17,10 @@ import torch
 from fewshot import provenance
 from fewshot.answers import answers
 from fewshot.banks import FeatureBank
-from fewshot.evaluate import _chunks
 from fewshot.methods import Method
 from fewshot.methods.base import TwoStageMethod
 from fewshot.sampler import EpisodeSampler
+from fewshot.scoring import Scorer
 
 
 def machine() -> str:
@@ -100,10 +100,10 @@ def clusters(seed: int, classes: int = 20, items: int = 200, dim: int = 640) -> 
 
 def index_chunks(features: FeatureBank, ways: int, shots: int, episodes: int) -> list:
     """Row numbers of episodes with 15 queries per class, in chunks as `fewshot.evaluate` makes them."""
-    found = []
-    for _, chunks in _chunks(EpisodeSampler(features, ways=ways, shots=shots), episodes, features):
-        found += chunks
-    return found
+    sampler = EpisodeSampler(features, ways=ways, shots=shots)
+    size = Scorer(features, sampler, None, None, episodes).chunk
+    drawn = sampler.indices(0, episodes)
+    return [drawn[at : at + size] for at in range(0, episodes, size)]
 
 
 class Contender:
