@@ -112,7 +112,7 @@ def test_rows_that_would_look_the_same_show_their_parameters():
 
 
 def test_the_table_command_shows_stored_results_and_evaluates_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["fewshot.evaluate"], "_score", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setattr(sys.modules["fewshot.evaluate"], "collect", lambda *_, **__: pytest.fail("evaluated"))
     file = tmp_path / "x.py"
     file.write_text("from fewshot.run import Run\nfrom fewshot.published import numbers\n"
                     "RUNS = [Run(dataset='glyphs', method='pt_map', shots=s, episodes=400) for s in (1, 5)]\n"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from fewshot.files import write_atomically
@@ -30,6 +29,8 @@ class Log:
     """Context manager around the training loop; `step` is where the run starts, above 0 when it resumes, of `steps`."""
 
     def __init__(self, out: Path, config: LoopConfig, step: int, steps: int, task: Task, progress: bool):
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and evaluation imports this package, too
+
         self.out, self.task = out, task
         out.mkdir(parents=True, exist_ok=True)
         folder = out / "tensorboard"
