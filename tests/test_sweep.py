@@ -101,7 +101,7 @@ def in_process(tmp_path, images, monkeypatch):
 def records(folder: Path) -> dict[str, tuple]:
     """Key -> what a result holds beside its time."""
     found = {}
-    for path in folder.glob("*/result.json"):
+    for path in folder.glob("[!.]*/result.json"):  # folders with a dot are being written
         summary = json.loads(path.read_text())
         found[path.parent.name] = (summary["accuracy"], summary["interval95"], summary["fingerprint"], summary["notes"],
                                    (path.parent / "episodes.safetensors").read_bytes())
