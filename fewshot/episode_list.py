@@ -16,7 +16,7 @@ from fewshot.banks import FeatureBank, ImageBank
 from fewshot.errors import FewshotError
 from fewshot.files import read_safetensors, replacing
 from fewshot.run import Run
-from fewshot.sampler import EpisodeIndices, EpisodeSampler
+from fewshot.sampler import EpisodeIndices, EpisodeSampler, joined
 
 PROTOCOL = ("ways", "shots", "queries", "query_distribution", "alpha", "k_eff", "episodes", "seed", "open_classes",
             "open_queries")
@@ -72,9 +72,8 @@ class EpisodeList:
     @classmethod
     def draw(cls, run: Run, bank: ImageBank | FeatureBank) -> EpisodeList:
         """The episodes that evaluating `run` on `bank` draws."""
-        drawn = list(blocks(run.sampler(bank), run.episodes))
-        joined = EpisodeIndices(*(torch.cat([getattr(part, name) for part in drawn]) for name in _FIELDS))
-        return cls(joined, bank.identity, {name: getattr(run, name) for name in PROTOCOL}, bank.name, bank.split, len(bank))
+        drawn = joined(list(blocks(run.sampler(bank), run.episodes)))
+        return cls(drawn, bank.identity, {name: getattr(run, name) for name in PROTOCOL}, bank.name, bank.split, len(bank))
 
     def __len__(self) -> int:
         return len(self.all)

@@ -7,7 +7,7 @@ of episodes is drawn in one vectorised call, and every method, worker, machine a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,12 @@ class EpisodeIndices:
         """The episodes themselves; the bank's rows were validated when it was built."""
         return Episodes.trusted(support=bank.take(self.support), support_labels=self.support_labels,
                                 query=bank.take(self.query), ways=self.ways)
+
+
+def joined(parts: Sequence[EpisodeIndices]) -> EpisodeIndices:
+    """The episodes of all parts, in their order."""
+    names = (field.name for field in dataclasses.fields(EpisodeIndices))
+    return EpisodeIndices(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 class EpisodeSampler:

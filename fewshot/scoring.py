@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -10,8 +11,9 @@ import pickle
 import signal
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,10 +32,11 @@ from fewshot.errors import FewshotError
 from fewshot.measures import Measures
 from fewshot.methods.base import Method, TwoStageMethod
 from fewshot.parts import Part, Parts, summed
-from fewshot.sampler import EpisodeIndices, EpisodeSampler
+from fewshot.sampler import EpisodeIndices, EpisodeSampler, joined
 
 _CHUNK_BYTES = 4 << 20  # features of one method call: about what the second-level caches of two cores hold
 _UNIT = 256  # episodes of a unit, about, where a method takes chunk after chunk
+_AHEAD = 2  # tasks that wait for each of the other processes, so that none waits for this one
 _TASKS = 8  # a worker, at least, so that all end at about the same time
 
 
@@ -59,6 +62,7 @@ class Scorer:
     scores: bool = False
     temperature: float | None = None
     _drawn: tuple[int, EpisodeIndices] | None = None
+    _received: tuple[int, EpisodeIndices] | None = None
 
     @cached_property
     def block(self) -> int:
@@ -98,11 +102,19 @@ class Scorer:
             start = end
 
     def draw(self, start: int, stop: int) -> EpisodeIndices:
-        """Row numbers of episodes of one block; the last ones drawn are remembered."""
-        if self._drawn is None or not self._drawn[0] <= start <= stop <= self._drawn[0] + len(self._drawn[1]):
-            self._drawn = start, self.source.indices(start, stop - start)
-        first, drawn = self._drawn
-        return drawn[start - first : stop - first]
+        """Row numbers of episodes of one block; the last ones drawn, and those received, are remembered."""
+        for known in (self._drawn, self._received):
+            if known is not None and known[0] <= start <= stop <= known[0] + len(known[1]):
+                return known[1][start - known[0] : stop - known[0]]
+        self._drawn = start, self.source.indices(start, stop - start)
+        return self._drawn[1]
+
+    def receive(self, start: int, drawn: EpisodeIndices) -> None:
+        """Remember row numbers that were drawn elsewhere: a block, or its pieces one after the other."""
+        before = self._received
+        if start % self.block and before is not None and before[0] + len(before[1]) == start:
+            start, drawn = before[0], joined([before[1], drawn])
+        self._received = start, drawn
 
     def score(self, start: int, stop: int) -> Iterator[Part]:
         """Unit after unit of episodes start .. stop-1, which lie in one block and begin and end at borders."""
@@ -153,9 +165,11 @@ class Fingerprint:
         self._scorer, self._digest, self._reached = scorer, EpisodeDigest(scorer.bank.identity), 0
 
     def reach(self, stop: int) -> None:
-        """Take in the blocks that begin before episode `stop`. A block that was just scored is not drawn again."""
+        """Take in the blocks that end at episode `stop` or before. A block that was just scored is not drawn again."""
         while self._reached < stop:
             end = min(self._reached + self._scorer.block, self._scorer.episodes)
+            if end > stop:
+                return
             self._digest.update(self._scorer.draw(self._reached, end))
             self._reached = end
 
@@ -169,7 +183,7 @@ def collect(scorer: Scorer, kept: Parts, *, shard: tuple[int, int] | None = None
     """Score what `kept` does not hold yet and keep it there: (all rows that are known now, the fingerprint).
 
     shard    (i, n): only the i-th of n equal ranges of episodes; rows are complete if the others are kept already
-    workers  processes that share the work, one thread each; 1: this one
+    workers  processes that share the work, this one among them, one thread each; 1: this one alone
     """
     rows, fingerprint, gaps, position = Rows(scorer.episodes), Fingerprint(scorer), [], 0
     first, end = scorer.cuts(shard or (0, 1))
@@ -201,8 +215,8 @@ def collect(scorer: Scorer, kept: Parts, *, shard: tuple[int, int] | None = None
 
 @contextlib.contextmanager
 def _scores(scorer: Scorer, tasks: list[tuple[int, int]], workers: int) -> Iterator[Iterable[Part]]:
-    """The parts of all tasks in order, by this process or by `workers` others."""
-    if workers == 1 or not tasks:
+    """The parts of all tasks in order, by this process alone or with `workers` - 1 others."""
+    if workers == 1 or len(tasks) < 2:
         yield (part for task in tasks for part in scorer.score(*task))
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy locks that the threads of torch hold
@@ -210,20 +224,55 @@ def _scores(scorer: Scorer, tasks: list[tuple[int, int]], workers: int) -> Itera
     with tempfile.TemporaryDirectory(prefix="fewshot-") as folder:
         setting = Path(folder) / "scorer.pickle"
         bank = scorer.bank.mapped(folder) if isinstance(scorer.bank, FeatureBank) else scorer.bank
+        ours = replace(scorer, bank=bank)  # the same memory for all: twice as much would not fit the cache they share
         try:
-            setting.write_bytes(pickle.dumps(replace(scorer, bank=bank)))
+            setting.write_bytes(pickle.dumps(ours))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise FewshotError(f"{type(scorer.method).__name__} cannot be sent to other processes ({error}); define it in a "
                                "module, or leave workers at 1") from error
-        with ProcessPoolExecutor(min(workers, len(tasks)), context, _begin, (str(setting), ended)) as pool:
+        others, threads = min(workers, len(tasks)) - 1, torch.get_num_threads()
+        with ProcessPoolExecutor(others, context, _begin, (str(setting), ended)) as pool:
+            torch.set_num_threads(1)
             try:
-                yield (part for found in pool.map(_score, tasks) for part in pickle.loads(found))
+                yield _shared(scorer, ours, tasks, pool, others)
             except BrokenProcessPool as error:
                 raise FewshotError("a worker process has ended, perhaps for lack of memory: use fewer workers; a script "
                                    'needs its calls under if __name__ == "__main__"') from error
             finally:
+                torch.set_num_threads(threads)
                 end.close()  # the workers end at once, also those in the middle of a task
                 pool.shutdown(cancel_futures=True)
+
+
+def _shared(scorer: Scorer, ours: Scorer, tasks: list[tuple[int, int]], pool: ProcessPoolExecutor,
+            others: int) -> Iterator[Part]:
+    """The parts of all tasks in order. This process scores, too (`ours`), while the task that is due is with another one,
+    also while the others start: what is left to it beside that is too little for a core of its own."""
+    left, given, found, due = deque(enumerate(tasks)), {}, {}, 0
+    while due < len(tasks):
+        for number in [number for number, future in given.items() if future.done()]:
+            found[number] = pickle.loads(given.pop(number).result())
+        while left and len(given) < _AHEAD * others:
+            number, task = left.popleft()
+            given[number] = pool.submit(_score, task)
+        if due in found:
+            parts, drawn = found.pop(due)
+            scorer.receive(tasks[due][0], EpisodeIndices(*(rows.long() for rows in drawn)))
+            yield from parts
+            due += 1
+        elif left:
+            number, task = left.popleft()
+            found[number] = _scored(ours, task)
+        else:
+            wait(given.values(), return_when=FIRST_COMPLETED)
+
+
+def _scored(scorer: Scorer, task: tuple[int, int]) -> tuple[list[Part], list[Tensor]]:
+    """(the parts, row numbers of the episodes): these are sent along, because drawing them again for the fingerprint would
+    take the first process longer."""
+    parts, drawn = list(scorer.score(*task)), scorer.draw(*task)
+    rows = (drawn.support, drawn.support_labels, drawn.query, drawn.query_labels, drawn.classes)
+    return parts, [x.int() for x in rows]
 
 
 def _begin(setting: str, ended: multiprocessing.connection.Connection) -> None:
@@ -236,5 +285,14 @@ def _begin(setting: str, ended: multiprocessing.connection.Connection) -> None:
 
 
 def _score(task: tuple[int, int]) -> bytes:
-    # As bytes: torch would send every tensor through shared memory of its own.
-    return pickle.dumps(list(_scorer.score(*task)))
+    sent = io.BytesIO()
+    _Pickler(sent).dump(_scored(_scorer, task))
+    return sent.getvalue()
+
+
+class _Pickler(pickle.Pickler):
+    """Tensors as arrays. Torch would send each through shared memory of its own, or take longer to write it than it took
+    to compute."""
+
+    def reducer_override(self, value):
+        return (torch.from_numpy, (value.numpy(),)) if type(value) is Tensor else NotImplemented
