@@ -23,14 +23,18 @@ from fewshot.errors import FewshotError, check_at_least
 from fewshot.measures import finished, summary_of
 from fewshot.methods.base import METHODS, Method, create_method, method_parameters
 from fewshot.parts import Parts
+from fewshot.registry import unknown_message
 from fewshot.run import Run
 from fewshot.scoring import Scorer, collect
-from fewshot.statistics import Comparison, Interval, class_interval, mean_interval, paired_difference
+from fewshot.statistics import Comparison, Interval, bootstrap_interval, class_interval, mean_interval, paired_difference
 from fewshot.transforms import parse_transforms
 
 if TYPE_CHECKING:
     from fewshot.pipeline import FeatureSource
     from fewshot.store import Store
+
+INTERVALS = {"episodes": "accuracy", "classes": "over_classes", "bootstrap": "bootstrapped"}
+_MOST_BOOTSTRAPPED = 200_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,20 @@ class Result:
             raise FewshotError(f"run {self.run.key} was stored without the classes of its episodes; delete it and evaluate "
                                "again for an interval over classes")
         return class_interval(self.correct, self.measures["classes"])
+
+    @cached_property
+    def bootstrapped(self) -> Interval:
+        """Mean accuracy and its 95 % bootstrap interval over episodes, BCa for up to 10,000 of them."""
+        if len(self.correct) > _MOST_BOOTSTRAPPED:
+            raise FewshotError(f"a bootstrap of {len(self.correct)} episodes takes minutes and gives what Student's t does; "
+                               f"use the interval over episodes above {_MOST_BOOTSTRAPPED}")
+        return bootstrap_interval(self.correct, method="bca" if len(self.correct) <= 10_000 else "percentile")
+
+    def interval(self, over: str) -> Interval:
+        """Mean accuracy and its interval: over "episodes", over "classes", or by "bootstrap"."""
+        if over not in INTERVALS:
+            raise FewshotError(unknown_message("interval", over, list(INTERVALS)))
+        return getattr(self, INTERVALS[over])
 
     def arrays(self) -> dict[str, Tensor]:
         arrays = {"correct": self.correct, "iterations": self.iterations, "converged": self.converged, **self.measures}

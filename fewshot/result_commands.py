@@ -51,7 +51,8 @@ def plan(results: Annotated[list[str], typer.Argument(help="two results on the s
 def table(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all. Or one file "
                                                               "of experiments/: its results beside published ones")] = None,
           runs: Runs = Path("runs"), data_root: DataRoot = None,
-          interval: Annotated[str, typer.Option(help="what the intervals cover: episodes, or classes too")] = "episodes",
+          interval: Annotated[str, typer.Option(help="episodes, classes (the choice of novel classes, too), or bootstrap "
+                                                     "(over episodes)")] = "episodes",
           metrics: Annotated[bool, typer.Option("--metrics", help="likelihood, calibration, worst episodes")] = False,
           over_seeds: Annotated[bool, typer.Option("--over-seeds", help="mean and spread of results that differ only in "
                                                    "their weights")] = False,

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from fewshot.errors import FewshotError
 from fewshot.evaluate import Result, compare
 from fewshot.labels import distinct_labels, natural, result_field, separating_fields, unique_results
-from fewshot.registry import unknown_message
 from fewshot.table_forms import BEST, TIED, Cell, Table
 
 
@@ -17,7 +16,8 @@ def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", 
                   columns: str | Sequence[str] = "protocol", interval: str = "episodes") -> Table:
     """Accuracy ± half width of the 95 % interval, in percent.
 
-    interval        "episodes", or "classes": how the number would move with other novel classes, too
+    interval        "episodes"; "classes": how the number would move with other novel classes, too; "bootstrap": over
+                    episodes without the assumption that their mean is normal, half the length is shown
     rows, columns   run settings, "protocol" or "setting". Settings that tell results apart and are in neither become
                     further row headings, so a cell never hides a choice; "setting" is always shown.
 
@@ -25,8 +25,6 @@ def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", 
     best mean: it is bold when all those intervals exclude zero, otherwise it and all results whose interval includes
     zero carry a dagger. Raises FewshotError without results and for unknown fields.
     """
-    if interval not in ("episodes", "classes"):
-        raise FewshotError(unknown_message("interval", interval, ["episodes", "classes"]))
     results = unique_results(results)
     rows, columns = tuple(rows), (columns,) if isinstance(columns, str) else tuple(columns)
     added = separating_fields(results, (*rows, *columns), ("setting",))
@@ -45,8 +43,7 @@ def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", 
     marks: dict[str, str] = {}
     for name in names:
         marks |= _marks([row[name] for row in grid.values() if name in row])
-    over = {r.run.key: r.accuracy if interval == "episodes" else r.over_classes for r in results}
-    cells = tuple(tuple(Cell(r.accuracy.mean, over[r.run.key].half_width, marks.get(r.run.key, ""), r.run.key)
+    cells = tuple(tuple(Cell(r.accuracy.mean, r.interval(interval).half_width, marks.get(r.run.key, ""), r.run.key)
                         if (r := grid[label].get(name)) else None for name in names) for label in labels)
     ordered = [grid[label][name] for label in labels for name in names if name in grid[label]]
     legend = {BEST: "best of the column on the same episodes; the 95 % interval of its paired difference to each other "
@@ -94,7 +91,8 @@ def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[
                  f"episodes); the interval covers {covers}, not the backbone or the training seed."]
     else:
         covers = " and ".join(sorted({r.accuracy.covers for r in results}))
-        notes = [f"Accuracy in percent ± half width of the 95 % interval (Student t over {_join(sizes)} episodes); the "
+        kind = "bootstrap, half its length," if interval == "bootstrap" else "Student t"
+        notes = [f"Accuracy in percent ± half width of the 95 % interval ({kind} over {_join(sizes)} episodes); the "
                  f"interval covers {covers}, not the choice of classes, backbone or training seed."]
     sets = sorted({f"{r.run.dataset}, split {r.run.split}" for r in results})
     queries, seeds = sorted({r.run.queries for r in results}), sorted({r.run.seed for r in results})

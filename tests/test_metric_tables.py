@@ -14,7 +14,7 @@ from fewshot.errors import FewshotError
 from fewshot.evaluate import compare, evaluate
 from fewshot.metric_tables import metrics_table, pairs_table, ranks_table, seeds_table
 from fewshot.run import Run
-from fewshot.statistics import class_interval, holm, rank, worst_share
+from fewshot.statistics import bootstrap_interval, class_interval, holm, rank, worst_share
 from fewshot.table_forms import BEST, TIED
 from fewshot.tables import results_table
 from tests.test_evaluate import toy_bank
@@ -80,6 +80,16 @@ def test_metrics_are_those_measured(evaluated):
     assert f"{summary['nll']:.4f} ± " in text and f"temperature {summary['temperature']:.3g}" in text and "15 bins" in text
     assert "–" in text and "NLL value" in table.to_csv(wide=True)
     assert "evaluate with --metrics" in metrics_table(evaluated[1:]).to_markdown()
+
+
+def test_the_bootstrap_interval_is_shown_and_named(evaluated):
+    table = results_table(evaluated, interval="bootstrap")
+    shown = sorted(cell.half_width for (cell,) in table.cells)
+    assert shown == sorted(bootstrap_interval(r.correct).half_width for r in evaluated)
+    assert "bootstrap, half its length, over" in table.notes[0] and "not the choice of classes" in table.notes[0]
+    many = dataclasses.replace(evaluated[0], correct=torch.zeros(200_001))
+    with pytest.raises(FewshotError, match="use the interval over episodes"):
+        many.interval("bootstrap")
 
 
 def test_open_set_measures_are_shown():

@@ -91,6 +91,16 @@ def test_intervals_over_classes_that_cannot_be_made_are_refused(classes, message
         class_interval(np.linspace(0, 1, 10), classes)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bca", "percentile"])
+def test_coverage_of_the_bootstrap(method):
+    """As `test_coverage`, with 100 episodes a repetition."""
+    rng = np.random.default_rng(5)
+    accuracy = rng.binomial(75, rng.beta(8, 4, (4000, 100))) / 75
+    found = [bootstrap_interval(values, method=method, resamples=999, seed=n) for n, values in enumerate(accuracy)]
+    assert 0.935 <= np.mean([i.low <= 8 / 12 <= i.high for i in found]) <= 0.965
+
+
 def test_bootstrap_is_seeded_and_agrees_with_student_t_on_many_values():
     values = np.random.default_rng(1).beta(8, 4, 2000)
     plain = mean_interval(values)
