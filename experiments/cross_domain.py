@@ -5,7 +5,7 @@
     python experiments/cross_domain.py --data-root DATA --weights FILE      # also trained elsewhere
     python experiments/cross_domain.py --data-root DATA --train             # train the weights of glyphs, Caltech-101 first
 
-Rows: raw pixels (28 x 28); Conv-4 trained as a ProtoNet on the base classes of glyphs (the demo's), of Omniglot (see
+Rows: raw pixels (28 x 28); Conv-4 trained as a ProtoNet on the base classes of glyphs (as the demo does), of Omniglot (see
 omniglot_background.py) and of Caltech-101, all at 28 pixels; EfficientNet-Lite0 trained on ImageNet, on images of 112
 pixels. Columns: the test classes of glyphs, Omniglot and Caltech-101, 5-way 1- and 5-shot, 7 queries per class (a glyph
 has 12 images), 10,000 episodes, two inductive methods and BD-CSPN, a transductive one.
