@@ -34,6 +34,7 @@ from fewshot.options import (
     method_names,
     named,
     pairs,
+    queries_of,
     source,
     text_of,
     value_lists,
@@ -54,7 +55,7 @@ def tune(method: Method, dataset: Dataset = "glyphs", split: Split = "val",
          random: Annotated[int | None, typer.Option(help="this many random draws, not all combinations")] = None,
          ranges: Annotated[list[str] | None, typer.Option("--range", metavar="NAME=LOW:HIGH[:log]",
                                                           help="range of a parameter in a random search")] = None,
-         ways: Ways = 5, shots: Shots = 1, queries: Queries = 15, query_distribution: Distribution = "balanced",
+         ways: Ways = 5, shots: Shots = 1, queries: Queries = None, query_distribution: Distribution = "balanced",
          alpha: Alpha = 2.0, k_eff: KEff = None, episodes: Episodes = 2000, seed: Seed = 0,
          crops: Crops = "", transforms: Transforms = "",
          search_seed: Annotated[int, typer.Option(help="seed of the random draws")] = 0,
@@ -96,7 +97,7 @@ def fit(method: Unrolled = "unem_gaussian", dataset: Dataset = "glyphs",
         split: Split = "val", backbone: Backbone = "conv4", weights: Weights = None, features: Features = None,
         base_features: BaseFeatures = None,
         out: Annotated[Path | None, typer.Option(help="file to write (default: RUNS/fitted/....safetensors)")] = None,
-        ways: Ways = 5, shots: Shots = 1, queries: Queries = 15, query_distribution: Distribution = "balanced",
+        ways: Ways = 5, shots: Shots = 1, queries: Queries = None, query_distribution: Distribution = "balanced",
         alpha: Alpha = 2.0, k_eff: KEff = None, episodes: Episodes = 1000, seed: Seed = 0,
         crops: Crops = "", transforms: Transforms = "",
         epochs: Annotated[int | None, typer.Option(help="passes over the episodes (default: the paper's)")] = None,
@@ -153,6 +154,7 @@ def _setting(method, dataset, split, backbone, weights, features, base_features,
         dataset, split, data_root = source(dataset, split, data_root, options)
         subject = {"dataset": dataset, "split": split, "backbone": backbone, "weights": text_of(weights), "crops": crops,
                    "backbone_options": pairs(backbone_set)}
+    protocol["queries"] = queries_of(subject["dataset"], protocol["queries"])
     run = Run(**subject, method=method, parameters=pairs(set_), data_options=options, **protocol)
     base_bank = FeatureBank.load(base_features) if base_features else None
     return run, {"bank": bank, "base_bank": base_bank, "root": data_root}

@@ -22,6 +22,7 @@ from fewshot.options import (
     Split,
     described,
     pairs,
+    queries_of,
     source,
 )
 
@@ -32,7 +33,7 @@ app = typer.Typer(help="Lists of episodes as files, to be evaluated elsewhere on
 def save(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")], dataset: Dataset = "glyphs",
          split: Split = None, features: Features = None,
          ways: Annotated[int, typer.Option(help="classes an episode")] = 5,
-         shots: Annotated[int, typer.Option(help="support images a class")] = 1, queries: Queries = 15,
+         shots: Annotated[int, typer.Option(help="support images a class")] = 1, queries: Queries = None,
          query_distribution: Annotated[str, typer.Option(help="balanced, dirichlet, k_eff or natural")] = "balanced",
          alpha: Alpha = 2.0, k_eff: KEff = None, open_classes: OpenClasses = 0, open_queries: OpenQueries = 0,
          episodes: Episodes = 10_000, seed: Seed = 0, data_set: DataSettings = None, data_root: DataRoot = None):
@@ -49,6 +50,7 @@ def save(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")]
         options = pairs(data_set)
         dataset, split, data_root = source(dataset, split, data_root, options)
         bank, subject = load_dataset(dataset, split, root=data_root, **options), {"dataset": dataset, "split": split}
+    queries = queries_of(subject["dataset"], queries)
     run = Run(**subject, ways=ways, shots=shots, queries=queries, query_distribution=query_distribution, alpha=alpha,
               k_eff=k_eff, open_classes=open_classes, open_queries=open_queries, episodes=episodes, seed=seed)
     found = EpisodeList.draw(run, bank)

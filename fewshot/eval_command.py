@@ -10,6 +10,7 @@ import typer
 
 from fewshot.errors import FewshotError
 from fewshot.options import (
+    QUERIES_HELP,
     Backbone,
     BackboneSettings,
     BaseFeatures,
@@ -33,6 +34,7 @@ from fewshot.options import (
     method_names,
     numbers,
     pairs,
+    queries_of,
     refuse_given,
     shard_of,
     source,
@@ -52,7 +54,8 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
                                               autocompletion=method_names)] = "protonet",
              ways: Annotated[str, typer.Option(help="classes an episode, comma-separated")] = "5",
              shots: Annotated[str, typer.Option(help="support images a class, comma-separated")] = "1,5",
-             queries: Annotated[str, typer.Option(help="query images a class, comma-separated")] = "15",
+             queries: Annotated[str | None, typer.Option(help=f"{QUERIES_HELP}; comma-separated",
+                                                         show_default=False)] = None,
              query_distribution: Annotated[str, typer.Option(help="balanced, dirichlet, k_eff, natural; comma-separated")]
              = "balanced",
              alpha: Annotated[str, typer.Option(help="concentration of the Dirichlet distribution, comma-separated")] = "2",
@@ -104,6 +107,7 @@ def evaluate(context: typer.Context, dataset: Dataset = "glyphs", split: Split =
         subject = described(bank)
         notes = pretraining_notes(subject["backbone"], bank.provenance.get("pretrained_on"), bank.name)
     values = _learned(learned, words(method))
+    queries = str(queries_of(subject["dataset"], queries))
     lists = {"ways": integers("--ways", ways), "shots": integers("--shots", shots),
              "queries": integers("--queries", queries), "alpha": numbers("--alpha", alpha)}
     wanted = [Run(**subject, method=name, ways=n, shots=k, parameters={**values.get(name, {}), **pairs(set_)},

@@ -48,7 +48,8 @@ DataSettings = Annotated[list[str] | None, typer.Option("--data-option", metavar
                                                         "set, e.g. protocol=vinyals, splits=FILE; repeat for more")]
 BackboneSettings = Annotated[list[str] | None, typer.Option("--backbone-option", metavar="NAME=VALUE", help="an option of "
                                                             "the backbone, e.g. width=32, reduce=flatten; repeat for more")]
-Queries = Annotated[int, typer.Option(help="query images a class")]
+QUERIES_HELP = "query images a class; 15 unless given, 7 on glyphs, whose classes have 12 images"
+Queries = Annotated[int | None, typer.Option(help=QUERIES_HELP, show_default=False)]
 Alpha = Annotated[float, typer.Option(help="concentration of the Dirichlet distribution")]
 KEff = Annotated[int | None, typer.Option(help="classes present among the queries (k_eff only)")]
 OpenClasses = Annotated[int, typer.Option(help="classes outside the episode that give further queries (open set)")]
@@ -135,6 +136,11 @@ def shard_of(text: str) -> tuple[int, int]:
 
 def text_of(path: Path | None) -> str | None:
     return None if path is None else str(path)
+
+
+def queries_of(dataset: str, queries=None):
+    """`queries` or, where it was not given, a number that the classes of the data set have images for."""
+    return queries if queries is not None else 7 if dataset == "glyphs" else 15
 
 
 def given(context: typer.Context, name: str) -> bool:

@@ -464,6 +464,11 @@ def completed(line):
     return done.stdout.split()
 
 
+def test_without_options_there_are_as_many_queries_as_glyphs_have_images_for(run):
+    code, out, err = run("eval", "--backbone", "pixels", "--episodes", "20", "--shots", "5")
+    assert code == 0 and "Queries per class: 7." in " ".join(out.split()), err
+
+
 def test_completion_of_commands_and_methods():
     assert completed("fewshot pre") == ["predict"]
     for command in ("eval", "tune", "train", "predict"):
