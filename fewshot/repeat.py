@@ -38,7 +38,7 @@ def eval_command(result: Result, data_root: str | Path | None = None, weights: M
         remarks.append(f"EPISODES: the list of episodes with the fingerprint {run.episode_list}")
     else:
         for name in PROTOCOL:
-            if name in ("ways", "shots", "episodes") or getattr(run, name) != getattr(Run, name):
+            if name in ("ways", "shots", "queries", "episodes") or getattr(run, name) != getattr(Run, name):
                 words += [f"--{name.replace('_', '-')}", str(getattr(run, name))]
     words += ["--metrics"] if "nll" in result.measures else []
     if "temperature" in result.measures:
