@@ -24,12 +24,11 @@ lgamma and digamma are counted apart: the last column divides by the floor with 
 BOUNDS = """\
 What the profiles of the slower ones show: `simple_shot` passes over the features twice more, to centre and to scale
 them. `logistic_regression` projects the queries on all support items where the floor counts the classes, and then makes
-short calls in Newton's method, like the bound updates of `slk_means` and `slk_ms`. In the M-steps of the Dirichlet
-mixtures a quarter of the time goes into calls beside lgamma and digamma. `dn4` spends 60 % on the search for the
-nearest descriptors, which the floor leaves out. `free_lunch` takes 125 conjugate-gradient steps where the floor counts
-one per Newton step, in products with the few classes last, the slow order. Of a `protonet` evaluation at 5w1s a third
-is gathering, a third the thin matrix products (37 of 100 GFLOP/s), the rest sampling, fingerprint and calls: twenty
-times easyfsl's path would be less than gathering and products take."""
+short calls in Newton's method, like the bound updates of `slk_means` and `slk_ms`; so do the M-steps of the Dirichlet
+mixtures beside lgamma and digamma. `dn4` spends most of its time on the search for the nearest descriptors, which the
+floor leaves out. `free_lunch` takes many conjugate-gradient steps where the floor counts one per Newton step, in
+products with the few classes last, the slow order. A `protonet` evaluation spends most of its time on gathering and on
+thin matrix products."""
 KINDS = ("row numbers", "bare gather", "gather", "evaluation", "easyfsl evaluation")
 
 

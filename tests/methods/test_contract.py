@@ -51,11 +51,13 @@ def subject(case: str) -> Subject:
     return subject_of(method, DIM)
 
 
-@cases(NAMES)
-@pytest.mark.parametrize("promise", PROMISES)
-def test_keeps_its_promises(name, promise):
-    if name in EXEMPT.get(promise, ()):
-        return
+PAIRS = [pytest.param(promise, name, marks=pytest.mark.slow if name.endswith(DEFAULTS) else ())
+         for name in [*NAMES, *(name + DEFAULTS for name in NAMES if name in QUICK)]
+         for promise in PROMISES if name not in EXEMPT.get(promise, ())]
+
+
+@pytest.mark.parametrize(("promise", "name"), PAIRS)
+def test_keeps_its_promises(promise, name):
     check_promise(subject(name), promise)
 
 
