@@ -1,14 +1,15 @@
 """Training recipes and classifiers on their features: does the best head depend on how the backbone was trained?
 
     python experiments/recipes.py --data-root DATA                   # about half an hour on two CPU cores, given the weights
-    python experiments/recipes.py --data-root DATA --train           # first 18 trainings, each ten minutes on one core
+    python experiments/recipes.py --data-root DATA --train           # first 22 trainings, each five minutes on one core
 
 Every recipe of fewshot/training/recipes trains one backbone on Omniglot's background alphabets (Conv-4, 28 pixels, grey) and
 one on 60 classes of Caltech-101 (ResNet-12 with 8, 20, 40 and 80 channels, 64 pixels); alphabets and classes of the test are
 new. Optimiser, schedule, batches and augmentation are the same for all: SGD with Nesterov momentum, 0.05, cosine, weight
-decay 5e-4; what differs is the loss, and the number of epochs, so that each takes about ten minutes of one CPU core. These
-are not the settings of the papers and the numbers are not theirs. `rfs` is the second of two generations. Weights are the
-best on 1-shot validation episodes every few epochs, those of `simclr` and `beclr`, which see no label, the last.
+decay 5e-4, bfloat16; what differs is the loss, and the number of epochs, so that each takes about five minutes of one CPU
+core. These are not the settings of the papers and the numbers are not theirs. `rfs` is the second of two generations. Weights
+are the best on 1-shot validation episodes every few epochs, those of `simclr` and `beclr`, which see no label, the last.
+`simpleshot`, to which the others are compared, is trained with three seeds; tables of recipes show the first.
 
 Each is evaluated with four heads at 5-way 1- and 5-shot, 10,000 episodes: nearest prototype of unit-length features
 (`simple_shot`), logistic regression, soft k-means and PT-MAP, the last two transductive with balanced queries.
@@ -16,13 +17,14 @@ Each is evaluated with four heads at 5-way 1- and 5-shot, 10,000 episodes: neare
 `results/recipes_<data set>_<shots>.md`: recipe x head, the best recipe of every head and those not told apart from it, the
 ranks of the heads under every recipe, and Kendall's W, how far the recipes agree about them (arXiv:2301.12246 claims that
 training and adaptation algorithms can be chosen apart from each other). `..._differences.md`: the paired differences from
-`simpleshot`, head by head.
+`simpleshot`, head by head. `results/recipes_seeds.md`: `simpleshot` over training seeds.
 """
 
 from __future__ import annotations
 
 from fewshot.evaluate import Result, compare
 from fewshot.experiment import Recipe, run_experiment, weights_file, write_table
+from fewshot.metric_tables import seeds_table
 from fewshot.published import find_results
 from fewshot.run import Run
 from fewshot.statistics import rank
@@ -31,42 +33,46 @@ from fewshot.training import recipe_config
 
 HEADS = {"simple_shot": {"norm": "l2n"}, "logistic_regression": {}, "soft_kmeans": {}, "pt_map": {}}
 BASE = "simpleshot"
-# Epochs of ten minutes on one core: (Omniglot, Caltech-101). rfs has so many in each of its two generations.
-EPOCHS = {"simpleshot": (60, 24), "rfs": (28, 10), "easy": (30, 14), "s2m2": (15, 7), "baseline_pp": (60, 24),
-          "nsae": (14, 5), "hct": (14, 9), "simclr": (26, 14), "beclr": (20, 7)}
+SEEDS = (0, 1, 2)  # of BASE
+# Epochs of five minutes on one core: (Omniglot, Caltech-101). rfs has so many in each of its two generations.
+EPOCHS = {"simpleshot": (30, 12), "rfs": (14, 5), "easy": (15, 7), "s2m2": (8, 4), "baseline_pp": (30, 12),
+          "nsae": (4, 2), "hct": (7, 4), "simclr": (9, 7), "beclr": (4, 3)}
 PARAMETERS = {"s2m2": {"rotation_share": 0.5}, "beclr": {"clusters": 100, "cluster_size": 20, "momentum": 0.99}}
 # data set -> name of the weights, data options, backbone, its options, settings of the training
 PLACES = {
-    "omniglot": ("conv4_omniglot", {}, "conv4", {}, {"batch_size": 128, "augmentation": "affine", "validate_every": 5}),
+    "omniglot": ("conv4_omniglot", {}, "conv4", {}, {"batch_size": 128, "augmentation": "affine", "validate_every": 3}),
     "caltech101": ("resnet12_caltech101", {"image_size": 64}, "resnet12", {"width": 8, "drop_rate": 0.0},
                    {"batch_size": 64, "augmentation": "resized_crop(0.2),color_jitter(0.4),flip", "validate_every": 2})}
 
 
-def name_of(recipe: str, dataset: str) -> str:
-    return f"{PLACES[dataset][0]}_{recipe}"
+def name_of(recipe: str, dataset: str, seed: int = 0) -> str:
+    return f"{PLACES[dataset][0]}_{recipe}" + (f"_seed{seed}" if seed else "")
 
 
-def training(recipe: str, dataset: str) -> Recipe:
+def training(recipe: str, dataset: str, seed: int = 0) -> Recipe:
     _, data_options, backbone, options, settings = PLACES[dataset]
     if recipe in ("simclr", "beclr"):
         settings = {**settings, "validate_every": 0}
     config = recipe_config(recipe, **{
         "epochs": EPOCHS[recipe][list(PLACES).index(dataset)], "optimiser": "sgd", "lr": 0.05, "nesterov": True,
-        "weight_decay": 5e-4, "schedule": "cosine", "cycles": 1, "validation_episodes": 300,
+        "weight_decay": 5e-4, "schedule": "cosine", "cycles": 1, "precision": "bfloat16", "validation_episodes": 300,
+        "seed": seed,
         "recipe_parameters": PARAMETERS.get(recipe, {}), **settings})
     return Recipe(config, dataset, data_options, backbone=backbone, backbone_options=options,
                   generations=2 if recipe == "rfs" else 1)
 
 
-def run_of(recipe: str, dataset: str, head: str, shots: int) -> Run:
+def run_of(recipe: str, dataset: str, head: str, shots: int, seed: int = 0) -> Run:
     _, data_options, backbone, _, _ = PLACES[dataset]
     return Run(dataset=dataset, data_options=data_options, backbone=backbone, method=head, parameters=HEADS[head],
-               shots=shots, weights=weights_file(__file__, name_of(recipe, dataset)))
+               shots=shots, weights=weights_file(__file__, name_of(recipe, dataset, seed)))
 
 
-RECIPES = {name_of(recipe, dataset): training(recipe, dataset) for dataset in PLACES for recipe in EPOCHS}
-RUNS = [run_of(recipe, dataset, head, shots)
-        for dataset in PLACES for recipe in EPOCHS for head in HEADS for shots in (1, 5)]
+TRAINED = [*((recipe, 0) for recipe in EPOCHS), *((BASE, seed) for seed in SEEDS[1:])]
+RECIPES = {name_of(recipe, dataset, seed): training(recipe, dataset, seed)
+           for dataset in PLACES for recipe, seed in TRAINED}
+RUNS = [run_of(recipe, dataset, head, shots, seed)
+        for dataset in PLACES for recipe, seed in TRAINED for head in HEADS for shots in (1, 5)]
 
 
 def recipe_table(results: dict[str, dict[str, Result]], protocol: str) -> Table:
@@ -128,6 +134,12 @@ def write_tables(results: list[Result]) -> None:
             for kind, table in (("", recipe_table(rows, protocol)), ("_differences", difference_table(rows, protocol))):
                 table.print()
                 write_table(__file__, f"{dataset}_{shots}{kind}", table)
+    seeds = [found.get(run_of(BASE, dataset, head, shots, seed).key)
+             for dataset in PLACES for head in HEADS for shots in (1, 5) for seed in SEEDS]
+    if all(seeds):
+        table = seeds_table(seeds)
+        table.print()
+        write_table(__file__, "seeds", table)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ class Classifier(nn.Module):
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(mean loss, logits [B, classes]) of stored images [B, C, H, W]."""
         inputs = self.backbone.transform(images)
+        if self.precision == "bfloat16":  # the layout in which convolutions of 16 bits are fastest, also on CPUs
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             return self.method.loss(self.backbone, inputs, labels, generator)
 
