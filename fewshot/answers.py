@@ -49,12 +49,20 @@ def _together(answers: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor
             filled = 0
         if not filled:
             room = max(count, _ANSWER_BYTES // answer["logits"][0].nbytes)
-            held = {name: values.new_empty(room, *values.shape[1:]) for name, values in answer.items()}
+            held = {name: _room_for(values, room) for name, values in answer.items()}
         for name, values in answer.items():
             held[name][filled : filled + count] = values
         filled += count
     if filled:
         yield {name: values[:filled] for name, values in held.items()}
+
+
+def _room_for(values: Tensor, rows: int) -> Tensor:
+    """An empty array of `rows` rows like those of `values`, the classes of a query as far apart as there: copies and
+    searches are fastest along the longer axis."""
+    if values.ndim == 3 and not values.is_contiguous():
+        return values.new_empty(rows, values.shape[2], values.shape[1]).transpose(1, 2)
+    return values.new_empty(rows, *values.shape[1:])
 
 
 def _raw(method: Method, batches: Iterable[Episodes]) -> Iterator[Tensor | Refinement]:

@@ -50,6 +50,7 @@ class _Bank:
     class_names: tuple[str, ...]
     name: str
     split: str
+    lengths = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -137,6 +138,14 @@ class FeatureBank(_Bank):
         """Features [*indices.shape, D]."""
         # index_select is the fastest gather on CPU: it copies whole rows.
         return self.features.index_select(0, indices.reshape(-1)).view(*indices.shape, -1)
+
+    @cached_property
+    def lengths(self) -> Tensor | None:
+        """|z| of every row [M]: distances need it in every episode again. None for a bank of the size that is left in its
+        file: a few episodes of it need not read all."""
+        if self.features.nbytes >= bank_files.MAP_BYTES:
+            return None
+        return torch.linalg.vector_norm(self.features, dim=-1)
 
     @cached_property
     def content_hash(self) -> str:

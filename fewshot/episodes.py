@@ -23,6 +23,7 @@ class Episodes:
     ways            number of classes N
     text            [E, N, D]    optional class embeddings from text
     unlabelled      [E, U, ...]  optional further images without labels
+    query_lengths   [E, Q]       |z| of the query features where a bank has them ready, else None; not to be given
 
     Raises FewshotError on a wrong shape, dtype or label range, on NaN or infinity, and on a class
     without support. `Episodes.trusted` skips the checks for tensors that were checked before (a bank's rows).
@@ -34,6 +35,7 @@ class Episodes:
     ways: int
     text: Tensor | None = None
     unlabelled: Tensor | None = None
+    query_lengths: Tensor | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self):
         _check(self)
@@ -58,9 +60,12 @@ class Episodes:
 
     def to(self, target: torch.device | str | torch.dtype) -> Episodes:
         """Move to a device, or cast the floating tensors to a dtype (labels stay int64)."""
-        if isinstance(target, torch.dtype):
-            return self._map(lambda x: x.to(target) if x.is_floating_point() else x)
-        return self._map(lambda x: x.to(target))
+        if not isinstance(target, torch.dtype):
+            return self._map(lambda x: x.to(target))
+        cast = self._map(lambda x: x.to(target) if x.is_floating_point() else x)
+        if target != self.query.dtype:  # lengths have the precision that they were computed in
+            object.__setattr__(cast, "query_lengths", None)
+        return cast
 
     def with_features(self, transform: Callable[[Tensor], Tensor]) -> Episodes:
         """Apply `transform` to support, query and unlabelled alike (labels and text stay)."""

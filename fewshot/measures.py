@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewshot.ops.reductions import best_class
+
 BINS = 15  # of the confidence, as in Guo et al. 2017
 _FIXED = 2**24  # sums over episodes are integers, multiples of 1/_FIXED: they do not depend on the order of summation
 _ROWS = 1 << 16  # episodes at a time, so that a million of them need no large arrays in between
@@ -130,7 +132,7 @@ class Measures:
     def __call__(self, logits: Tensor, labels: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """Arrays [E, ...] of these episodes: logits [E, Q, N], labels [E, Q] with -1 for queries of no class of the
         episode, classes [E, N]."""
-        predicted, known = logits.argmax(-1), labels >= 0
+        predicted, known = best_class(logits.transpose(1, 2)), labels >= 0
         right = (predicted == labels).sum(1, dtype=torch.float64)
         found = {"correct": right / known.sum(1), **class_counts(predicted, labels, classes, self._classes)}
         if self._endings:

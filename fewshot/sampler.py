@@ -55,8 +55,9 @@ class EpisodeIndices:
 
     def gather(self, bank: ImageBank | FeatureBank) -> Episodes:
         """The episodes themselves; the bank's rows were validated when it was built."""
+        lengths = None if bank.lengths is None else bank.lengths[self.query]
         return Episodes.trusted(support=bank.take(self.support), support_labels=self.support_labels,
-                                query=bank.take(self.query), ways=self.ways)
+                                query=bank.take(self.query), ways=self.ways, query_lengths=lengths)
 
 
 def joined(parts: Sequence[EpisodeIndices]) -> EpisodeIndices:

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import multiprocessing
-import multiprocessing.connection
-import os
-import pickle
-import signal
-import tempfile
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -33,11 +20,14 @@ from fewshot.measures import Measures
 from fewshot.methods.base import Method, TwoStageMethod
 from fewshot.parts import Part, Parts, summed
 from fewshot.sampler import EpisodeIndices, EpisodeSampler, joined
+from fewshot.sharing import shared, task_size
 
 _CHUNK_BYTES = 4 << 20  # features of one method call: about what the second-level caches of two cores hold
 _UNIT = 256  # episodes of a unit, about, where a method takes chunk after chunk
-_AHEAD = 2  # tasks that wait for each of the other processes, so that none waits for this one
-_TASKS = 8  # a worker, at least, so that all end at about the same time
+
+
+class Cancelled(Exception):
+    """Nobody waits for these episodes any more."""
 
 
 @dataclass(eq=False)
@@ -120,20 +110,31 @@ class Scorer:
         """Unit after unit of episodes start .. stop-1, which lie in one block and begin and end at borders."""
         drawn = self.draw(start, stop)
         for at in range(0, len(drawn), self.unit):
-            indices, rows, done = drawn[at : at + self.unit], {}, 0
-            measures = Measures(self.scores, len(self.bank.class_names), self.temperature)
-            chunks = (indices[i : i + self.chunk] for i in range(0, len(indices), self.chunk))
-            with torch.inference_mode():
-                for logits, found in answers(self.method, (self.prepare(chunk.gather(self.bank)) for chunk in chunks)):
-                    here = indices[done : done + len(logits)]
-                    for name, values in (found | measures(logits, here.query_labels, here.classes)).items():
-                        # Written into one array: small tensors kept alive among the freed features of each chunk would
-                        # split the heap, and memory would grow with the number of episodes.
-                        if name not in rows:
-                            rows[name] = values.new_empty(len(indices), *values.shape[1:])
-                        rows[name][done : done + len(here)] = values
-                    done += len(here)
-            yield Part(start + at, start + at + len(indices), rows, measures.totals)
+            yield self.score_unit(start + at, drawn[at : at + self.unit])
+
+    def score_unit(self, start: int, indices: EpisodeIndices, going: Callable[[], bool] = lambda: True) -> Part:
+        """The part of the unit that begins with episode `start`; raises Cancelled between two chunks once `going()` is
+        false."""
+        rows, done = {}, 0
+        measures = Measures(self.scores, len(self.bank.class_names), self.temperature)
+
+        def chunks() -> Iterator[Episodes]:
+            for i in range(0, len(indices), self.chunk):
+                if not going():
+                    raise Cancelled
+                yield self.prepare(indices[i : i + self.chunk].gather(self.bank))
+
+        with torch.inference_mode():
+            for logits, found in answers(self.method, chunks()):
+                here = indices[done : done + len(logits)]
+                for name, values in (found | measures(logits, here.query_labels, here.classes)).items():
+                    # Written into one array: small tensors kept alive among the freed features of each chunk would split
+                    # the heap, and memory would grow with the number of episodes.
+                    if name not in rows:
+                        rows[name] = values.new_empty(len(indices), *values.shape[1:])
+                    rows[name][done : done + len(here)] = values
+                done += len(here)
+        return Part(start, start + len(indices), rows, measures.totals)
 
 
 class Rows:
@@ -183,7 +184,7 @@ def collect(scorer: Scorer, kept: Parts, *, shard: tuple[int, int] | None = None
     """Score what `kept` does not hold yet and keep it there: (all rows that are known now, the fingerprint).
 
     shard    (i, n): only the i-th of n equal ranges of episodes; rows are complete if the others are kept already
-    workers  processes that share the work, this one among them, one thread each; 1: this one alone
+    workers  processes that share the work, this one among them, one thread each; 1: this one alone, with its threads
     """
     rows, fingerprint, gaps, position = Rows(scorer.episodes), Fingerprint(scorer), [], 0
     first, end = scorer.cuts(shard or (0, 1))
@@ -193,9 +194,8 @@ def collect(scorer: Scorer, kept: Parts, *, shard: tuple[int, int] | None = None
         position = part.stop
     gaps = [(low, high) for low, high in gaps if low < high]
     todo = sum(high - low for low, high in gaps)
-    most = scorer.block if workers == 1 else max(1, todo // (_TASKS * workers * scorer.unit)) * scorer.unit
-    tasks = [task for gap in gaps for task in scorer.split(*gap, most)]
-    with (_scores(scorer, tasks, workers) as scores,
+    tasks = [task for gap in gaps for task in scorer.split(*gap, task_size(scorer, todo, workers))]
+    with (shared(scorer, tasks, workers) as scores,
           tqdm(total=end - first, initial=end - first - todo, unit="ep", desc=label, disable=not progress,
                leave=False) as bar):
         for part in scores:
@@ -211,88 +211,3 @@ def collect(scorer: Scorer, kept: Parts, *, shard: tuple[int, int] | None = None
             for part in kept.read(scorer.episodes, scorer.is_border):
                 rows.add(part)
     return rows, fingerprint
-
-
-@contextlib.contextmanager
-def _scores(scorer: Scorer, tasks: list[tuple[int, int]], workers: int) -> Iterator[Iterable[Part]]:
-    """The parts of all tasks in order, by this process alone or with `workers` - 1 others."""
-    if workers == 1 or len(tasks) < 2:
-        yield (part for task in tasks for part in scorer.score(*task))
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that the threads of torch hold
-    ended, end = context.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory(prefix="fewshot-") as folder:
-        setting = Path(folder) / "scorer.pickle"
-        bank = scorer.bank.mapped(folder) if isinstance(scorer.bank, FeatureBank) else scorer.bank
-        ours = replace(scorer, bank=bank)  # the same memory for all: twice as much would not fit the cache they share
-        try:
-            setting.write_bytes(pickle.dumps(ours))
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise FewshotError(f"{type(scorer.method).__name__} cannot be sent to other processes ({error}); define it in a "
-                               "module, or leave workers at 1") from error
-        others, threads = min(workers, len(tasks)) - 1, torch.get_num_threads()
-        with ProcessPoolExecutor(others, context, _begin, (str(setting), ended)) as pool:
-            torch.set_num_threads(1)
-            try:
-                yield _shared(scorer, ours, tasks, pool, others)
-            except BrokenProcessPool as error:
-                raise FewshotError("a worker process has ended, perhaps for lack of memory: use fewer workers; a script "
-                                   'needs its calls under if __name__ == "__main__"') from error
-            finally:
-                torch.set_num_threads(threads)
-                end.close()  # the workers end at once, also those in the middle of a task
-                pool.shutdown(cancel_futures=True)
-
-
-def _shared(scorer: Scorer, ours: Scorer, tasks: list[tuple[int, int]], pool: ProcessPoolExecutor,
-            others: int) -> Iterator[Part]:
-    """The parts of all tasks in order. This process scores, too (`ours`), while the task that is due is with another one,
-    also while the others start: what is left to it beside that is too little for a core of its own."""
-    left, given, found, due = deque(enumerate(tasks)), {}, {}, 0
-    while due < len(tasks):
-        for number in [number for number, future in given.items() if future.done()]:
-            found[number] = pickle.loads(given.pop(number).result())
-        while left and len(given) < _AHEAD * others:
-            number, task = left.popleft()
-            given[number] = pool.submit(_score, task)
-        if due in found:
-            parts, drawn = found.pop(due)
-            scorer.receive(tasks[due][0], EpisodeIndices(*(rows.long() for rows in drawn)))
-            yield from parts
-            due += 1
-        elif left:
-            number, task = left.popleft()
-            found[number] = _scored(ours, task)
-        else:
-            wait(given.values(), return_when=FIRST_COMPLETED)
-
-
-def _scored(scorer: Scorer, task: tuple[int, int]) -> tuple[list[Part], list[Tensor]]:
-    """(the parts, row numbers of the episodes): these are sent along, because drawing them again for the fingerprint would
-    take the first process longer."""
-    parts, drawn = list(scorer.score(*task)), scorer.draw(*task)
-    rows = (drawn.support, drawn.support_labels, drawn.query, drawn.query_labels, drawn.classes)
-    return parts, [x.int() for x in rows]
-
-
-def _begin(setting: str, ended: multiprocessing.connection.Connection) -> None:
-    """In a worker: take the scorer, and end when the other side of `ended` closes, as it does when its process is killed."""
-    global _scorer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard reaches all processes; the first one decides
-    torch.set_num_threads(1)
-    threading.Thread(target=lambda: (multiprocessing.connection.wait([ended]), os._exit(1)), daemon=True).start()
-    _scorer = pickle.loads(Path(setting).read_bytes())
-
-
-def _score(task: tuple[int, int]) -> bytes:
-    sent = io.BytesIO()
-    _Pickler(sent).dump(_scored(_scorer, task))
-    return sent.getvalue()
-
-
-class _Pickler(pickle.Pickler):
-    """Tensors as arrays. Torch would send each through shared memory of its own, or take longer to write it than it took
-    to compute."""
-
-    def reducer_override(self, value):
-        return (torch.from_numpy, (value.numpy(),)) if type(value) is Tensor else NotImplemented

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -240,6 +241,61 @@ def test_workers_equal_one_process(method):
         assert_same(evaluate(run, bank, workers=2, metrics=True), evaluate(run, bank, metrics=True))
     finally:
         torch.set_num_threads(threads)
+
+
+# -- threads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def threads():
+    """torch.set_num_threads, undone afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("open_classes", [0, 2])
+def test_threads_change_nothing(small, threads, method, open_classes):
+    bank = toy_bank()
+    run = replace(RUN, method=method, parameters={}, transforms="l2", open_classes=open_classes, open_queries=open_classes)
+    results = []
+    for number in (1, 2, 3):
+        threads(number)
+        results.append(evaluate(run, bank, metrics=True))
+        assert torch.get_num_threads() == number
+    assert_same(results[0], results[1])
+    assert_same(results[0], results[2])
+
+
+class _Slow(ProtoNet):
+    """Stops at its seventh call. `calls` are of all threads."""
+
+    calls: ClassVar[list[int]] = []
+    error: ClassVar[BaseException] = KeyboardInterrupt()
+
+    def __call__(self, episodes):
+        self.calls.append(len(episodes))
+        if len(self.calls) == 7:
+            raise self.error
+        time.sleep(0.01)
+        return super().__call__(episodes)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), FewshotError("no"), ZeroDivisionError()])
+def test_a_stop_in_one_thread_stops_all_and_loses_little(tmp_path, small, threads, monkeypatch, error):
+    monkeypatch.setattr(_Slow, "calls", [])
+    monkeypatch.setattr(_Slow, "error", error)
+    threads(2)
+    bank, store = toy_bank(), Store(tmp_path)
+    resolved = replace(resolve(RUN, bank), method=_Slow())
+    with pytest.raises(type(error)):
+        evaluate_resolved(resolved, store=store)
+    assert torch.get_num_threads() == 2 and not [t for t in threading.enumerate() if t.name.startswith("fewshot")]
+    assert len(_Slow.calls) <= 7 + 5 * 3, "five units are under way at that moment, of three chunks each"
+    assert parts_of(tmp_path)
+    assert_same(evaluate_resolved(resolved, store=store), evaluate(RUN, bank))
+    assert sum(_Slow.calls) < RUN.episodes + 7 * 12, "what had been finished was not made again"
 
 
 class _Failing(ProtoNet):

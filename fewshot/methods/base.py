@@ -40,7 +40,8 @@ def _takes_its_inputs(function):
 
 class Method(abc.ABC):
     """Base of all methods. A subclass is a frozen dataclass whose fields are its hyper-parameters
-    (or an nn.Module where it learns weights), registered with `@METHODS.register("name")`.
+    (or an nn.Module where it learns weights), registered with `@METHODS.register("name")`. A call leaves nothing behind in
+    it: an evaluation on features calls it from several threads at once.
 
     setting      "inductive": a query's logits do not depend on the other queries; else "transductive"
     inputs       "features" or "images"

@@ -30,4 +30,5 @@ class ProtoNet(Method):
             raise FewshotError(f"temperature={self.temperature!r}; it must be positive, or the farthest class wins")
 
     def __call__(self, episodes: Episodes) -> Tensor:
-        return -squared_euclidean(episodes.query, prototypes(episodes)) / self.temperature  # [E, Q, N]
+        distances = squared_euclidean(episodes.query, prototypes(episodes), episodes.query_lengths)
+        return distances / -self.temperature  # [E, Q, N]

@@ -8,31 +8,42 @@ from torch import Tensor
 _FAR = 16.0  # squared length of the mean of points against their mean squared distance from it
 
 
-def squared_euclidean(x: Tensor, y: Tensor) -> Tensor:
+def squared_euclidean(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Tensor:
     """||x_i - y_j||^2 for x [E, A, D] and y [E, B, D] -> [E, A, B], never negative.
 
     Expanded as |x|^2 - 2xy + |y|^2 so that the work is one matrix product.
+
+    lengths   |x| [E, A], where known
     """
-    x, y = near_origin(x, y)
-    # The norms of x in one pass: its squares would be written and read again. The product is faster with the few points
-    # of y in front.
-    lengths = torch.linalg.vector_norm(x, dim=-1).square().unsqueeze(-2)
-    squares = y.square().sum(-1, keepdim=True) + lengths  # [E, B, A]
-    return torch.baddbmm(squares, y, x.transpose(-1, -2), alpha=-2).clamp_min(0).transpose(-1, -2)
+    squares = y.square().sum(-1, keepdim=True)  # [E, B, 1]
+    shift = _far_centre(y, squares)
+    if shift is not None:
+        x, y, lengths = x - shift, y - shift, None
+        squares = y.square().sum(-1, keepdim=True)
+    if lengths is None:  # in one pass: squares of x would be written and read again
+        lengths = torch.linalg.vector_norm(x, dim=-1)
+    squares = squares + lengths.square().unsqueeze(-2)  # [E, B, A]
+    # The product is faster with the few points of y in front.
+    return torch.baddbmm(squares, y, x.transpose(-1, -2), alpha=-2).clamp_min_(0).transpose(-1, -2)
 
 
 def near_origin(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """x [E, A, D] and y [E, B, D], both shifted by the mean of y in episodes where y lies far from the origin compared with
     its spread: there the expansion of a squared distance into inner products would lose digits."""
+    shift = _far_centre(y, y.square().sum(-1, keepdim=True))
+    return (x, y) if shift is None else (x - shift, y - shift)
+
+
+def _far_centre(y: Tensor, squares: Tensor) -> Tensor | None:
+    """[E, 1, D] the mean of y in episodes where it is far from the origin, 0 in the others; None where it is so in none,
+    which saves a pass over the other points. squares: |y|^2 [E, B, 1]."""
     centre = y.mean(dim=1, keepdim=True)
-    spread = (y - centre).square().sum(-1).mean(1, keepdim=True)
-    # Up to this ratio a shift would save two or three bits. It is decided for each episode alone, and a pass over x, the
-    # longer side, is saved where no episode needs it.
-    far = centre.square().sum(-1) > _FAR * spread  # [E, 1]
-    if not far.any():
-        return x, y
-    shift = centre.where(far.unsqueeze(-1), 0)
-    return x - shift, y - shift
+    from_origin = centre.square().sum(-1, keepdim=True)  # [E, 1, 1]
+    # Mean squared distance from the centre; cancellation leaves too few digits of it where the centre is far, which only
+    # says so again. Up to this ratio a shift would save two or three bits. It is decided for each episode alone.
+    spread = squares.mean(1, keepdim=True) - from_origin
+    far = from_origin > _FAR * spread
+    return centre.where(far, 0) if far.any() else None
 
 
 def l2_normalise(x: Tensor, epsilon: float = 1e-12) -> Tensor:

@@ -32,5 +32,13 @@ def class_sums(x: Tensor, labels: Tensor, ways: int) -> tuple[Tensor, Tensor]:
 
 def prototypes(episodes: Episodes) -> Tensor:
     """Mean of each class's support [E, N, D]; shots are counted from the labels, so they may be unequal."""
-    sums, counts = class_sums(episodes.support, episodes.support_labels, episodes.ways)
+    labels, ways = episodes.support_labels, episodes.ways
+    shots, rest = divmod(labels.shape[1], ways)
+    if not rest:
+        grouped = labels.unflatten(1, (ways, shots))
+        if (grouped == torch.arange(ways, device=labels.device).unsqueeze(1)).all():  # as the sampler makes them
+            groups = episodes.support.reshape(len(labels) * ways, shots, -1)
+            # A product is faster than a mean along this axis.
+            return (groups.new_full((len(groups), 1, shots), 1 / shots) @ groups).view(len(labels), ways, -1)
+    sums, counts = class_sums(episodes.support, labels, ways)
     return sums / counts.clamp_min(1).unsqueeze(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -21,6 +22,8 @@ def class_logsumexp(scores: Tensor, labels: Tensor, ways: int) -> Tensor:
 
 
 def best_class(scores: Tensor) -> Tensor:
-    """Class of the largest of scores [E, N, P], of several equal ones the first -> [E, P]."""
-    # The search along a short last axis in memory is several times faster than along an outer one.
-    return scores.transpose(1, 2).contiguous().argmax(-1)
+    """Class of the largest of scores [E, N, P], finite, of several equal ones the first -> [E, P]."""
+    # Several times faster than argmax, which compares item by item: one byte a class says how far from the end it stands.
+    ways = scores.shape[1]
+    place = torch.arange(ways, 0, -1, dtype=torch.uint8 if ways < 2**8 else torch.int32, device=scores.device)
+    return ways - ((scores == scores.amax(1, keepdim=True)) * place.unsqueeze(1)).amax(1).long()

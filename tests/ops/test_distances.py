@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.episodes import Episodes
 from fewshot.ops.distances import cosine, squared_euclidean
-from fewshot.ops.prototypes import class_sums, one_hot
+from fewshot.ops.prototypes import class_sums, one_hot, prototypes
 from fewshot.ops.reductions import best_class
 
 
@@ -40,6 +41,34 @@ def test_known_lengths_give_the_same_cosines():
     torch.testing.assert_close(cosine(x, y)[0, 1, 2], torch.nn.functional.cosine_similarity(x[0, 1], y[0, 2], dim=0))
 
 
+def test_known_lengths_give_the_same_distances():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 9, 8, generator=generator), torch.randn(2, 4, 8, generator=generator)
+    assert torch.equal(squared_euclidean(x, y, x.norm(dim=-1)), squared_euclidean(x, y))
+    x[1] += 1000
+    y[1] += 1000  # shifted: lengths are those of other points then
+    assert torch.equal(squared_euclidean(x, y, x.norm(dim=-1)), squared_euclidean(x, y))
+
+
+@pytest.mark.parametrize("shots", [1, 4])
+def test_prototypes_do_not_depend_on_the_order_of_the_support(shots):
+    """In the order of the sampler they are made in another way than in any other."""
+    generator = torch.Generator().manual_seed(0)
+    support = torch.randn(3, 5 * shots, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.arange(5).repeat_interleave(shots).expand(3, -1)
+    order = torch.randperm(5 * shots, generator=generator)
+
+    def means(support, order):
+        return prototypes(Episodes(support[:, order], labels[:, order], support[:, :2].detach(), 5))
+
+    sampled = means(support, torch.arange(5 * shots))
+    torch.testing.assert_close(sampled, support.view(3, 5, shots, 7).mean(2))
+    torch.testing.assert_close(means(support, order), sampled)
+    torch.autograd.gradcheck(lambda x: means(x, torch.arange(5 * shots)), support)
+    sampled.detach().zero_()
+    assert support.abs().min() > 0, "they may be changed in place"
+
+
 def test_class_sums_count_unequal_shots_and_pass_gradients():
     labels = torch.tensor([[2, 0, 2, 2], [1, 1, 0, 1]])
     x = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
@@ -51,3 +80,6 @@ def test_class_sums_count_unequal_shots_and_pass_gradients():
 
 def test_of_equal_scores_the_first_class_wins():
     assert best_class(torch.tensor([[[1.0, 0.0], [1.0, 2.0], [0.0, 2.0]]])).tolist() == [[0, 1]]
+    for ways in (2, 255, 256, 300):
+        scores = torch.randint(0, 5, (4, ways, 30), generator=torch.Generator().manual_seed(0)).float()
+        assert torch.equal(best_class(scores), torch.from_numpy(scores.numpy().argmax(1)))  # numpy's is the first, too
