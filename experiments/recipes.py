@@ -7,8 +7,8 @@ Every recipe of fewshot/training/recipes trains one backbone on Omniglot's backg
 one on 60 classes of Caltech-101 (ResNet-12 with 8, 20, 40 and 80 channels, 64 pixels); alphabets and classes of the test are
 new. Optimiser, schedule, batches and augmentation are the same for all: SGD with Nesterov momentum, 0.05, cosine, weight
 decay 5e-4, bfloat16; what differs is the loss, and the number of epochs, so that each takes about five minutes of one CPU
-core. These are not the settings of the papers and the numbers are not theirs. `rfs` is the second of two generations. Weights
-are the best on 1-shot validation episodes every few epochs, those of `simclr` and `beclr`, which see no label, the last.
+core. These are not the settings of the papers and the numbers are not theirs. `rfs` is the second of two generations.
+Weights are the best on 1-shot validation episodes every few epochs, of `simclr` and `beclr`, which see no label, the last.
 `simpleshot`, to which the others are compared, is trained with three seeds; tables of recipes show the first.
 
 Each is evaluated with four heads at 5-way 1- and 5-shot, 10,000 episodes: nearest prototype of unit-length features

@@ -72,7 +72,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
                    recipes: Mapping[str, Recipe] | None = None) -> list[Result]:
     """Evaluate `runs` (finished ones are found in the store) and write `results/<name>.md` and `.csv` beside `file`; with
     `published` numbers also `results/<name>_published.md`, with `differences` a file of paired differences per protocol.
-    Runs whose data or weights are absent are left out, with the reason.
+    Runs whose data or weights are absent are left out, with the reason. Results in `kept/` beside `file` are found, too.
 
     The command line takes --data-root, --runs, and for a trial, whose table is only printed, --episodes (fewer), --dataset
     (only this one) and --method (only these). With `recipes` (name of the weights -> Recipe) it takes --train: train the
@@ -82,6 +82,8 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     parser = argparse.ArgumentParser(description=f"experiment {path.stem}; see the head of {path.name}")
     parser.add_argument("--data-root", type=Path, help="folder of the data sets (default: FEWSHOT_DATA, else data)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of stored results")
+    parser.add_argument("--keep", action="store_true", help=f"copy the results to {path.parent / 'kept'}, where they are "
+                        "found from then on: for runs of hours, a few kilobytes each with few episodes")
     parser.add_argument("--episodes", type=int, help="fewer episodes, for a trial")
     parser.add_argument("--dataset", help="only the runs on this data set")
     parser.add_argument("--method", nargs="+", help="only the runs of these methods")
@@ -99,12 +101,15 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     wanted = possible_runs(wanted, arguments.data_root)
     if not wanted:
         raise SystemExit("no run can be made here")
-    store, source = Store(arguments.runs), FeatureSource(arguments.data_root, arguments.runs / "cache", progress=True)
+    store = Store(arguments.runs, kept=path.parent / "kept")
+    source = FeatureSource(arguments.data_root, arguments.runs / "cache", progress=True)
     results = []
     for number, run in enumerate(wanted, 1):
         trial = run if arguments.episodes is None else dataclasses.replace(run, episodes=arguments.episodes)
         results.append(evaluate(trial, store=store, progress=True, source=source))
         print(f"[{number}/{len(wanted)}] {results[-1]!r} in {results[-1].seconds:.0f} s", flush=True)
+        if arguments.keep and arguments.episodes is None:
+            Store(path.parent / "kept").save(results[-1])
     table = results_table(results, rows=rows)
     table.print()
     if arguments.episodes is None and arguments.dataset is None and arguments.method is None:

@@ -70,7 +70,8 @@ def table(results: Annotated[list[str] | None, typer.Argument(help="result folde
 
         if len(results) > 1:
             raise FewshotError(f"{len(results)} arguments beside the experiment {results[0]}; give one experiment alone")
-        made = published_table(load_experiment(results[0]), Store(runs), data_root)
+        stored = Store(runs, kept=Path(results[0]).parent / "kept")
+        made = published_table(load_experiment(results[0]), stored, data_root)
     elif metrics:
         made = metrics_table(_results(results, runs))
     elif over_seeds:

@@ -15,7 +15,6 @@ from fewshot.answers import answers
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.episode_list import EpisodeDigest, EpisodeList, block_size
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
 from fewshot.measures import Measures
 from fewshot.methods.base import Method, TwoStageMethod
 from fewshot.parts import Part, Parts, summed

@@ -23,10 +23,13 @@ from fewshot.run import Run
 
 
 class Store:
-    """Results on disk, one folder a run: run.json, episodes.safetensors and, last, result.json."""
+    """Results on disk, one folder a run: run.json, episodes.safetensors and, last, result.json.
 
-    def __init__(self, root: str | Path = "runs"):
-        self.root = Path(root)
+    kept   a second folder of such results, which is only read: those that `root` does not have
+    """
+
+    def __init__(self, root: str | Path = "runs", kept: str | Path | None = None):
+        self.root, self._kept = Path(root), None if kept is None else Store(kept)
 
     def folder(self, run: Run) -> Path:
         return self.root / run.key
@@ -64,7 +67,9 @@ class Store:
 
     def load(self, run: Run) -> Result | None:
         """The stored result of `run`, or None where there is none."""
-        return self.read(self.folder(run)) if (self.folder(run) / "result.json").is_file() else None
+        if (self.folder(run) / "result.json").is_file():
+            return self.read(self.folder(run))
+        return None if self._kept is None else self._kept.load(run)
 
     def __iter__(self) -> Iterator[Result]:
         """All readable results. Others, such as those of a method that has lost a hyper-parameter since, are named in a
@@ -76,6 +81,9 @@ class Store:
                 yield self.read(path.parent)
             except FewshotError as error:
                 warnings.warn(f"left out: {error}", stacklevel=2)
+        for result in self._kept or ():
+            if not self.folder(result.run).is_dir():
+                yield result
 
     @staticmethod
     def read(folder: str | Path) -> Result:

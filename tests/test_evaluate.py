@@ -103,6 +103,17 @@ def test_stored_results_are_returned(tmp_path):
     assert evaluate(RUN, toy_bank(seed=1), store=store).run.key != first.run.key, "other features are another run"
 
 
+def test_a_second_folder_of_results_is_read_where_the_first_has_none(tmp_path):
+    bank, kept, own = toy_bank(), Store(tmp_path / "kept"), Store(tmp_path / "own", kept=tmp_path / "kept")
+    first = evaluate(RUN, bank, store=kept)
+    assert own.load(first.run) is not None and [r.run for r in own] == [first.run]
+    assert evaluate(RUN, bank, store=own).seconds == first.seconds and not own.root.exists(), "found, not made again"
+    own.save(first)
+    other = evaluate(dataclasses.replace(RUN, seed=9), bank, store=own)
+    assert {r.run.key for r in own} == {first.run.key, other.run.key} and len(list(own)) == 2
+    assert [r.run for r in kept] == [first.run], "only read"
+
+
 def test_iterative_methods_store_their_convergence(tmp_path):
     evaluate(dataclasses.replace(RUN, method="soft_kmeans", parameters={}), toy_bank(), store=Store(tmp_path))
     stored = next(iter(Store(tmp_path)))
