@@ -184,3 +184,13 @@ def test_a_bank_larger_than_the_memory_allowed(tmp_path, mapped):
         assert done.stdout.split() == ["200", "160000"], done.stderr
     else:
         assert done.returncode != 0 and "emory" in done.stderr
+
+
+def test_lengths_are_those_of_gathered_rows(monkeypatch):
+    """To the last bit: an evaluation must not depend on whether a bank has them ready."""
+    features = torch.randn(300, 640, generator=torch.Generator().manual_seed(0))
+    bank = FeatureBank(features, torch.arange(300) % 5)
+    rows = torch.randint(0, 300, (7, 11), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(bank.lengths[rows], torch.linalg.vector_norm(bank.take(rows), dim=-1))
+    monkeypatch.setattr("fewshot.bank_files.MAP_BYTES", 1000)
+    assert FeatureBank(features, torch.arange(300) % 5).lengths is None, "a few episodes of a large file do not read all"

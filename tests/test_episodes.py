@@ -7,8 +7,10 @@ import dataclasses
 import pytest
 import torch
 
+from fewshot.banks import FeatureBank
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
+from fewshot.sampler import EpisodeSampler
 from tests.conftest import random_episodes
 
 
@@ -71,3 +73,16 @@ def test_with_features_reaches_every_part():
     unlabelled = torch.ones(2, 7, 16, dtype=torch.float64)
     doubled = Episodes(**parts(unlabelled=unlabelled)).with_features(lambda x: 2 * x)
     assert torch.equal(doubled.unlabelled, 2 * unlabelled) and torch.equal(doubled.query, 2 * parts()["query"])
+
+
+def test_lengths_of_a_bank_are_dropped_with_the_features_they_belong_to():
+    bank = FeatureBank(torch.randn(40, 6), torch.arange(40) % 4)
+    episodes, _ = EpisodeSampler(bank, ways=3, shots=2, queries=2).sample(bank, count=5)
+    torch.testing.assert_close(episodes.query_lengths, episodes.query.norm(dim=-1))
+    assert torch.equal(episodes[2:4].query_lengths, episodes.query_lengths[2:4])
+    assert episodes.to(torch.float32).query_lengths is not None
+    assert episodes.to(torch.float64).query_lengths is None
+    assert episodes.with_features(lambda x: 2 * x).query_lengths is None
+    assert dataclasses.replace(episodes, query=2 * episodes.query).query_lengths is None
+    with pytest.raises(TypeError):
+        Episodes(episodes.support, episodes.support_labels, episodes.query, 3, query_lengths=episodes.query_lengths)

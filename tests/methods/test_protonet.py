@@ -31,7 +31,7 @@ def test_distances_agree_with_official_code(oracles, official, array, sign):
         np.testing.assert_allclose(distances[:len(exact)], exact, atol=tolerance, rtol=0)
         single = (-ProtoNet()(episodes.to(torch.float32))).sqrt().numpy()
         about = description["per_input"][inputs]
-        # Where none is stated, the rule by which the others were made: 20 times what single precision costs the official code.
+        # Where none is stated, the rule by which the others were made: 20 times what float32 costs the official code.
         tolerance = about["tolerance_float32"] or max(1e-5, 20 * about["max_abs_distance_diff_float32_vs_float64"])
         np.testing.assert_allclose(single[:len(exact)], exact, atol=tolerance, rtol=0)
 
