@@ -54,7 +54,8 @@ def _threads(name: str) -> str:
 def _pipeline(found: dict, conditions: str, name: str) -> list[str]:
     lines = [f"## From row numbers to results{_threads(name)}", "", conditions, "",
              "640 features, 12,000 rows. The bare gather copies the rows of each episode into one array that is used again; "
-             "an evaluation draws, gathers, classifies (`protonet`), measures and fingerprints. easyfsl's path is its "
+             "an evaluation draws, gathers, classifies (`protonet`), measures and fingerprints; each of its threads does so "
+             "for other episodes, while the other rows use threads inside their operators. easyfsl's path is its "
              "`FeaturesDataset`, `TaskSampler`, a `DataLoader` and `PrototypicalNetworks`.", ""]
     rows = []
     for protocol, seconds in found.items():

@@ -53,11 +53,16 @@ class EpisodeIndices:
         return EpisodeIndices(self.support[which], self.support_labels[which], self.query[which],
                               self.query_labels[which], self.classes[which])
 
-    def gather(self, bank: ImageBank | FeatureBank) -> Episodes:
-        """The episodes themselves; the bank's rows were validated when it was built."""
+    def gather(self, bank: ImageBank | FeatureBank, room: Tensor | None = None) -> Episodes:
+        """The episodes themselves; the bank's rows were validated when it was built.
+
+        room   [at least E Q, D] memory for the features of the queries: with the next use of it these are gone
+        """
         lengths = None if bank.lengths is None else bank.lengths[self.query]
-        return Episodes.trusted(support=bank.take(self.support), support_labels=self.support_labels,
-                                query=bank.take(self.query), ways=self.ways, query_lengths=lengths)
+        query = bank.take(self.query) if room is None else bank.take(self.query, room)
+        # The support last: methods begin with it, while it is in the cache.
+        return Episodes.trusted(query=query, support=bank.take(self.support), support_labels=self.support_labels,
+                                ways=self.ways, query_lengths=lengths)
 
 
 def joined(parts: Sequence[EpisodeIndices]) -> EpisodeIndices:

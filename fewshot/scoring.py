@@ -118,10 +118,14 @@ class Scorer:
         measures = Measures(self.scores, len(self.bank.class_names), self.temperature)
 
         def chunks() -> Iterator[Episodes]:
+            room = None
+            if isinstance(self.bank, FeatureBank) and not isinstance(self.method, TwoStageMethod):
+                # An answer is copied before the next chunk is gathered: its features can lie in the same, warm memory.
+                room = self.bank.features.new_empty(self.chunk * indices.query.shape[1], self.bank.features.shape[1])
             for i in range(0, len(indices), self.chunk):
                 if not going():
                     raise Cancelled
-                yield self.prepare(indices[i : i + self.chunk].gather(self.bank))
+                yield self.prepare(indices[i : i + self.chunk].gather(self.bank, room))
 
         with torch.inference_mode():
             for logits, found in answers(self.method, chunks()):

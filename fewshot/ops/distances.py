@@ -37,7 +37,7 @@ def near_origin(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _far_centre(y: Tensor, squares: Tensor) -> Tensor | None:
     """[E, 1, D] the mean of y in episodes where it is far from the origin, 0 in the others; None where it is so in none,
     which saves a pass over the other points. squares: |y|^2 [E, B, 1]."""
-    centre = y.mean(dim=1, keepdim=True)
+    centre = y.new_full((len(y), 1, y.shape[1]), 1 / y.shape[1]) @ y  # faster than a mean along this axis
     from_origin = centre.square().sum(-1, keepdim=True)  # [E, 1, 1]
     # Mean squared distance from the centre; cancellation leaves too few digits of it where the centre is far, which only
     # says so again. Up to this ratio a shift would save two or three bits. It is decided for each episode alone.
