@@ -135,7 +135,7 @@ class FeatureBank(_Bank):
         object.__setattr__(self, "class_names", _as_names(self.class_names, labels))
 
     def take(self, indices: Tensor, room: Tensor | None = None) -> Tensor:
-        """Features [*indices.shape, D]; copied into the first rows of `room` [m, D] where given."""
+        """Features [*indices.shape, D], in the first rows of `room` [m, D] where given."""
         # index_select is the fastest gather on CPU: it copies whole rows.
         rows, out = indices.reshape(-1), None if room is None else room[: indices.numel()]
         return torch.index_select(self.features, 0, rows, out=out).view(*indices.shape, -1)

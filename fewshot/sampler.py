@@ -56,13 +56,17 @@ class EpisodeIndices:
     def gather(self, bank: ImageBank | FeatureBank, room: Tensor | None = None) -> Episodes:
         """The episodes themselves; the bank's rows were validated when it was built.
 
-        room   [at least E Q, D] memory for the features of the queries: with the next use of it these are gone
+        room   [E (S + Q) or more, D] memory for the features: with its next use these are gone
         """
         lengths = None if bank.lengths is None else bank.lengths[self.query]
-        query = bank.take(self.query) if room is None else bank.take(self.query, room)
-        # The support last: methods begin with it, while it is in the cache.
-        return Episodes.trusted(query=query, support=bank.take(self.support), support_labels=self.support_labels,
-                                ways=self.ways, query_lengths=lengths)
+        if room is None:
+            support, query = bank.take(self.support), bank.take(self.query)
+        else:
+            support, query = bank.take(torch.cat([self.support.flatten(), self.query.flatten()]), room).split(
+                [self.support.numel(), self.query.numel()])
+            support, query = support.unflatten(0, self.support.shape), query.unflatten(0, self.query.shape)
+        return Episodes.trusted(support=support, support_labels=self.support_labels, query=query, ways=self.ways,
+                                query_lengths=lengths)
 
 
 def joined(parts: Sequence[EpisodeIndices]) -> EpisodeIndices:

@@ -121,7 +121,8 @@ class Scorer:
             room = None
             if isinstance(self.bank, FeatureBank) and not isinstance(self.method, TwoStageMethod):
                 # An answer is copied before the next chunk is gathered: its features can lie in the same, warm memory.
-                room = self.bank.features.new_empty(self.chunk * indices.query.shape[1], self.bank.features.shape[1])
+                items = indices.support.shape[1] + indices.query.shape[1]
+                room = self.bank.features.new_empty(min(self.chunk, len(indices)) * items, self.bank.features.shape[1])
             for i in range(0, len(indices), self.chunk):
                 if not going():
                     raise Cancelled
