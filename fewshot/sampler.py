@@ -53,6 +53,11 @@ class EpisodeIndices:
         return EpisodeIndices(self.support[which], self.support_labels[which], self.query[which],
                               self.query_labels[which], self.classes[which])
 
+    def split(self, size: int) -> Iterator[EpisodeIndices]:
+        """These episodes in pieces of `size`, the last one smaller."""
+        columns = (getattr(self, field.name).split(size) for field in dataclasses.fields(self))
+        return (EpisodeIndices(*piece) for piece in zip(*columns, strict=True))
+
     def gather(self, bank: ImageBank | FeatureBank, room: Tensor | None = None) -> Episodes:
         """The episodes themselves; the bank's rows were validated when it was built.
 

@@ -21,7 +21,7 @@ from fewshot.parts import Part, Parts, summed
 from fewshot.sampler import EpisodeIndices, EpisodeSampler, joined
 from fewshot.sharing import shared, task_size
 
-_CHUNK_BYTES = 4 << 20  # features of one method call: about what the second-level caches of two cores hold
+_CHUNK_BYTES = 6 << 20  # features of one method call: more would not stay in the caches, less costs calls of operators
 _UNIT = 256  # episodes of a unit, about, where a method takes chunk after chunk
 
 
@@ -123,10 +123,10 @@ class Scorer:
                 # An answer is copied before the next chunk is gathered: its features can lie in the same, warm memory.
                 items = indices.support.shape[1] + indices.query.shape[1]
                 room = self.bank.features.new_empty(min(self.chunk, len(indices)) * items, self.bank.features.shape[1])
-            for i in range(0, len(indices), self.chunk):
+            for chunk in indices.split(self.chunk):
                 if not going():
                     raise Cancelled
-                yield self.prepare(indices[i : i + self.chunk].gather(self.bank, room))
+                yield self.prepare(chunk.gather(self.bank, room))
 
         with torch.inference_mode():
             for logits, found in answers(self.method, chunks()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -34,11 +36,15 @@ def prototypes(episodes: Episodes) -> Tensor:
     """Mean of each class's support [E, N, D]; shots are counted from the labels, so they may be unequal."""
     labels, ways = episodes.support_labels, episodes.ways
     shots, rest = divmod(labels.shape[1], ways)
-    if not rest:
-        grouped = labels.unflatten(1, (ways, shots))
-        if (grouped == torch.arange(ways, device=labels.device).unsqueeze(1)).all():  # as the sampler makes them
-            groups = episodes.support.reshape(len(labels) * ways, shots, -1)
-            # A product is faster than a mean along this axis.
-            return (groups.new_full((len(groups), 1, shots), 1 / shots) @ groups).view(len(labels), ways, -1)
+    if not rest and torch.equal(labels, _class_by_class(ways, shots, labels.device).expand_as(labels)):
+        groups = episodes.support.reshape(len(labels) * ways, shots, -1)
+        # A product is faster than a mean along this axis.
+        return (groups.new_full((len(groups), 1, shots), 1 / shots) @ groups).view(len(labels), ways, -1)
     sums, counts = class_sums(episodes.support, labels, ways)
     return sums / counts.clamp_min(1).unsqueeze(-1)
+
+
+@functools.lru_cache
+def _class_by_class(ways: int, shots: int, device: torch.device) -> Tensor:
+    """The labels of an episode in the order of the sampler [S]."""
+    return torch.arange(ways, device=device).repeat_interleave(shots)
