@@ -184,6 +184,8 @@ def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")
           split: Split = None, backbone: Backbone = "conv4",
           weights: Weights = None, crops: Crops = "", data_set: DataSettings = None,
           backbone_set: BackboneSettings = None, data_root: DataRoot = None,
+          precision: Annotated[str, typer.Option(help="of the backbone's arithmetic: float32, or bfloat16, which is faster "
+                                                 "and less accurate; the features are then others")] = "float32",
           cache: Annotated[Path, typer.Option(help="folder for partial extractions")] = Path("runs/cache")):
     """Extract the features of one split once; an interrupted extraction continues."""
     from fewshot.backbones import check_backbone
@@ -194,7 +196,8 @@ def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")
     check_backbone(backbone, weights)
     images = _load(dataset, split, data_root, **pairs(data_set))
     run = Run(dataset=images.name, backbone=backbone, weights=text_of(weights), backbone_options=pairs(backbone_set))
-    features = extract(images, backbone_for(run, images), cache=cache, progress=True, crops=crops)
+    features = extract(images, backbone_for(run, images), cache=cache, progress=True, crops=crops,
+                       precision=precision)
     typer.echo(f"wrote {features.save(out)}: {len(features)} x {features.features.shape[1]}")
 
 

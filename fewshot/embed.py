@@ -13,16 +13,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fewshot.backbones.base import Backbone
+from fewshot.backbones.base import PRECISIONS, Backbone
 from fewshot.banks import FeatureBank, ImageBank
 from fewshot.crops import Crops, parse_crops
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.provenance import versions
+from fewshot.registry import unknown_message
 
 
 def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: torch.device | str | None = None,
-          cache: str | Path | None = None, progress: bool = True, shard_batches: int = 50, crops: str = "") -> FeatureBank:
+          cache: str | Path | None = None, progress: bool = True, shard_batches: int = 50, crops: str = "",
+          precision: str = "float32") -> FeatureBank:
     """Features of every image of `bank`, in its order: FeatureBank [M, D] with the provenance of `describe`.
 
     The backbone works in eval mode without gradients and is put back into its mode. With BatchNorm on running
@@ -37,6 +39,8 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
     progress        show a progress bar
     crops           random crops of every image, "mean(30)" to average their features or "keep(7)" to have them side by side
                     (then D is `feature_dim` times their number), see `fewshot.crops.Crops`; "": the whole images
+    precision       of the arithmetic in the backbone: "bfloat16" is up to twice as fast on processors that have it, and
+                    costs accuracy (docs/scaling.md); the features are float32 in any case, and other ones
 
     Raises FewshotError for an empty bank, and naming the image where features are NaN or infinite. Damaged cache files
     are extracted again, and a cache that cannot be written is done without, both with a warning.
@@ -47,8 +51,12 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
         raise FewshotError(f"{type(bank).__name__} given; embed takes an ImageBank (load_dataset makes one)")
     if not len(bank):
         raise FewshotError(f"{bank.name}/{bank.split} holds no images to embed")
+    if precision not in PRECISIONS:
+        raise FewshotError(unknown_message("precision", str(precision), list(PRECISIONS)))
     cut = parse_crops(crops)
     provenance = describe(bank, backbone, batch_size) | ({} if cut is None else {"crops": str(cut)})
+    if precision != "float32":
+        provenance["precision"] = precision
     target, shards = None, None
     if cache is not None:
         key = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:16]
@@ -60,7 +68,7 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
     fields = {"labels": bank.labels, "class_names": bank.class_names, "name": bank.name, "split": bank.split,
               "provenance": provenance}
     extracted = {"batch_size": batch_size, "device": device, "shards": shards, "shard_batches": shard_batches,
-                 "progress": progress, "crops": cut,
+                 "progress": progress, "crops": cut, "half": precision == "bfloat16",
                  "dim": backbone.feature_dim * (cut.count if cut is not None and cut.kind == "keep" else 1)}
     if target is not None:
         try:
@@ -111,7 +119,8 @@ def describe(bank: ImageBank, backbone: Backbone, batch_size: int) -> dict:
 
 
 def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: int, device: torch.device | str | None,
-             shards: Path | None, shard_batches: int, progress: bool, crops: Crops | None, dim: int) -> Iterator[Tensor]:
+             shards: Path | None, shard_batches: int, progress: bool, crops: Crops | None, dim: int,
+             half: bool) -> Iterator[Tensor]:
     """Features of `shard_batches` batches at a time, [m, D] in the order of the images."""
     if device is not None:
         backbone.to(device)
@@ -133,11 +142,11 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
                 features = torch.empty(stop - start, dim, dtype=torch.float32)
                 for low in range(start, stop, batch_size):
                     high = min(low + batch_size, stop)
-                    with torch.inference_mode():
+                    with torch.inference_mode(), torch.autocast(where.type, torch.bfloat16, enabled=half):
                         # Copied into an ordinary tensor: inference tensors cannot take part in autograd later.
                         images = bank.images[low:high].to(where)
-                        features[low - start : high - start] = _forward(backbone, images, crops, f"{bank.name}/{bank.split}",
-                                                                        low)
+                        name = f"{bank.name}/{bank.split}"
+                        features[low - start : high - start] = _forward(backbone, images, crops, name, low, half)
                     _check_finite(features[low - start : high - start], bank, low, backbone)
                     bar.update(high - low)
                 if path is not None and stop - start < len(bank):
@@ -148,10 +157,16 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
         backbone.train(training)
 
 
-def _forward(backbone: Backbone, images: Tensor, crops: Crops | None, name: str, start: int) -> Tensor:
+def _forward(backbone: Backbone, images: Tensor, crops: Crops | None, name: str, start: int, half: bool) -> Tensor:
+    # Convolutions of 16 bits are fastest with the channels last, also on CPUs.
+    layout = torch.channels_last if half else torch.preserve_format
+
+    def features(images: Tensor) -> Tensor:
+        return backbone(backbone.transform(images).to(memory_format=layout)).to(torch.float32)
+
     if crops is None:
-        return backbone(backbone.transform(images))
-    every = (backbone(backbone.transform(crops.cut(images, number, name, start))) for number in range(crops.count))
+        return features(images)
+    every = (features(crops.cut(images, number, name, start)) for number in range(crops.count))
     return torch.cat(list(every), 1) if crops.kind == "keep" else sum(every) / crops.count
 
 

@@ -24,6 +24,22 @@ def conv4(**keywords):
     return create_backbone("conv4", channels=1, image_size=28, width=8, **keywords)
 
 
+def test_bfloat16_gives_other_features_that_are_named_so(tmp_path):
+    bank, backbone = image_bank(), conv4()
+    exact = embed(bank, backbone, progress=False, cache=tmp_path)
+    short = embed(bank, backbone, progress=False, cache=tmp_path, precision="bfloat16")
+    assert short.features.dtype == torch.float32 and "precision" not in exact.provenance
+    assert short.provenance == exact.provenance | {"precision": "bfloat16"}
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    difference = (short.features - exact.features).norm(dim=1) / exact.features.norm(dim=1)
+    assert 1e-4 < difference.max() < 0.03, "eight bits of precision in each of four layers"
+    with pytest.raises(FewshotError, match="unknown precision 'bfloat61'; did you mean 'bfloat16'"):
+        embed(bank, backbone, progress=False, precision="bfloat61")
+    crops = embed(bank, backbone, progress=False, crops="mean(3)", precision="bfloat16")
+    torch.testing.assert_close(crops.features, embed(bank, backbone, progress=False, crops="mean(3)").features,
+                               atol=0.03, rtol=0.03)
+
+
 class Stop(Exception):
     """Stands for a power cut."""
 

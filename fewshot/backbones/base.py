@@ -15,6 +15,8 @@ from fewshot.backbones.weights import state_sha256
 from fewshot.errors import FewshotError
 from fewshot.registry import Registry, unknown_message
 
+PRECISIONS = ("float32", "bfloat16")  # of the arithmetic in a backbone
+
 BACKBONES: Registry[type[Backbone]] = Registry("backbone")
 REDUCTIONS = {"average": lambda x: x.mean((2, 3)), "max": lambda x: x.amax((2, 3)), "flatten": lambda x: x.flatten(1)}
 

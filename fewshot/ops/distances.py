@@ -37,13 +37,12 @@ def near_origin(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _far_centre(y: Tensor, squares: Tensor) -> Tensor | None:
     """[E, 1, D] the mean of y in episodes where it is far from the origin, 0 in the others; None where it is so in none,
     which saves a pass over the other points. squares: |y|^2 [E, B, 1]."""
-    centre = y.new_full((len(y), 1, y.shape[1]), 1 / y.shape[1]) @ y  # faster than a mean along this axis
-    from_origin = centre.square().sum(-1, keepdim=True)  # [E, 1, 1]
-    # Mean squared distance from the centre; cancellation leaves too few digits of it where the centre is far, which only
-    # says so again. Up to this ratio a shift would save two or three bits. It is decided for each episode alone.
-    spread = squares.mean(1, keepdim=True) - from_origin
-    far = from_origin > _FAR * spread
-    return centre.where(far, 0) if far.any() else None
+    points, total = y.shape[1], y.sum(1)  # [E, D]
+    # |centre|^2 > _FAR (mean |y|^2 - |centre|^2), the mean squared distance from it, for each episode alone. Up to this
+    # ratio a shift would save two or three bits.
+    limit = points * _FAR / (1 + _FAR)
+    far = torch.linalg.vector_norm(total, dim=-1).square() > limit * squares.sum((1, 2))  # [E]
+    return (total / points).unsqueeze(1).where(far[:, None, None], 0) if far.any() else None
 
 
 def l2_normalise(x: Tensor, epsilon: float = 1e-12) -> Tensor:

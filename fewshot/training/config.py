@@ -9,13 +9,13 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from fewshot.backbones.base import PRECISIONS
 from fewshot.errors import FewshotError
 from fewshot.losses import Loss, parse_losses
 from fewshot.registry import unknown_message
 
 OPTIMISERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "step", "cosine")
-PRECISIONS = ("float32", "bfloat16")
 HEADS = ("linear", "cosine")
 VALIDATION_NORMS = ("l2n", "un")
 
