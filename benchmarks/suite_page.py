@@ -20,7 +20,9 @@ The floor of an episode is the time to gather its features at the bandwidth of a
 products, each at the measured speed of a batched product of that shape with operands in the cache; for an iterative method,
 iterations times the products of one, in the space it works in. The formulas are in `benchmarks/floors.py`. Left out are
 normalisation, sums, searches, copies and calls of operators. Exponentials, logarithms and, for Dirichlet mixtures,
-lgamma and digamma are counted apart: the last column divides by the floor with them. Gathering is included in all rates."""
+lgamma and digamma are counted apart: the last column divides by the floor with them. Gathering is included in all rates.
+Floors are measured when a protocol begins and methods after it: on a shared machine whose speed changes from minute to
+minute, the columns of one protocol can be too high or too low together."""
 BOUNDS = """\
 What the profiles of the slower ones show: `simple_shot` passes over the features twice more, to centre and to scale
 them. `logistic_regression` projects the queries on all support items where the floor counts the classes, and then makes
