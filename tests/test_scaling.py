@@ -258,7 +258,9 @@ def threads():
 @pytest.mark.parametrize("open_classes", [0, 2])
 def test_threads_change_nothing(small, threads, method, open_classes):
     bank = toy_bank()
-    run = replace(RUN, method=method, parameters={}, transforms="l2", open_classes=open_classes, open_queries=open_classes)
+    parameters = {"norm": "l2n"} if method in ("laplacian_shot", "bd_cspn") else {}
+    run = replace(RUN, method=method, parameters=parameters, transforms="l2", open_classes=open_classes,
+                  open_queries=open_classes)
     results = []
     for number in (1, 2, 3):
         threads(number)
