@@ -76,8 +76,10 @@ def start(tmp_path, images):
     def call(*arguments) -> subprocess.Popen:
         environment = {**os.environ, "FEWSHOT_CACHE": str(images), "PYTHONPATH": str(ROOT), "COLUMNS": "200",
                        "OMP_NUM_THREADS": "1"}
+        # A suite that runs in the background of a shell has SIGINT ignored, and so would the process.
         return subprocess.Popen([sys.executable, "-m", "fewshot", *map(str, arguments)], cwd=tmp_path, env=environment,
-                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     return call
 
