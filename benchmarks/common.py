@@ -102,8 +102,7 @@ def index_chunks(features: FeatureBank, ways: int, shots: int, episodes: int) ->
     """Row numbers of episodes with 15 queries per class, in chunks as `fewshot.evaluate` makes them."""
     sampler = EpisodeSampler(features, ways=ways, shots=shots)
     size = Scorer(features, sampler, None, None, episodes).chunk
-    drawn = sampler.indices(0, episodes)
-    return [drawn[at : at + size] for at in range(0, episodes, size)]
+    return list(sampler.indices(0, episodes).split(size))
 
 
 class Contender:

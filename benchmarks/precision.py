@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
+from functools import partial
 from pathlib import Path
 
-from common import conditions, markdown, rate
+from common import conditions, interleave, markdown, rate
 
+from fewshot.backbones.base import PRECISIONS
 from fewshot.banks import ImageBank
 from fewshot.datasets import load_dataset
 from fewshot.embed import embed
@@ -43,20 +44,17 @@ def main() -> None:
     for label, run in PLACES.items():
         images = load_dataset(run.dataset, "test", root=arguments.data_root, **run.data_options)
         backbone = backbone_for(run, images)
-        some, seconds = ImageBank(images.images[:SOME], images.labels[:SOME]), {"float32": [], "bfloat16": []}
-        for _ in range(ROUNDS):
-            for precision, found in seconds.items():
-                start = time.perf_counter()
-                embed(some, backbone, progress=False, precision=precision)
-                found.append(time.perf_counter() - start)
+        some = ImageBank(images.images[:SOME], images.labels[:SOME])
+        seconds = interleave({precision: partial(embed, some, backbone, progress=False, precision=precision)
+                              for precision in PRECISIONS}, ROUNDS)
         speed = {precision: SOME / statistics.median(found) for precision, found in seconds.items()}
-        banks = {precision: embed(images, backbone, progress=False, precision=precision) for precision in seconds}
+        banks = [embed(images, backbone, progress=False, precision=precision) for precision in PRECISIONS]
         queries = 5 if run.dataset == "omniglot" else 15
         for method in METHODS:
             parameters = {"norm": "l2n"} if method == "simple_shot" else {}
             for shots in (1, 5):
                 exact, short = (evaluate(Run(method=method, parameters=parameters, shots=shots, queries=queries), bank)
-                                for bank in banks.values())
+                                for bank in banks)
                 gap = compare(short, exact).difference
                 rows.append([label, f"{method}, {shots}-shot", rate(speed["float32"]), rate(speed["bfloat16"]),
                              exact.accuracy.percent(), f"{100 * gap.mean:+.3f} ± {100 * gap.half_width:.3f}"])

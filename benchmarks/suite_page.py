@@ -30,8 +30,7 @@ short calls in Newton's method, like the bound updates of `slk_means` and `slk_m
 mixtures beside lgamma and digamma. `dn4` spends most of its time on the search for the nearest descriptors, which the
 floor leaves out. `free_lunch` takes many conjugate-gradient steps where the floor counts one per Newton step, in
 products with the few classes last, the slow order. A `protonet` evaluation spends most of its time on gathering and on
-thin matrix products; where two "cores" are the two threads of one, as on the machine of this page, products gain less from
-the second thread (about 1.5 times) than gathering does (2 times), and the evaluation looks slower beside it."""
+thin matrix products; the second thread helps it less than the bare gather beside which it is shown."""
 KINDS = ("row numbers", "bare gather", "gather", "evaluation", "easyfsl evaluation")
 
 

@@ -1,13 +1,13 @@
 """Training recipes and classifiers on their features: does the best head depend on how the backbone was trained?
 
-    python experiments/recipes.py --data-root DATA                   # about half an hour on two CPU cores, given the weights
-    python experiments/recipes.py --data-root DATA --train           # first 22 trainings, each five minutes on one core
+    python experiments/recipes.py --data-root DATA                   # about 15 minutes on one CPU core, given the weights
+    python experiments/recipes.py --data-root DATA --train           # first 22 trainings, three to eight minutes each
 
 Every recipe of fewshot/training/recipes trains one backbone on Omniglot's background alphabets (Conv-4, 28 pixels, grey) and
 one on 60 classes of Caltech-101 (ResNet-12 with 8, 20, 40 and 80 channels, 64 pixels); alphabets and classes of the test are
 new. Optimiser, schedule, batches and augmentation are the same for all: SGD with Nesterov momentum, 0.05, cosine, weight
-decay 5e-4, bfloat16; what differs is the loss, and the number of epochs, so that each takes about five minutes of one CPU
-core. These are not the settings of the papers and the numbers are not theirs. `rfs` is the second of two generations.
+decay 5e-4, bfloat16; what differs is the loss, and the number of epochs, so that each takes three to eight minutes of one
+CPU core. These are not the settings of the papers and the numbers are not theirs. `rfs` is the second of two generations.
 Weights are the best on 1-shot validation episodes every few epochs, of `simclr` and `beclr`, which see no label, the last.
 `simpleshot`, to which the others are compared, is trained with three seeds; tables of recipes show the first.
 
@@ -34,7 +34,7 @@ from fewshot.training import recipe_config
 HEADS = {"simple_shot": {"norm": "l2n"}, "logistic_regression": {}, "soft_kmeans": {}, "pt_map": {}}
 BASE = "simpleshot"
 SEEDS = (0, 1, 2)  # of BASE
-# Epochs of five minutes on one core: (Omniglot, Caltech-101). rfs has so many in each of its two generations.
+# Epochs of three to eight minutes on one core: (Omniglot, Caltech-101). rfs has so many in each of its two generations.
 EPOCHS = {"simpleshot": (30, 12), "rfs": (14, 5), "easy": (15, 7), "s2m2": (8, 4), "baseline_pp": (30, 12),
           "nsae": (4, 2), "hct": (7, 4), "simclr": (9, 7), "beclr": (4, 3)}
 PARAMETERS = {"s2m2": {"rotation_share": 0.5}, "beclr": {"clusters": 100, "cluster_size": 20, "momentum": 0.99}}
@@ -56,8 +56,7 @@ def training(recipe: str, dataset: str, seed: int = 0) -> Recipe:
     config = recipe_config(recipe, **{
         "epochs": EPOCHS[recipe][list(PLACES).index(dataset)], "optimiser": "sgd", "lr": 0.05, "nesterov": True,
         "weight_decay": 5e-4, "schedule": "cosine", "cycles": 1, "precision": "bfloat16", "validation_episodes": 300,
-        "seed": seed,
-        "recipe_parameters": PARAMETERS.get(recipe, {}), **settings})
+        "seed": seed, "recipe_parameters": PARAMETERS.get(recipe, {}), **settings})
     return Recipe(config, dataset, data_options, backbone=backbone, backbone_options=options,
                   generations=2 if recipe == "rfs" else 1)
 

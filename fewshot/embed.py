@@ -39,8 +39,8 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
     progress        show a progress bar
     crops           random crops of every image, "mean(30)" to average their features or "keep(7)" to have them side by side
                     (then D is `feature_dim` times their number), see `fewshot.crops.Crops`; "": the whole images
-    precision       of the arithmetic in the backbone: "bfloat16" is up to twice as fast on processors that have it, and
-                    costs accuracy (docs/scaling.md); the features are float32 in any case, and other ones
+    precision       of the arithmetic in the backbone: "bfloat16" is faster on processors that have it and costs accuracy
+                    (docs/scaling.md has both); the features are float32 in any case, and other ones
 
     Raises FewshotError for an empty bank, and naming the image where features are NaN or infinite. Damaged cache files
     are extracted again, and a cache that cannot be written is done without, both with a warning.
@@ -68,7 +68,7 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
     fields = {"labels": bank.labels, "class_names": bank.class_names, "name": bank.name, "split": bank.split,
               "provenance": provenance}
     extracted = {"batch_size": batch_size, "device": device, "shards": shards, "shard_batches": shard_batches,
-                 "progress": progress, "crops": cut, "half": precision == "bfloat16",
+                 "progress": progress, "crops": cut,
                  "dim": backbone.feature_dim * (cut.count if cut is not None and cut.kind == "keep" else 1)}
     if target is not None:
         try:
@@ -119,13 +119,12 @@ def describe(bank: ImageBank, backbone: Backbone, batch_size: int) -> dict:
 
 
 def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: int, device: torch.device | str | None,
-             shards: Path | None, shard_batches: int, progress: bool, crops: Crops | None, dim: int,
-             half: bool) -> Iterator[Tensor]:
+             shards: Path | None, shard_batches: int, progress: bool, crops: Crops | None, dim: int) -> Iterator[Tensor]:
     """Features of `shard_batches` batches at a time, [m, D] in the order of the images."""
     if device is not None:
         backbone.to(device)
     where = next((value.device for value in backbone.state_dict().values()), torch.device(device or "cpu"))
-    training = backbone.training
+    training, name, half = backbone.training, f"{bank.name}/{bank.split}", provenance.get("precision") == "bfloat16"
     backbone.eval()
     try:
         with tqdm(total=len(bank), disable=not progress, unit="image", desc=f"{backbone.name} {bank.split}") as bar:
@@ -145,7 +144,6 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
                     with torch.inference_mode(), torch.autocast(where.type, torch.bfloat16, enabled=half):
                         # Copied into an ordinary tensor: inference tensors cannot take part in autograd later.
                         images = bank.images[low:high].to(where)
-                        name = f"{bank.name}/{bank.split}"
                         features[low - start : high - start] = _forward(backbone, images, crops, name, low, half)
                     _check_finite(features[low - start : high - start], bank, low, backbone)
                     bar.update(high - low)

@@ -16,7 +16,7 @@ from fewshot.files import write_atomically
 from fewshot.pipeline import FeatureSource
 from fewshot.published import Experiment, Published, obstacle, published_table
 from fewshot.run import Run
-from fewshot.store import Store
+from fewshot.store import Store, experiment_store, kept_folder
 from fewshot.table_forms import Table
 from fewshot.tables import comparison_table, results_table
 
@@ -82,7 +82,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     parser = argparse.ArgumentParser(description=f"experiment {path.stem}; see the head of {path.name}")
     parser.add_argument("--data-root", type=Path, help="folder of the data sets (default: FEWSHOT_DATA, else data)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of stored results")
-    parser.add_argument("--keep", action="store_true", help=f"copy the results to {path.parent / 'kept'}, where they are "
+    parser.add_argument("--keep", action="store_true", help=f"copy the results to {kept_folder(file)}, where they are "
                         "found from then on: for runs of hours, a few kilobytes each with few episodes")
     parser.add_argument("--episodes", type=int, help="fewer episodes, for a trial")
     parser.add_argument("--dataset", help="only the runs on this data set")
@@ -101,7 +101,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     wanted = possible_runs(wanted, arguments.data_root)
     if not wanted:
         raise SystemExit("no run can be made here")
-    store = Store(arguments.runs, kept=path.parent / "kept")
+    store = experiment_store(file, arguments.runs)
     source = FeatureSource(arguments.data_root, arguments.runs / "cache", progress=True)
     results = []
     for number, run in enumerate(wanted, 1):
@@ -109,7 +109,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
         results.append(evaluate(trial, store=store, progress=True, source=source))
         print(f"[{number}/{len(wanted)}] {results[-1]!r} in {results[-1].seconds:.0f} s", flush=True)
         if arguments.keep and arguments.episodes is None:
-            Store(path.parent / "kept").save(results[-1])
+            Store(kept_folder(file)).save(results[-1])
     table = results_table(results, rows=rows)
     table.print()
     if arguments.episodes is None and arguments.dataset is None and arguments.method is None:

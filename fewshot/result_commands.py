@@ -66,12 +66,11 @@ def table(results: Annotated[list[str] | None, typer.Argument(help="result folde
         raise FewshotError("--metrics, --over-seeds and --interval are three tables; ask for one at a time")
     if results and results[0].endswith(".py"):
         from fewshot.published import load_experiment, published_table
-        from fewshot.store import Store
+        from fewshot.store import experiment_store
 
         if len(results) > 1:
             raise FewshotError(f"{len(results)} arguments beside the experiment {results[0]}; give one experiment alone")
-        stored = Store(runs, kept=Path(results[0]).parent / "kept")
-        made = published_table(load_experiment(results[0]), stored, data_root)
+        made = published_table(load_experiment(results[0]), experiment_store(results[0], runs), data_root)
     elif metrics:
         made = metrics_table(_results(results, runs))
     elif over_seeds:

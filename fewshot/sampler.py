@@ -64,14 +64,11 @@ class EpisodeIndices:
         room   [E (S + Q) or more, D] memory for the features: with its next use these are gone
         """
         lengths = None if bank.lengths is None else bank.lengths[self.query]
-        if room is None:
-            support, query = bank.take(self.support), bank.take(self.query)
-        else:
-            support, query = bank.take(torch.cat([self.support.flatten(), self.query.flatten()]), room).split(
-                [self.support.numel(), self.query.numel()])
-            support, query = support.unflatten(0, self.support.shape), query.unflatten(0, self.query.shape)
-        return Episodes.trusted(support=support, support_labels=self.support_labels, query=query, ways=self.ways,
-                                query_lengths=lengths)
+        rows = torch.cat([self.support.flatten(), self.query.flatten()])
+        taken = bank.take(rows) if room is None else bank.take(rows, room)
+        support, query = taken.split([self.support.numel(), self.query.numel()])
+        return Episodes.trusted(support=support.unflatten(0, self.support.shape), support_labels=self.support_labels,
+                                query=query.unflatten(0, self.query.shape), ways=self.ways, query_lengths=lengths)
 
 
 def joined(parts: Sequence[EpisodeIndices]) -> EpisodeIndices:

@@ -59,14 +59,14 @@ def _by_threads(scorer: Scorer, tasks: list[tuple[int, int]], threads: int) -> I
     with ThreadPoolExecutor(threads, "fewshot", torch.set_num_threads, (1,)) as pool:
         torch.set_num_threads(1)
         try:
-            yield _units(scorer, tasks, pool, threads, stopped)
+            yield _from_threads(scorer, tasks, pool, threads, stopped)
         finally:
             stopped.set()
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)
 
 
-def _units(scorer: Scorer, tasks: list[tuple[int, int]], pool: Executor, threads: int,
+def _from_threads(scorer: Scorer, tasks: list[tuple[int, int]], pool: Executor, threads: int,
            stopped: threading.Event) -> Iterator[Part]:
     """Part after part. This thread draws the row numbers, ahead of those that score."""
     def submitted():
@@ -105,7 +105,7 @@ def _by_processes(scorer: Scorer, tasks: list[tuple[int, int]], workers: int) ->
         with ProcessPoolExecutor(others, context, _begin, (str(setting), ended)) as pool:
             torch.set_num_threads(1)
             try:
-                yield _shared(scorer, ours, tasks, pool, others)
+                yield _from_processes(scorer, ours, tasks, pool, others)
             except BrokenProcessPool as error:
                 raise FewshotError("a worker process has ended, perhaps for lack of memory: use fewer workers; a script "
                                    'needs its calls under if __name__ == "__main__"') from error
@@ -115,7 +115,7 @@ def _by_processes(scorer: Scorer, tasks: list[tuple[int, int]], workers: int) ->
                 pool.shutdown(cancel_futures=True)
 
 
-def _shared(scorer: Scorer, ours: Scorer, tasks: list[tuple[int, int]], pool: ProcessPoolExecutor,
+def _from_processes(scorer: Scorer, ours: Scorer, tasks: list[tuple[int, int]], pool: ProcessPoolExecutor,
             others: int) -> Iterator[Part]:
     """The parts of all tasks in order. This process scores, too (`ours`), while the task that is due is with another one,
     also while the others start: what is left to it beside that is too little for a core of its own."""

@@ -100,6 +100,15 @@ class Store:
                                "evaluate again") from error
 
 
+def experiment_store(file: str | Path, root: str | Path) -> Store:
+    """Results in `root`, and those kept in the repository beside the file of an experiment."""
+    return Store(root, kept=kept_folder(file))
+
+
+def kept_folder(file: str | Path) -> Path:
+    return Path(file).parent / "kept"
+
+
 def _put(folder: Path, place: Path) -> None:
     """Move `folder` to `place`; what is there, perhaps put there this moment by another host, is taken out first."""
     old = folder.with_name(f"{folder.name}-old")

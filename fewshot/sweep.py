@@ -19,7 +19,7 @@ from fewshot.errors import FewshotError, check_at_least, check_positive
 from fewshot.experiment import possible_runs
 from fewshot.published import find_results, load_experiment
 from fewshot.run import Run
-from fewshot.store import Store
+from fewshot.store import Store, experiment_store
 
 if TYPE_CHECKING:
     from submitit import Executor, Job
@@ -132,7 +132,7 @@ def sweep(path: str | Path, jobs: Jobs, folder: str | Path = "runs", data_root: 
     """
     path, folder = Path(path).resolve(), Path(folder).resolve()
     data_root = None if data_root is None else Path(data_root).resolve()
-    experiment, store = load_experiment(path), Store(folder)
+    experiment, store = load_experiment(path), experiment_store(path, folder)
     store.prepare()
     submitter = jobs.submitter(folder / "jobs" / path.stem, f"fewshot-{path.stem}")
     possible = possible_runs(experiment.runs, data_root)

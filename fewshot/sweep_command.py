@@ -64,10 +64,10 @@ def _run_file(experiment: Path, runs: Path, data_root: Path | None) -> None:
 def _print_found(experiment: Path, runs: Path, data_root: Path | None) -> None:
     """The table of what is there; the program itself would try the failed runs again, here."""
     from fewshot.published import find_results, load_experiment
-    from fewshot.store import Store
+    from fewshot.store import experiment_store
     from fewshot.tables import results_table
 
     wanted = load_experiment(experiment).runs
-    found = find_results(wanted, Store(runs))
+    found = find_results(wanted, experiment_store(experiment, runs))
     if found:
         results_table([found[run.key] for run in wanted if run.key in found]).print()

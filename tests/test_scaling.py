@@ -271,13 +271,15 @@ def test_threads_change_nothing(small, threads, method, open_classes):
 
 
 class _Slow(ProtoNet):
-    """Stops at its seventh call. `calls` are of all threads."""
+    """Stops at its seventh call. `calls` are of all `threads`."""
 
     calls: ClassVar[list[int]] = []
+    threads: ClassVar[set[str]] = set()
     error: ClassVar[BaseException] = KeyboardInterrupt()
 
     def __call__(self, episodes):
         self.calls.append(len(episodes))
+        self.threads.add(threading.current_thread().name)
         if len(self.calls) == 7:
             raise self.error
         time.sleep(0.01)
@@ -287,6 +289,7 @@ class _Slow(ProtoNet):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), FewshotError("no"), ZeroDivisionError()])
 def test_a_stop_in_one_thread_stops_all_and_loses_little(tmp_path, small, threads, monkeypatch, error):
     monkeypatch.setattr(_Slow, "calls", [])
+    monkeypatch.setattr(_Slow, "threads", set())
     monkeypatch.setattr(_Slow, "error", error)
     threads(2)
     bank, store = toy_bank(), Store(tmp_path)
@@ -296,6 +299,7 @@ def test_a_stop_in_one_thread_stops_all_and_loses_little(tmp_path, small, thread
     assert torch.get_num_threads() == 2 and not [t for t in threading.enumerate() if t.name.startswith("fewshot")]
     assert len(_Slow.calls) <= 7 + 5 * 3, "five units are under way at that moment, of three chunks each"
     assert parts_of(tmp_path)
+    assert _Slow.threads == {"fewshot_0", "fewshot_1"}
     assert_same(evaluate_resolved(resolved, store=store), evaluate(RUN, bank))
     assert sum(_Slow.calls) < RUN.episodes + 7 * 12, "what had been finished was not made again"
 
