@@ -126,6 +126,24 @@ def test_jobs_give_what_the_file_gives_and_only_once(tmp_path, experiment, in_pr
     assert in_process(path) == ([], []) and "2 of 2 runs are finished" in capsys.readouterr().out
 
 
+def test_what_is_kept_beside_the_file_is_found_by_all(tmp_path, experiment, in_process, monkeypatch, capsys):
+    path = experiment()
+    monkeypatch.setattr(sys, "argv", [str(path), "--runs", "elsewhere", "--keep"])
+    runpy.run_path(str(path), run_name="__main__")
+    kept = records(path.parent / "kept")
+    assert kept == records(tmp_path / "elsewhere") and len(kept) == 2
+    assert in_process(path) == ([], []) and not records(tmp_path / "runs"), "nothing is left to a sweep"
+    monkeypatch.setattr(sys, "argv", [str(path), "--runs", "runs"])
+    runpy.run_path(str(path), run_name="__main__")
+    assert not records(tmp_path / "runs"), "nor to the file itself"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main(["table", str(path), "--runs", str(tmp_path / "runs"), "--format", "csv"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(f"{100 * accuracy:.6f}"[:7] in text for accuracy, *_ in kept.values()), text
+
+
 def test_only_what_is_missing_is_made(experiment, in_process):
     assert in_process(experiment(TWO[:1])) == ([], [(1, False)]), "nothing to share, so no job for the features alone"
     assert in_process(experiment([*TWO, ("simple_shot", 1)]), per_job=2) == ([], [(2, False)])
