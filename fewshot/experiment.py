@@ -74,9 +74,10 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     `published` numbers also `results/<name>_published.md`, with `differences` a file of paired differences per protocol.
     Runs whose data or weights are absent are left out, with the reason. Results in `kept/` beside `file` are found, too.
 
-    The command line takes --data-root, --runs, and for a trial, whose table is only printed, --episodes (fewer), --dataset
-    (only this one) and --method (only these). With `recipes` (name of the weights -> Recipe) it takes --train: train the
-    weights named, or all, into RUNS/training/<name>, and put them into `weights/` beside `file`, before the evaluation.
+    The command line takes --data-root, --runs, and for a part of the runs or a trial, whose table is only printed,
+    --dataset, --distribution (only this one), --shots, --method (only these) and --episodes (fewer). With `recipes` (name of
+    the weights -> Recipe) it takes --train: train the weights named, or all, into RUNS/training/<name>, and put them into
+    `weights/` beside `file`, before the evaluation.
     """
     path = Path(file)
     parser = argparse.ArgumentParser(description=f"experiment {path.stem}; see the head of {path.name}")
@@ -86,6 +87,8 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
                         "found from then on: for runs of hours, a few kilobytes each with few episodes")
     parser.add_argument("--episodes", type=int, help="fewer episodes, for a trial")
     parser.add_argument("--dataset", help="only the runs on this data set")
+    parser.add_argument("--distribution", help="only the runs with these numbers of queries per class: balanced, dirichlet")
+    parser.add_argument("--shots", type=int, nargs="+", help="only the runs with these numbers of shots")
     parser.add_argument("--method", nargs="+", help="only the runs of these methods")
     if recipes:
         parser.add_argument("--train", nargs="*", metavar="WEIGHTS", choices=list(recipes),
@@ -97,7 +100,9 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
             print(result, flush=True)
             recipes[name].keep(result, weights_file(file, name))
     wanted = [run for run in runs if arguments.dataset in (None, run.dataset)
-              and run.method in (arguments.method or [run.method])]
+              and arguments.distribution in (None, run.query_distribution)
+              and run.shots in (arguments.shots or [run.shots]) and run.method in (arguments.method or [run.method])]
+    whole = len(wanted) == len(runs) and arguments.episodes is None
     wanted = possible_runs(wanted, arguments.data_root)
     if not wanted:
         raise SystemExit("no run can be made here")
@@ -112,7 +117,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
             Store(kept_folder(file)).save(results[-1])
     table = results_table(results, rows=rows)
     table.print()
-    if arguments.episodes is None and arguments.dataset is None and arguments.method is None:
+    if whole:
         write_atomically(path.parent / "results" / f"{path.stem}.md", table.to_markdown().encode())
         write_atomically(path.parent / "results" / f"{path.stem}.csv", table.to_csv().encode())
         for protocol in dict.fromkeys(r.run.protocol for r in results) if differences else ():
