@@ -22,6 +22,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -59,6 +60,8 @@ from fewshot.training.learner import make_learner
 PROTOCOLS = {"5w1s": (5, 1), "5w5s": (5, 5), "20w5s": (20, 5)}
 LEFT_OUT = ("methods64", "methods2048", "pipeline_two", "peers_two", "memory")  # with --quick
 SLOWEST = 4.0  # seconds of an episode, by its floor, above which a method is not run
+LEAST, LONGEST = 16, 1.5  # episodes of a method's call, or seconds: with few episodes, calls of operators count too much
+RATES_HOLD = 5.0  # seconds after which the speeds of this machine are measured again
 # Learner -> (method, its parameters, options of conv4 at 28 pixels): maps instead of vectors where a method needs them.
 MAPS = {"pools": 2}
 LEARNERS = {"protonet": ({}, {}), "matching_net": ({}, {}), "matching_net full context": ({"full_context": True}, {}),
@@ -114,8 +117,9 @@ def gather_bandwidth(bank: FeatureBank, chunks: list) -> float:
 
 
 def methods(quick: bool, dim: int = 640) -> dict:
-    """{protocol: {method: {rates, iterations, floor, elementwise}}}; an episode is gathered and answered."""
-    found, bank, base = {}, clusters(0, dim=dim), clusters(1, dim=dim)
+    """{protocol: {method: {rates, iterations, floors, elementwise}}}; an episode is gathered and answered. Each round has a
+    floor of its own, measured in the same seconds: a shared machine is now faster, now slower."""
+    found, bank, base, now = {}, clusters(0, dim=dim), clusters(1, dim=dim), clock()
     for protocol, (ways, shots) in PROTOCOLS.items():
         chunks, shape = index_chunks(bank, ways, shots, 256), Shape(ways, ways * shots, ways * 15, dim)
         rates = Rates(gather_bandwidth(bank, chunks))
@@ -129,11 +133,17 @@ def methods(quick: bool, dim: int = 640) -> dict:
                 cases[name], iterations[name] = prepared(name, method, bank, chunks, 0.02 if quick else 0.05)
             except FewshotError:  # DN4 where an item has fewer descriptors than it looks for
                 continue
-        seconds = interleave({name: case for name, (case, _) in cases.items()}, 3)
-        for name, values in seconds.items():
-            floor, elementwise = rates.floor(name, shape, iterations[name])
-            here[name] = {"rates": [cases[name][1] / value for value in values], "iterations": iterations[name],
-                          "floor": floor, "elementwise": elementwise}
+            here[name] = {"rates": [], "iterations": iterations[name], "floors": [], "elementwise": []}
+        for _ in range(3):
+            measured = -RATES_HOLD
+            for name, (case, episodes) in cases.items():
+                if time.monotonic() - measured > RATES_HOLD:
+                    rates, measured = Rates(gather_bandwidth(bank, chunks)), time.monotonic()
+                floor, elementwise = rates.floor(name, shape, iterations[name])
+                start = now()
+                case()
+                for key, value in (("rates", episodes / (now() - start)), ("floors", floor), ("elementwise", elementwise)):
+                    here[name][key].append(value)
     return found
 
 
@@ -155,7 +165,8 @@ def prepared(name: str, method: Method, bank: FeatureBank, chunks: list,
         start = now()
         taken = run([chunks[0][:2]])
         each = (now() - start) / 2
-    fit = max(1, int(4 * seconds / each))  # a chunk is faster per episode than these two
+    # A chunk is faster per episode than these two.
+    fit = max(1, min(LEAST, int(LONGEST / each)), int(4 * seconds / each))
     some = [chunks[0][:fit]] if fit < size else chunks[: fit // size]
     if isinstance(method, TwoStageMethod) and each < 1:
         # Its rate depends on how many episodes it solves together.

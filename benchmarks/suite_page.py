@@ -21,8 +21,8 @@ products, each at the measured speed of a batched product of that shape with ope
 iterations times the products of one, in the space it works in. The formulas are in `benchmarks/floors.py`. Left out are
 normalisation, sums, searches, copies and calls of operators. Exponentials, logarithms and, for Dirichlet mixtures,
 lgamma and digamma are counted apart: the last column divides by the floor with them. Gathering is included in all rates.
-Floors are measured when a protocol begins and methods after it: on a shared machine whose speed changes from minute to
-minute, the columns of one protocol can be too high or too low together."""
+The floor of a method is measured anew in each round, within the same seconds as the method; ratios are the medians of those
+of the rounds."""
 BOUNDS = """\
 What the profiles of the slower ones show: `simple_shot` passes over the features twice more, to centre and to scale
 them. `logistic_regression` projects the queries on all support items where the floor counts the classes, and then makes
@@ -81,7 +81,7 @@ def _more_methods(found: dict, conditions: str, name: str) -> list[str]:
         cells = []
         for here in found.values():
             one = here.get(method)
-            shown = ["", ""] if one is None or not one["floor"] else [f"{ratio:.1f}" for ratio in ratios(one)]
+            shown = ["", ""] if one is None or not any(one["floors"]) else [f"{ratio:.1f}" for ratio in ratios(one)]
             cells += ["-" if one is None else spread(one["rates"]), *shown]
         rows.append([method, *cells])
     header = ["method", *(part for p in found for part in (f"{p}: episodes/s", "/ floor", "with exp"))]
@@ -91,9 +91,10 @@ def _more_methods(found: dict, conditions: str, name: str) -> list[str]:
 
 
 def ratios(one: dict) -> tuple[float, float]:
-    """Measured time over the floor, without and with exponentials."""
-    seconds = 1 / median(one["rates"])
-    return seconds / one["floor"], seconds / (one["floor"] + one["elementwise"])
+    """Measured time over the floor of the same round, without and with exponentials; the median round."""
+    rounds = list(zip(one["rates"], one["floors"], one["elementwise"], strict=True))
+    return (median(1 / (rate * floor) for rate, floor, _ in rounds),
+            median(1 / (rate * (floor + more)) for rate, floor, more in rounds))
 
 
 def _order(protocols: dict) -> list[str]:
@@ -146,7 +147,7 @@ def figure(found: dict, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = {protocol: {name: one for name, one in here.items() if one["floor"]} for protocol, here in found.items()}
+    found = {protocol: {name: one for name, one in here.items() if any(one["floors"])} for protocol, here in found.items()}
     names = sorted(_order(found), key=lambda name: -max(ratios(here[name])[1] for here in found.values() if name in here))
     drawing, axes = plt.subplots(figsize=(7.5, 0.27 * len(names) + 1.4), layout="constrained")
     for (protocol, here), mark in zip(found.items(), "os^", strict=True):

@@ -85,19 +85,22 @@ def tuned(run: Run) -> Run | None:
     return changed if changed and changed.parameters != run.parameters else None
 
 
-def search(method: str, source: FeatureSource, store: Store) -> None:
-    """Tune `method` for every setting and keep what was found."""
-    record, episodes = {}, SLOW_VALIDATION_EPISODES if method == SLOW else VALIDATION_EPISODES
+def search(method: str, source: FeatureSource, store: Store, dataset: str | None) -> None:
+    """Tune `method` for every setting (of one data set) and keep what was found, setting by setting."""
+    path, episodes = TUNED / f"{method}.json", SLOW_VALIDATION_EPISODES if method == SLOW else VALIDATION_EPISODES
+    record = json.loads(path.read_text()) if path.is_file() else {}
     for run in small_data_runs(__file__, method):
+        if dataset not in (None, run.dataset):
+            continue
         found = tune(dataclasses.replace(run, split="val", episodes=episodes), GRIDS[method],
                      source=source, store=store)
         record[setting(run)] = {
             "chosen": found.chosen, "reason": found.reason, "validation_episodes": episodes,
             "candidates": [[{name: r.run.parameters[name] for name in GRIDS[method]}, r.accuracy.percent()]
                            for r in found.candidates]}
+        TUNED.mkdir(exist_ok=True)
+        write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
         print(f"{method}, {setting(run)}: {found.chosen} ({found.reason})", flush=True)
-    TUNED.mkdir(exist_ok=True)
-    write_atomically(TUNED / f"{method}.json", (json.dumps(record, indent=1) + "\n").encode())
 
 
 def all_runs() -> list[Run]:
@@ -131,11 +134,12 @@ if __name__ == "__main__":
     parser.add_argument("--tune", nargs="*", choices=[name for name, grid in GRIDS.items() if grid])
     parser.add_argument("--data-root")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--dataset")
     options, _ = parser.parse_known_args()
     if options.tune is not None:
         features = FeatureSource(options.data_root, options.runs / "cache", progress=True)
         for each in options.tune or [name for name, grid in GRIDS.items() if grid]:
-            search(each, features, Store(options.runs / "tune"))
+            search(each, features, Store(options.runs / "tune"), options.dataset)
         RUNS = all_runs()
         at = sys.argv.index("--tune")
         del sys.argv[at : at + 1 + len(options.tune)]

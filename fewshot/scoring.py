@@ -21,7 +21,7 @@ from fewshot.parts import Part, Parts, summed
 from fewshot.sampler import EpisodeIndices, EpisodeSampler, joined
 from fewshot.sharing import shared, task_size
 
-_CHUNK_BYTES = 6 << 20  # features of one method call: more would not stay in the caches, less costs calls of operators
+_CHUNK_BYTES = 10 << 20  # features of one method call: more would not stay in the caches, less costs calls of operators
 _UNIT = 256  # episodes of a unit, about, where a method takes chunk after chunk
 
 

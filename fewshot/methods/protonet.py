@@ -31,4 +31,4 @@ class ProtoNet(Method):
 
     def __call__(self, episodes: Episodes) -> Tensor:
         distances = squared_euclidean(episodes.query, prototypes(episodes), episodes.query_lengths)
-        return distances / -self.temperature  # [E, Q, N]
+        return distances.div_(-self.temperature)  # [E, Q, N]
