@@ -1,0 +1,56 @@
+"""Experiments in parts: only what is asked for is evaluated, and no table is written before all of its runs are there."""
+
+from __future__ import annotations
+
+import dataclasses
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from fewshot.evaluate import evaluate
+from fewshot.experiment import run_experiment
+from fewshot.pipeline import FeatureSource
+from fewshot.run import Run
+
+TRANSDUCTIVE = Path(__file__).resolve().parents[1] / "experiments" / "transductive.py"
+SETTING = {"dataset": "glyphs", "backbone": "pixels", "queries": 5, "episodes": 20}
+
+
+@pytest.fixture
+def source(tmp_path):
+    return FeatureSource(cache=tmp_path / "cache")
+
+
+def test_a_part_is_evaluated_and_not_written(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "small.py"
+    runs = [Run(method="protonet", shots=shots, query_distribution=distribution, **SETTING)
+            for shots in (1, 2, 5) for distribution in ("balanced", "dirichlet")]
+    monkeypatch.setattr(sys, "argv", ["small", "--runs", str(tmp_path / "runs"), "--shots", "1", "5",
+                                      "--distribution", "dirichlet"])
+    found = run_experiment(str(file), runs)
+    assert [(r.run.shots, r.run.query_distribution) for r in found] == [(1, "dirichlet"), (5, "dirichlet")]
+    assert "2-shot" not in capsys.readouterr().out and not (tmp_path / "results").exists()
+    monkeypatch.setattr(sys, "argv", ["small", "--runs", str(tmp_path / "runs"), "--shots", "1", "2", "5"])
+    assert len(run_experiment(str(file), runs)) == 6
+    assert "2-shot" in (tmp_path / "results" / "small.md").read_text()
+
+
+def test_tables_of_settings_that_are_complete(tmp_path, source):
+    """`tables` of experiments/transductive.py, with runs of a few episodes instead of its own."""
+    module = runpy.run_path(str(TRANSDUCTIVE))
+    few = [Run(method=method, shots=shots, **SETTING) for shots in (1, 5) for method in ("protonet", "soft_kmeans")]
+    slow = [dataclasses.replace(run, episodes=10) for run in few[:2]]
+    namespace = module["tables"].__globals__
+    namespace |= {"__file__": str(tmp_path / "transductive.py"), "RUNS": [*few, *slow], "SLOW_EPISODES": 10,
+                  "TUNED": tmp_path}
+    results = [evaluate(run, source=source) for run in (*few, *slow)]
+    module["tables"](results[:3])
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["transductive_glyphs_5_way_1_shot.md"]
+    module["tables"]([results[-1], *results[:4]])
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        "transductive_glyphs_5_way_1_shot.md", "transductive_glyphs_5_way_5_shot.md"}
+    module["tables"](results)
+    text = (tmp_path / "results" / "transductive_glyphs_5_way_1_shot_putm.md").read_text()
+    assert "soft_kmeans" in text and "10 episodes" in text
