@@ -55,7 +55,7 @@ GRIDS = {
     "tim_adm": {"marginal": [0.1, 0.3, 1.0], "scale": [7.5, 15.0, 30.0]},
     "tim_gd": {"marginal": [0.1, 1.0], "learning_rate": [1e-4, 1e-3]},
     "alpha_tim": {"alpha": [2.0, 5.0], "learning_rate": [1e-4, 1e-3]},
-    "unem_gaussian": None,  # its values are learned: experiments/unem.py
+    "unem_gaussian": None,
     "hard_em_dirichlet": {"scale": [10.0, 30.0, 100.0]},
     "em_dirichlet": {"scale": [10.0, 30.0, 100.0]},
     "unem_dirichlet": None,
@@ -65,6 +65,7 @@ TUNED = Path(__file__).parent / "tuned"
 VALIDATION_EPISODES = 500
 # PUTM takes 0.4 to 1.6 s an episode: fewer episodes, with what it is compared to evaluated on the same ones, too.
 SLOW, SLOW_EPISODES, SLOW_VALIDATION_EPISODES = "putm", 500, 100
+NOT_FITTED = "the initial values; it is meant to be fitted on validation episodes (experiments/unem.py)."
 BESIDE_SLOW = ("soft_kmeans", "protonet", "nearest_neighbour", "simple_shot", "logistic_regression", "ridge")
 
 
@@ -121,6 +122,7 @@ def tables(results: list[Result]) -> None:
         found = {r.run.method: searched(r.run) for r in same}
         reasons = {method: f"tuned values {record['chosen']}, {record['reason']}."
                    for method, record in found.items() if record}
+        reasons |= {method: NOT_FITTED for method in found if method.startswith("unem")}
         table = reference_table(default, changed, ("soft_kmeans", "best inductive"), reasons)
         table.print()
         ending = f" {SLOW}" if episodes == SLOW_EPISODES else ""
