@@ -18,7 +18,7 @@ Tuning: the learning rate, of a few values and 0 (no adaptation of the backbone)
 classes, the same for every candidate; the choice is used for all shots, and is kept with every candidate's accuracy in
 experiments/tuned.
 
-Time on one CPU core: about 15 minutes of tuning and 70 minutes of evaluation.
+Time on one CPU core: about 45 minutes of tuning and 100 minutes of evaluation; the results are in experiments/kept.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def table(results: list[Result]) -> Table:
         seconds = [of[row, shots].seconds / of[row, shots].accuracy.n for shots in SHOTS]
         labels.append((row, "nothing" if row in FROZEN else "backbone" if "blocks" in of[row, 1].run.parameters
                        or of[row, 1].run.parameters.get("layers", "head") != "head" else "classifier",
-                       " / ".join(f"{value:.2f}" for value in seconds)))
+                       " / ".join(f"{value:.2g}" for value in seconds)))
         entries = []
         for shots, value in zip(SHOTS, seconds, strict=True):
             result, gap = of[row, shots], None if of[row, shots] is best[shots] else compare(of[row, shots], best[shots])
