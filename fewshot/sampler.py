@@ -7,6 +7,7 @@ of episodes is drawn in one vectorised call, and every method, worker, machine a
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -276,19 +277,20 @@ def _cap(counts: np.ndarray, left: np.ndarray, share: np.ndarray) -> np.ndarray:
 def _assemble(classes, shots, counts, items, keys) -> EpisodeIndices:
     """Split each class's shuffled items into its first `shots` and the next `counts`."""
     episodes, ways, depth = items.shape
-    place = np.arange(depth)
-    is_support = place < shots[..., None]
-    is_query = ~is_support & (place < (shots + counts)[..., None])
-    label = np.broadcast_to(np.arange(ways)[:, None], (ways, depth))
-    label = np.broadcast_to(label, items.shape)
-
-    def pick(values, mask):
-        return torch.from_numpy(values[mask].reshape(episodes, -1))
-
-    query, query_labels = pick(items, is_query), pick(label, is_query)
+    if (shots == shots[0, 0]).all() and (counts == counts[0, 0]).all():  # slices, several times faster than masks
+        ends = (0, shots[0, 0], shots[0, 0] + counts[0, 0])
+        parts = [items[:, :, a:b].reshape(episodes, -1) for a, b in itertools.pairwise(ends)]
+        labels = [np.tile(np.arange(ways).repeat(b - a), (episodes, 1)) for a, b in itertools.pairwise(ends)]
+    else:
+        place, label = np.arange(depth), np.broadcast_to(np.arange(ways)[:, None], items.shape)
+        is_support = place < shots[..., None]
+        is_query = ~is_support & (place < (shots + counts)[..., None])
+        parts, labels = ([values[mask].reshape(episodes, -1) for mask in (is_support, is_query)]
+                         for values in (items, label))
+    (support, query), (support_labels, query_labels) = ([torch.from_numpy(x) for x in pair] for pair in (parts, labels))
     order = torch.from_numpy(np.argsort(keys[:, : query.shape[1]], axis=1))
-    return EpisodeIndices(pick(items, is_support), pick(label, is_support), query.gather(1, order),
-                          query_labels.gather(1, order), torch.from_numpy(np.ascontiguousarray(classes)))
+    return EpisodeIndices(support, support_labels, query.gather(1, order), query_labels.gather(1, order),
+                          torch.from_numpy(np.ascontiguousarray(classes)))
 
 
 def _integer(name: str, value, least: int | None = None) -> int:

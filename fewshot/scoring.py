@@ -22,7 +22,8 @@ from fewshot.sampler import EpisodeIndices, EpisodeSampler, joined
 from fewshot.sharing import shared, task_size
 
 _CHUNK_BYTES = 10 << 20  # features of one method call: more would not stay in the caches, less costs calls of operators
-_UNIT = 256  # episodes of a unit, about, where a method takes chunk after chunk
+_UNIT = 256  # episodes of a unit, at most, where a method takes chunk after chunk
+_UNIT_CHUNKS = 6  # chunks of it at most: threads that share a run should end at about the same time
 
 
 class Cancelled(Exception):
@@ -69,7 +70,7 @@ class Scorer:
     @cached_property
     def unit(self) -> int:
         return self.block if isinstance(self.method, TwoStageMethod) else min(
-            self.block, max(1, _UNIT // self.chunk) * self.chunk)
+            self.block, min(_UNIT_CHUNKS, max(1, _UNIT // self.chunk)) * self.chunk)
 
     def cuts(self, shard: tuple[int, int]) -> tuple[int, int]:
         """(first, end) of the episodes of part `shard[0]` of `shard[1]`, on borders of units."""

@@ -27,12 +27,13 @@ from torch import Tensor
 from fewshot.banks import FeatureBank
 from fewshot.errors import FewshotError
 from fewshot.parts import Part
-from fewshot.sampler import EpisodeIndices
+from fewshot.sampler import EpisodeIndices, joined
 
 if TYPE_CHECKING:
     from fewshot.scoring import Scorer
 
 _AHEAD = 2  # tasks that wait for each of the others, so that none waits for this one
+_DRAWN = 4  # units whose row numbers are drawn in one call: the threads that score need not wait for more
 _TASKS = 8  # a worker, at least, so that all end at about the same time
 
 
@@ -70,21 +71,25 @@ def _from_threads(scorer: Scorer, tasks: list[tuple[int, int]], pool: Executor, 
            stopped: threading.Event) -> Iterator[Part]:
     """Part after part. This thread draws the row numbers, ahead of those that score."""
     def submitted():
-        for start, stop in tasks:
-            drawn = scorer.source.indices(start, stop - start)
-            for at in range(0, len(drawn), scorer.unit):
-                unit = drawn[at : at + scorer.unit]
-                yield start, drawn, pool.submit(scorer.score_unit, start + at, unit, lambda: not stopped.is_set())
+        for task in tasks:
+            step = _DRAWN * scorer.unit
+            for start in range(*task, step):
+                drawn = scorer.source.indices(start, min(step, task[1] - start))
+                for at in range(0, len(drawn), scorer.unit):
+                    unit = drawn[at : at + scorer.unit]
+                    yield task, unit, pool.submit(scorer.score_unit, start + at, unit, lambda: not stopped.is_set())
 
-    running, left = deque(), submitted()
+    running, left, scored = deque(), submitted(), []
     while True:
         running.extend(itertools.islice(left, _AHEAD * threads + 1 - len(running)))
         if not running:
             return
-        start, drawn, future = running.popleft()
+        (start, stop), unit, future = running.popleft()
         part = future.result()
-        if part.start == start:
-            scorer.receive(start, drawn)  # for the fingerprint
+        scored.append(unit)
+        if part.stop == stop:
+            scorer.receive(start, joined(scored))  # for the fingerprint
+            scored = []
         yield part
 
 

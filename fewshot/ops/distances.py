@@ -15,12 +15,12 @@ def squared_euclidean(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Te
 
     lengths   |x| [E, A], where known
     """
-    squares = y.square().sum(-1, keepdim=True)  # [E, B, 1]
+    squares = _squares(y)  # [E, B, 1]
     shift = _far_centre(y, squares)
     if shift is not None:
         x, y, lengths = x - shift, y - shift, None
-        squares = y.square().sum(-1, keepdim=True)
-    if lengths is None:  # in one pass: squares of x would be written and read again
+        squares = _squares(y)
+    if lengths is None:
         lengths = torch.linalg.vector_norm(x, dim=-1)
     squares = squares + lengths.square().unsqueeze(-2)  # [E, B, A]
     # The product is faster with the few points of y in front.
@@ -30,8 +30,13 @@ def squared_euclidean(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Te
 def near_origin(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """x [E, A, D] and y [E, B, D], both shifted by the mean of y in episodes where y lies far from the origin compared with
     its spread: there the expansion of a squared distance into inner products would lose digits."""
-    shift = _far_centre(y, y.square().sum(-1, keepdim=True))
+    shift = _far_centre(y, _squares(y))
     return (x, y) if shift is None else (x - shift, y - shift)
+
+
+def _squares(x: Tensor) -> Tensor:
+    """|x|^2 [..., 1] over the last axis. The norm takes one pass where squares would be written and read again."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
 
 
 def _far_centre(y: Tensor, squares: Tensor) -> Tensor | None:
