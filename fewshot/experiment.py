@@ -114,7 +114,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
         results.append(evaluate(trial, store=store, progress=True, source=source))
         print(f"[{number}/{len(wanted)}] {results[-1]!r} in {results[-1].seconds:.0f} s", flush=True)
         if arguments.keep and arguments.episodes is None:
-            Store(kept_folder(file)).save(results[-1])
+            _keep(results[-1], Store(kept_folder(file)))
     table = results_table(results, rows=rows)
     table.print()
     if whole:
@@ -128,6 +128,13 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
                                      arguments.data_root)
             write_table(file, "published", beside)
     return results
+
+
+def _keep(result: Result, kept: Store) -> None:
+    """Save `result` unless it is there: written again it could differ in bytes, which nobody should have to commit."""
+    known = kept.load(result.run)
+    if known is None or known.summary() != result.summary():
+        kept.save(result)
 
 
 def possible_runs(runs: Sequence[Run], data_root: str | Path | None) -> list[Run]:

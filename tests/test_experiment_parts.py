@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -35,6 +36,20 @@ def test_a_part_is_evaluated_and_not_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["small", "--runs", str(tmp_path / "runs"), "--shots", "1", "2", "5"])
     assert len(run_experiment(str(file), runs)) == 6
     assert "2-shot" in (tmp_path / "results" / "small.md").read_text()
+
+
+def test_what_is_kept_is_not_written_again(tmp_path, monkeypatch):
+    file, runs = tmp_path / "small.py", [Run(method="protonet", **SETTING)]
+    written = []
+    for folder in ("one", "one", "two"):  # found in its folder, found among what is kept
+        monkeypatch.setattr(sys, "argv", ["small", "--runs", str(tmp_path / folder), "--keep"])
+        (result,) = run_experiment(str(file), runs)
+        written.append((tmp_path / "kept" / result.run.key / "episodes.safetensors").stat().st_mtime_ns)
+    assert len(set(written)) == 1
+    shutil.rmtree(tmp_path / "kept")
+    shutil.rmtree(tmp_path / "one")
+    (result,) = run_experiment(str(file), runs)  # measured again
+    assert (tmp_path / "kept" / result.run.key / "episodes.safetensors").stat().st_mtime_ns > written[0]
 
 
 def test_tables_of_settings_that_are_complete(tmp_path, source):
