@@ -72,12 +72,10 @@ def _from_threads(scorer: Scorer, tasks: list[tuple[int, int]], pool: Executor, 
     """Part after part. This thread draws the row numbers, ahead of those that score."""
     def submitted():
         for task in tasks:
-            step = _DRAWN * scorer.unit
-            for start in range(*task, step):
-                drawn = scorer.source.indices(start, min(step, task[1] - start))
-                for at in range(0, len(drawn), scorer.unit):
-                    unit = drawn[at : at + scorer.unit]
-                    yield task, unit, pool.submit(scorer.score_unit, start + at, unit, lambda: not stopped.is_set())
+            for start, stop in scorer.split(*task, _DRAWN * scorer.unit):
+                for unit in scorer.source.indices(start, stop - start).split(scorer.unit):
+                    yield task, unit, pool.submit(scorer.score_unit, start, unit, lambda: not stopped.is_set())
+                    start += len(unit)
 
     running, left, scored = deque(), submitted(), []
     while True:

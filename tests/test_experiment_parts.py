@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import runpy
 import shutil
 import sys
 from pathlib import Path
-
-import pytest
 
 from fewshot.evaluate import evaluate
 from fewshot.experiment import run_experiment
@@ -17,11 +16,6 @@ from fewshot.run import Run
 
 TRANSDUCTIVE = Path(__file__).resolve().parents[1] / "experiments" / "transductive.py"
 SETTING = {"dataset": "glyphs", "backbone": "pixels", "queries": 5, "episodes": 20}
-
-
-@pytest.fixture
-def source(tmp_path):
-    return FeatureSource(cache=tmp_path / "cache")
 
 
 def test_a_part_is_evaluated_and_not_written(tmp_path, monkeypatch, capsys):
@@ -46,13 +40,19 @@ def test_what_is_kept_is_not_written_again(tmp_path, monkeypatch):
         (result,) = run_experiment(str(file), runs)
         written.append((tmp_path / "kept" / result.run.key / "episodes.safetensors").stat().st_mtime_ns)
     assert len(set(written)) == 1
+    summary = tmp_path / "kept" / result.run.key / "result.json"
+    right = summary.read_text()
+    summary.write_text(json.dumps({**json.loads(right), "seconds": 1e6}))  # of an earlier measurement
+    monkeypatch.setattr(sys, "argv", ["small", "--runs", str(tmp_path / "one"), "--keep"])
+    run_experiment(str(file), runs)
+    assert summary.read_text() == right, "a newer one replaces it"
     shutil.rmtree(tmp_path / "kept")
     shutil.rmtree(tmp_path / "one")
     (result,) = run_experiment(str(file), runs)  # measured again
     assert (tmp_path / "kept" / result.run.key / "episodes.safetensors").stat().st_mtime_ns > written[0]
 
 
-def test_tables_of_settings_that_are_complete(tmp_path, source):
+def test_tables_of_settings_that_are_complete(tmp_path):
     """`tables` of experiments/transductive.py, with runs of a few episodes instead of its own."""
     module = runpy.run_path(str(TRANSDUCTIVE))
     few = [Run(method=method, shots=shots, **SETTING) for shots in (1, 5) for method in ("protonet", "soft_kmeans")]
@@ -60,6 +60,7 @@ def test_tables_of_settings_that_are_complete(tmp_path, source):
     namespace = module["tables"].__globals__
     namespace |= {"__file__": str(tmp_path / "transductive.py"), "RUNS": [*few, *slow], "SLOW_EPISODES": 10,
                   "TUNED": tmp_path}
+    source = FeatureSource(cache=tmp_path / "cache")
     results = [evaluate(run, source=source) for run in (*few, *slow)]
     module["tables"](results[:3])
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["transductive_glyphs_5_way_1_shot.md"]
