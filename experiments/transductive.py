@@ -87,12 +87,13 @@ def tuned(run: Run) -> Run | None:
     return changed if changed and changed.parameters != run.parameters else None
 
 
-def search(method: str, source: FeatureSource, store: Store, dataset: str | None) -> None:
-    """Tune `method` for every setting (of one data set) and keep what was found, setting by setting."""
+def search(method: str, source: FeatureSource, store: Store, options: argparse.Namespace) -> None:
+    """Tune `method` for the settings that `options` leave and keep what was found, setting by setting."""
     path, episodes = TUNED / f"{method}.json", SLOW_VALIDATION_EPISODES if method == SLOW else VALIDATION_EPISODES
     record = json.loads(path.read_text()) if path.is_file() else {}
     for run in small_data_runs(__file__, method):
-        if dataset not in (None, run.dataset):
+        if (options.dataset not in (None, run.dataset) or options.distribution not in (None, run.query_distribution)
+                or run.shots not in (options.shots or [run.shots])):
             continue
         found = tune(dataclasses.replace(run, split="val", episodes=episodes), GRIDS[method],
                      source=source, store=store)
@@ -138,11 +139,13 @@ if __name__ == "__main__":
     parser.add_argument("--data-root")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--dataset")
+    parser.add_argument("--distribution")
+    parser.add_argument("--shots", type=int, nargs="+")
     options, _ = parser.parse_known_args()
     if options.tune is not None:
         features = FeatureSource(options.data_root, options.runs / "cache", progress=True)
         for each in options.tune or [name for name, grid in GRIDS.items() if grid]:
-            search(each, features, Store(options.runs / "tune"), options.dataset)
+            search(each, features, Store(options.runs / "tune"), options)
         RUNS = all_runs()
         at = sys.argv.index("--tune")
         del sys.argv[at : at + 1 + len(options.tune)]
