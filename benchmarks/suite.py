@@ -76,7 +76,7 @@ def pipeline(quick: bool) -> dict:
     found, bank = {}, wide_bank()
     for protocol in ("5w1s", "20w5s"):
         ways, shots = PROTOCOLS[protocol]
-        episodes = (2000 if quick else 10_000) // (ways // 5)
+        episodes = 2000 // (ways // 5) if quick else 10_000
         chunks = index_chunks(bank, ways, shots, episodes)
         rows = [torch.cat([chunk.support, chunk.query], 1).flatten() for chunk in chunks]
         out = torch.empty(len(rows[0]), bank.features.shape[1])

@@ -33,7 +33,7 @@ class EpisodeDigest:
 
     def update(self, indices: EpisodeIndices) -> None:
         for rows in (indices.support, indices.query, indices.query_labels):
-            self._digest.update(rows.contiguous().numpy().tobytes())
+            self._digest.update(rows.contiguous().flatten().numpy())
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()

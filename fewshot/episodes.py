@@ -44,8 +44,7 @@ class Episodes:
     def trusted(cls, **fields) -> Episodes:
         """Build without checks; only for tensors already validated at a boundary."""
         episodes = object.__new__(cls)
-        for field in dataclasses.fields(cls):
-            object.__setattr__(episodes, field.name, fields.get(field.name))
+        vars(episodes).update(fields)  # what is not given has its default in the class
         return episodes
 
     def __len__(self) -> int:

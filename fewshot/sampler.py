@@ -64,12 +64,12 @@ class EpisodeIndices:
 
         room   [E (S + Q) or more, D] memory for the features: with its next use these are gone
         """
-        lengths = None if bank.lengths is None else bank.lengths[self.query]
+        lengths = None if bank.lengths is None else bank.lengths.take(self.query)
         rows = torch.cat([self.support.flatten(), self.query.flatten()])
         taken = bank.take(rows) if room is None else bank.take(rows, room)
-        support, query = taken.split([self.support.numel(), self.query.numel()])
-        return Episodes.trusted(support=support.unflatten(0, self.support.shape), support_labels=self.support_labels,
-                                query=query.unflatten(0, self.query.shape), ways=self.ways, query_lengths=lengths)
+        item, shots = taken.shape[1:], self.support.numel()
+        return Episodes.trusted(support=taken[:shots].view(*self.support.shape, *item), support_labels=self.support_labels,
+                                query=taken[shots:].view(*self.query.shape, *item), ways=self.ways, query_lengths=lengths)
 
 
 def joined(parts: Sequence[EpisodeIndices]) -> EpisodeIndices:
@@ -278,18 +278,18 @@ def _assemble(classes, shots, counts, items, keys) -> EpisodeIndices:
     """Split each class's shuffled items into its first `shots` and the next `counts`."""
     episodes, ways, depth = items.shape
     if (shots == shots[0, 0]).all() and (counts == counts[0, 0]).all():  # slices, several times faster than masks
-        ends = (0, shots[0, 0], shots[0, 0] + counts[0, 0])
-        parts = [items[:, :, a:b].reshape(episodes, -1) for a, b in itertools.pairwise(ends)]
-        labels = [np.tile(np.arange(ways).repeat(b - a), (episodes, 1)) for a, b in itertools.pairwise(ends)]
+        ends = (0, int(shots[0, 0]), int(shots[0, 0] + counts[0, 0]))
+        parts = [torch.from_numpy(items[:, :, a:b].reshape(episodes, -1)).contiguous() for a, b in itertools.pairwise(ends)]
+        labels = [torch.arange(ways).repeat_interleave(b - a).expand(episodes, -1) for a, b in itertools.pairwise(ends)]
     else:
         place, label = np.arange(depth), np.broadcast_to(np.arange(ways)[:, None], items.shape)
         is_support = place < shots[..., None]
         is_query = ~is_support & (place < (shots + counts)[..., None])
-        parts, labels = ([values[mask].reshape(episodes, -1) for mask in (is_support, is_query)]
+        parts, labels = ([torch.from_numpy(values[mask].reshape(episodes, -1)) for mask in (is_support, is_query)]
                          for values in (items, label))
-    (support, query), (support_labels, query_labels) = ([torch.from_numpy(x) for x in pair] for pair in (parts, labels))
+    (support, query), (support_labels, query_labels) = parts, labels
     order = torch.from_numpy(np.argsort(keys[:, : query.shape[1]], axis=1))
-    return EpisodeIndices(support, support_labels, query.gather(1, order), query_labels.gather(1, order),
+    return EpisodeIndices(support, support_labels.contiguous(), query.gather(1, order), query_labels.gather(1, order),
                           torch.from_numpy(np.ascontiguousarray(classes)))
 
 

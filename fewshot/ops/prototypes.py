@@ -37,9 +37,10 @@ def prototypes(episodes: Episodes) -> Tensor:
     labels, ways = episodes.support_labels, episodes.ways
     shots, rest = divmod(labels.shape[1], ways)
     if not rest and torch.equal(labels, _class_by_class(ways, shots, labels.device).expand_as(labels)):
-        groups = episodes.support.reshape(len(labels) * ways, shots, -1)
+        count = labels.shape[0]
+        groups = episodes.support.reshape(count * ways, shots, -1)
         # A product is faster than a mean along this axis.
-        return (groups.new_full((len(groups), 1, shots), 1 / shots) @ groups).view(len(labels), ways, -1)
+        return torch.bmm(groups.new_full((count * ways, 1, shots), 1 / shots), groups).view(count, ways, -1)
     sums, counts = class_sums(episodes.support, labels, ways)
     return sums / counts.clamp_min(1).unsqueeze(-1)
 
