@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_positive
+from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
 from fewshot.methods.base import METHODS, IterativeMethod, Refinement
 from fewshot.ops.adam import Adam
 from fewshot.ops.distances import l2_normalise, squared_euclidean
@@ -74,8 +74,7 @@ class PUTM(IterativeMethod):
         return assumed_queries(self.query_prior)
 
     def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
+        check_choice(VARIANTS, variant=self.variant)
         for name in ("rho", "balance"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
