@@ -19,8 +19,9 @@ import torch
 from fewshot.backbones import create_backbone
 from fewshot.datasets import load_dataset
 from fewshot.embed import embed_episodes
+from fewshot.episode_figure import episode_figure
 from fewshot.evaluate import Result, evaluate
-from fewshot.figures import accuracy_against_shots, accuracy_dots, episode_figure, save_figure, training_curve
+from fewshot.figures import accuracy_against_shots, accuracy_dots, save_figure, training_curve
 from fewshot.files import write_atomically
 from fewshot.methods import create_method
 from fewshot.pipeline import FeatureSource

@@ -1,5 +1,9 @@
 """One exception type for every mistake a user can correct; the command line prints it without a traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Collection
+
 
 class FewshotError(ValueError):
     """Wrong input. The message names the value, the limit and the remedy."""
@@ -17,3 +21,10 @@ def check_at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise FewshotError(f"{name}={value!r}; it must be at least {least}")
+
+
+def check_choice(choices: Collection[str], **values: str) -> None:
+    """Raise FewshotError for the first value that is none of `choices`."""
+    for name, value in values.items():
+        if value not in choices:
+            raise FewshotError(f"{name}={value!r}; choose one of {', '.join(choices)}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 from fewshot.files import read_safetensors, write_atomically
 from fewshot.methods.base import METHODS, create_method, method_parameters
 from fewshot.provenance import commit, versions
@@ -89,8 +89,7 @@ def fit_method(method: nn.Module, episodes: Episodes, query_labels: Tensor, *, e
     if query_labels.shape != episodes.query.shape[:2]:
         raise FewshotError(f"query_labels has shape {tuple(query_labels.shape)}; expected [E, Q] = "
                            f"{tuple(episodes.query.shape[:2])}")
-    if loss not in LOSSES:
-        raise FewshotError(f"loss={loss!r}; choose one of {', '.join(LOSSES)}")
+    check_choice(LOSSES, loss=loss)
     provenance = dict(provenance or {})
     if provenance.get("split") == "test":
         raise FewshotError("split='test' is for final numbers only; fit on validation episodes")

@@ -16,12 +16,13 @@ from torch import Tensor
 from fewshot.answers import answers
 from fewshot.banks import ImageBank
 from fewshot.datasets import DATASETS
+from fewshot.episode_figure import episode_figure
 from fewshot.episode_list import EpisodeList
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.evaluate import Result, ready
 from fewshot.feature_space import movement_figure, projection_figure
-from fewshot.figures import AXES, BLUE, COLOURS, GREY, ORANGE, accuracy_against, episode_figure, styled
+from fewshot.figures import AXES, BLUE, COLOURS, GREY, ORANGE, accuracy_against, styled
 from fewshot.labels import unique_results
 from fewshot.measures import BINS, calibration_error
 from fewshot.methods.base import IterativeMethod, Method

@@ -9,6 +9,7 @@ import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from fewshot.episode_figure import episode_figure
 from fewshot.errors import FewshotError
 from fewshot.figures import (
     GREEN,
@@ -16,7 +17,6 @@ from fewshot.figures import (
     accuracy_against,
     accuracy_against_shots,
     accuracy_dots,
-    episode_figure,
     save_figure,
     training_curve,
 )

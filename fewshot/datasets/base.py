@@ -64,7 +64,7 @@ class Dataset(abc.ABC):
 
     def __post_init__(self):
         if self.protocols:
-            check_choice(f"protocol of {self.name}", self.protocol, self.protocols)
+            check_known(f"protocol of {self.name}", self.protocol, self.protocols)
 
     @abc.abstractmethod
     def find(self, root: Path) -> Path | None:
@@ -136,7 +136,7 @@ def load_dataset(name: str, split: str = "test", *, root: str | Path | None = No
     for key in options:
         if key not in known:
             raise FewshotError(unknown_message(f"option of {name}", key, known))
-    check_choice("on_error", on_error, ("raise", "skip"))
+    check_known("on_error", on_error, ("raise", "skip"))
     check_split(split)
     size = cls.image_size if image_size is None else image_size
     if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 1024:
@@ -190,7 +190,7 @@ def default_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("FEWSHOT_DATA") or "data").expanduser()
 
 
-def check_choice(kind: str, value: object, known: Iterable[str]) -> None:
+def check_known(kind: str, value: object, known: Iterable[str]) -> None:
     if value not in (known := list(known)):
         raise FewshotError(unknown_message(kind, str(value), known))
 
@@ -201,7 +201,7 @@ def check_split(split: str) -> None:
     meant = _OTHER_NAMES.get(str(split).lower())
     if meant:
         raise FewshotError(f"unknown split {split!r}; did you mean {meant!r}?")
-    check_choice("split", split, (*SPLITS, "all"))
+    check_known("split", split, (*SPLITS, "all"))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 from fewshot.methods.base import Method, feature_dim_of
 from fewshot.ops.inner_loop import BatchNormMode, Tensors, gradients
 from fewshot.ops.second_order import CheapSecondOrder
@@ -253,8 +253,7 @@ class GradientMethod(Method):
         if not (self.inner_lr >= 0 and math.isfinite(self.inner_lr)):
             raise FewshotError(f"inner_lr={self.inner_lr!r}; it must be a finite number of 0 or more")
         at_least(self, inner_steps=0, eval_steps=0, chunk=1)
-        if self.batch_norm not in self.batch_norm_modes:
-            raise FewshotError(f"batch_norm={self.batch_norm!r}; choose one of {', '.join(self.batch_norm_modes)}")
+        check_choice(self.batch_norm_modes, batch_norm=self.batch_norm)
         if self.vectorise not in (True, False, "auto"):
             raise FewshotError(f"vectorise={self.vectorise!r}; choose True, False or 'auto'")
         object.__setattr__(self, "setting", "transductive" if self.batch_norm == "batch" else "inductive")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 from fewshot.methods.base import METHODS, BaseMean, Method, fitted
 from fewshot.ops.distances import cosine, squared_euclidean
 from fewshot.ops.features import check_norm, normalise_episodes
@@ -49,10 +49,8 @@ class BDCSPN(BaseMean, Method):
 
     def __post_init__(self):
         check_norm(self.norm)
-        if self.variant not in VARIANTS:
-            raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
-        if self.queries not in QUERIES:
-            raise FewshotError(f"queries={self.queries!r}; choose one of {', '.join(QUERIES)}")
+        check_choice(VARIANTS, variant=self.variant)
+        check_choice(QUERIES, queries=self.queries)
         if self.scale != "auto" and (isinstance(self.scale, str) or not self.scale > 0):
             raise FewshotError(f"scale={self.scale!r}; give a positive number, or 'auto'")
         if not self.temperature > 0:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_positive
+from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
 from fewshot.methods.base import METHODS, Method
 from fewshot.ops.blocks import in_blocks
 from fewshot.ops.distances import l2_normalise
@@ -62,8 +62,7 @@ class Cosoc(Method):
     def __post_init__(self):
         check_at_least(1, crops=self.crops)
         check_positive(alpha=self.alpha, beta=self.beta, scale=self.scale)
-        if self.variant not in VARIANTS:
-            raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
+        check_choice(VARIANTS, variant=self.variant)
 
     def __call__(self, episodes: Episodes) -> Tensor:
         if episodes.query.shape[2] % self.crops:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 from fewshot.methods.base import METHODS, Refinement, TwoStageMethod
 from fewshot.ops.mixtures import SIMPLEX, dirichlet_em, simplex_features
 from fewshot.ops.prototypes import one_hot
@@ -54,8 +54,7 @@ class EMDirichlet(TwoStageMethod):
         return () if self.k_eff is None else ("known K_eff",)
 
     def __post_init__(self):
-        if self.simplex not in SIMPLEX:
-            raise FewshotError(f"simplex={self.simplex!r}; choose one of {', '.join(SIMPLEX)}")
+        check_choice(SIMPLEX, simplex=self.simplex)
         if self.zero_shot and self.simplex == "prototypes":
             raise FewshotError("zero_shot=True ignores the support, so simplex='prototypes' does not fit; pass "
                                "episodes.text or probability rows")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fewshot.errors import check_positive
+from fewshot.errors import check_choice, check_positive
 from fewshot.methods.base import METHODS
-from fewshot.methods.fine_tuning import FineTuning, Head, check_choice, check_found
+from fewshot.methods.fine_tuning import FineTuning, Head, check_found
 from fewshot.ops.heads import LinearHead, PrototypeHead
 from fewshot.ops.network_parts import NORMS, chosen_weights, layers_of
 from fewshot.ops.replay import Tensors
@@ -47,7 +47,7 @@ class Film(FineTuning):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice(head=(self.head, HEADS))
+        check_choice(HEADS, head=self.head)
         check_positive(scale=self.scale)
 
     def adapts(self, network: nn.Module) -> list[str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least
+from fewshot.errors import FewshotError, check_at_least, check_choice
 from fewshot.methods.base import Method
 from fewshot.ops.heads import CosineHead, LinearHead, PrototypeHead
 from fewshot.ops.network_parts import NAMED, block_numbers, blocks_text, chosen_weights
@@ -158,8 +158,9 @@ class FineTuning(Method):
     def __post_init__(self):
         check_at_least(0, steps=self.steps)
         check_rates(lr=self.lr, **({"head_lr": self.head_lr} if hasattr(self, "head_lr") else {}))
-        check_choice(optimiser=(self.optimiser, OPTIMISERS), schedule=(self.schedule, SCHEDULES),
-                     batch_norm=(self.batch_norm, self.batch_norm_modes))
+        check_choice(OPTIMISERS, optimiser=self.optimiser)
+        check_choice(SCHEDULES, schedule=self.schedule)
+        check_choice(self.batch_norm_modes, batch_norm=self.batch_norm)
         if hasattr(self, "blocks"):
             object.__setattr__(self, "blocks", blocks_text(self.blocks))
             if self.blocks not in NAMED:
@@ -212,13 +213,6 @@ def check_rates(**rates: float) -> None:
     for name, value in rates.items():
         if not (value >= 0 and math.isfinite(value)):
             raise FewshotError(f"{name}={value!r}; it must be a finite number of 0 or more")
-
-
-def check_choice(**choices: tuple) -> None:
-    """name=(value, allowed values)."""
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise FewshotError(f"{name}={value!r}; choose one of {', '.join(allowed)}")
 
 
 def check_found(found: list[str], blocks: str, what: str, remedy: str) -> list[str]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.errors import check_at_least, check_positive
+from fewshot.errors import check_at_least, check_choice, check_positive
 from fewshot.methods.base import METHODS
-from fewshot.methods.fine_tuning import FineTuning, Head, check_choice
+from fewshot.methods.fine_tuning import FineTuning, Head
 from fewshot.ops.features import check_norm
 from fewshot.ops.heads import INITIAL, CosineHead, LinearHead
 from fewshot.ops.network_parts import block_numbers, blocks_text, chosen_weights
@@ -60,7 +60,8 @@ class Finetune(FineTuning):
 
     def __post_init__(self):
         super().__post_init__()
-        check_choice(head=(self.head, ("linear", "cosine")), initial=(self.initial, INITIAL))
+        check_choice(("linear", "cosine"), head=self.head)
+        check_choice(INITIAL, initial=self.initial)
         check_norm(self.norm, ("un", "l2n"))
         check_positive(scale=self.scale)
         check_at_least(0, seed=self.seed)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewshot.banks import FeatureBank
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_positive
+from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
 from fewshot.methods.base import METHODS, IterativeMethod, Refinement, fitted
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.features import tukey_transform
@@ -83,8 +83,7 @@ class FreeLunch(IterativeMethod):
             raise FewshotError(f"alpha={self.alpha!r}; it is a variance, 0 or more")
         if self.tolerance is not None:
             check_positive(tolerance=self.tolerance)
-        if self.dispersion not in DISPERSIONS:
-            raise FewshotError(f"dispersion={self.dispersion!r}; choose one of {', '.join(DISPERSIONS)}")
+        check_choice(DISPERSIONS, dispersion=self.dispersion)
 
     def fit(self, base_bank: FeatureBank) -> FreeLunch:
         """A copy with the statistics of the base classes; raises FewshotError where there are too few of them."""

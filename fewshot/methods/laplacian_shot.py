@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least
+from fewshot.errors import FewshotError, check_at_least, check_choice
 from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.features import check_norm, normalise_episodes
 from fewshot.ops.graphs import bound_updates, distances_to_centres_and_each_other, knn_affinity
@@ -59,8 +59,7 @@ class LaplacianShot(BaseMean, IterativeMethod):
 
     def __post_init__(self):
         check_norm(self.norm)
-        if self.queries not in QUERIES:
-            raise FewshotError(f"queries={self.queries!r}; choose one of {', '.join(QUERIES)}")
+        check_choice(QUERIES, queries=self.queries)
         weight = self.laplacian_weight
         if weight != "auto" and (isinstance(weight, str) or weight < 0):
             raise FewshotError(f"laplacian_weight={weight!r}; give a number of at least 0, or 'auto'")

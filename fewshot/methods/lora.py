@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fewshot.errors import FewshotError, check_at_least, check_positive
+from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
 from fewshot.methods.base import METHODS
 from fewshot.methods.film import HEADS
-from fewshot.methods.fine_tuning import FineTuning, Head, check_choice, check_found
+from fewshot.methods.fine_tuning import FineTuning, Head, check_found
 from fewshot.ops.heads import LinearHead, PrototypeHead, uniform
 from fewshot.ops.network_parts import CONVOLUTIONS, chosen_weights, layers_of
 from fewshot.ops.replay import Tensors
@@ -54,7 +54,8 @@ class Lora(FineTuning):
         check_at_least(1, rank=self.rank)
         check_at_least(0, seed=self.seed)
         check_positive(alpha=self.alpha, scale=self.scale)
-        check_choice(scaling=(self.scaling, ("rank", "sqrt")), head=(self.head, HEADS))
+        check_choice(("rank", "sqrt"), scaling=self.scaling)
+        check_choice(HEADS, head=self.head)
         try:
             re.compile(self.match)
         except re.error as error:

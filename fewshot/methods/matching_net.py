@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least
+from fewshot.errors import FewshotError, check_at_least, check_choice
 from fewshot.methods.base import METHODS, Method, feature_dim_of
 from fewshot.ops.distances import cosine
 from fewshot.ops.prototypes import one_hot, weighted_means
@@ -93,8 +93,7 @@ class MatchingNet(Method):
     steps: int | None = None
 
     def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
+        check_choice(VARIANTS, variant=self.variant)
         if not self.scale > 0:
             raise FewshotError(f"scale={self.scale!r}; it must be positive, or the nearest point gets the least weight")
         if self.steps is not None:

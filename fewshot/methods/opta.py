@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_positive
+from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
 from fewshot.methods.base import METHODS, Refinement, TwoStageMethod
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.features import standardise
@@ -55,8 +55,7 @@ class OpTA(TwoStageMethod):
         return assumed_queries(self.query_prior)
 
     def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
+        check_choice(VARIANTS, variant=self.variant)
         if self.keep is not None and not 0 <= self.keep <= 1:
             raise FewshotError(f"keep={self.keep}; it is a weight between 0 and 1")
         check_positive(reg=self.reg, C=self.C)

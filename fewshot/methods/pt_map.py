@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_positive
+from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
 from fewshot.methods.base import METHODS, Refinement, TwoStageMethod
 from fewshot.ops.distances import l2_normalise
 from fewshot.ops.features import centred_unit, power_transform
@@ -55,8 +55,7 @@ class PTMAP(TwoStageMethod):
         return assumed_queries(self.query_prior)
 
     def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
+        check_choice(VARIANTS, variant=self.variant)
         if not 0 < self.step_size <= 1:
             raise FewshotError(f"step_size={self.step_size}; it must lie in (0, 1]")
         check_positive(power=self.power, scale=self.scale)

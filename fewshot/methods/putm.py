@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_positive
+from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
 from fewshot.methods.base import METHODS, IterativeMethod, Refinement
 from fewshot.ops.adam import Adam
 from fewshot.ops.distances import l2_normalise, squared_euclidean
@@ -21,6 +21,7 @@ VARIANTS = ("sane", "official")
 HIDDEN = (128, 64)
 SLOPE = 0.01  # of the leaky ReLU
 OFFICIAL_TASKS = 1000
+_BYTES = 10 << 20  # of a layer's inputs and outputs, for episodes trained side by side: more would not stay in the caches
 
 
 @METHODS.register("putm")
@@ -73,8 +74,7 @@ class PUTM(IterativeMethod):
         return assumed_queries(self.query_prior)
 
     def __post_init__(self):
-        if self.variant not in VARIANTS:
-            raise FewshotError(f"variant={self.variant!r}; choose one of {', '.join(VARIANTS)}")
+        check_choice(VARIANTS, variant=self.variant)
         for name in ("rho", "balance"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -93,6 +93,16 @@ class PUTM(IterativeMethod):
         episodes = episodes.to(torch.float64).with_features(lambda x: power_transform(x, self.power))
         episodes = (to_span if self.variant == "official" else _to_principal_axes)(episodes)
         episodes = episodes.with_features(l2_normalise)
+        queries, dim = episodes.query.shape[1:]
+        size = max(1, _BYTES // (episodes.query.element_size() * queries * episodes.ways * (dim + 2 * sum(HIDDEN))))
+        logits, means, traces = zip(*(self._move(episodes[i : i + size], step_size, history)
+                                      for i in range(0, len(episodes), size)), strict=True)
+        trace = [torch.cat(step) for step in zip(*traces, strict=True)]
+        return Refinement.of_fixed_steps(torch.cat(logits).to(dtype), torch.cat(means), self.outer, trace or None,
+                                         episodes if history else None)
+
+    def _move(self, episodes: Episodes, step_size: float, history: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits, prototypes and with `history` those of every round, of episodes whose features are ready."""
         query = episodes.query
         labels = one_hot(episodes.support_labels, episodes.ways, query.dtype)
         support_sums, support_counts = labels.transpose(1, 2) @ episodes.support, labels.sum(1)
@@ -106,9 +116,7 @@ class PUTM(IterativeMethod):
             means = means + step_size * (estimate - means)
             if history:
                 trace.append(means)
-        logits = network.train(query, means, self.inner, rho, balance, target)
-        return Refinement.of_fixed_steps(logits.to(dtype), means, self.outer, trace or None,
-                                         episodes if history else None)
+        return network.train(query, means, self.inner, rho, balance, target), means, trace
 
     def _balance(self, query: Tensor, ways: int) -> tuple[float, float, Tensor]:
         """rho, balance and the target column sums [E, 1, N]."""

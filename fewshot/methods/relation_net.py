@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least
+from fewshot.errors import FewshotError, check_at_least, check_choice
 from fewshot.methods.base import METHODS, Method, feature_dim_of
 from fewshot.ops.blocks import in_blocks
 from fewshot.ops.maps import map_side
@@ -111,8 +111,7 @@ class RelationNet(Method):
 
     def __post_init__(self):
         check_at_least(1, channels=self.channels, hidden=self.hidden)
-        if self.loss not in LOSSES:
-            raise FewshotError(f"loss={self.loss!r}; choose one of {', '.join(LOSSES)}")
+        check_choice(LOSSES, loss=self.loss)
 
     def with_backbone(self, backbone: nn.Module, ways: int, *, feature_dim: int | None = None,
                       seed: int = 0) -> RelationModule:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import check_choice
 from fewshot.methods.adaptation import GradientLearner, GradientMethod, at_least, mean_cross_entropy
 from fewshot.methods.base import METHODS
 from fewshot.ops.inner_loop import Tensors
@@ -93,6 +93,5 @@ class Reptile(GradientMethod):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.inner_optimiser not in _OPTIMISERS:
-            raise FewshotError(f"inner_optimiser={self.inner_optimiser!r}; choose one of {', '.join(_OPTIMISERS)}")
+        check_choice(_OPTIMISERS, inner_optimiser=self.inner_optimiser)
         at_least(self, inner_batch=1, eval_batch=1, batch_seed=0)

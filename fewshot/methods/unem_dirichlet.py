@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import check_choice
 from fewshot.methods.base import METHODS, Refinement, TwoStageMethod
 from fewshot.methods.unem_gaussian import UnrolledEM
 from fewshot.ops.mixtures import SIMPLEX, dirichlet_em, simplex_features
@@ -38,8 +38,7 @@ class UNEMDirichlet(TwoStageMethod, UnrolledEM):
     def __init__(self, layers: int = 10, simplex: str = "auto", learned: Mapping | None = None, mm_steps: int = 1000,
                  mm_tolerance: float = 1e-11):
         super().__init__(layers, learned)
-        if simplex not in SIMPLEX:
-            raise FewshotError(f"simplex={simplex!r}; choose one of {', '.join(SIMPLEX)}")
+        check_choice(SIMPLEX, simplex=simplex)
         self.simplex, self.mm_steps, self.mm_tolerance = simplex, mm_steps, mm_tolerance
 
     def reduce(self, episodes: Episodes) -> Episodes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.errors import FewshotError, check_at_least
+from fewshot.errors import FewshotError, check_at_least, check_choice
 from fewshot.ops.graphs import bound_updates, centred_gram, knn_affinity, squared_distances
 from fewshot.ops.prototypes import one_hot
 from fewshot.ops.reductions import best_class
@@ -36,8 +36,7 @@ class ClusteringOptions:
     mode_tolerance: float = 1e-5
 
     def __post_init__(self):
-        if self.centres not in CENTRES:
-            raise FewshotError(f"centres={self.centres!r}; choose one of {', '.join(CENTRES)}")
+        check_choice(CENTRES, centres=self.centres)
         if self.laplacian_weight < 0:
             raise FewshotError(f"laplacian_weight={self.laplacian_weight}; give a number of at least 0 (0: no graph)")
         if self.bandwidth is not None and not self.bandwidth > 0:

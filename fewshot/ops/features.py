@@ -6,15 +6,14 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 from fewshot.ops.distances import l2_normalise
 
 NORMS = ("un", "l2n", "cl2n")
 
 
 def check_norm(norm: str, known: tuple[str, ...] = NORMS) -> None:
-    if norm not in known:
-        raise FewshotError(f"norm={norm!r}; choose one of {', '.join(known)}")
+    check_choice(known, norm=norm)
 
 
 def normalise_episodes(episodes: Episodes, norm: str, base_mean: Tensor | None = None) -> Episodes:

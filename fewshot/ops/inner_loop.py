@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 
 Tensors = dict[str, Tensor]
 BATCH_NORM_MODES = ("batch", "running", "per_step")
@@ -89,8 +89,7 @@ class BatchNormMode(nn.Module):
 
     def __init__(self, network: nn.Module, mode: str, steps: int):
         super().__init__()
-        if mode not in BATCH_NORM_MODES:
-            raise FewshotError(f"batch_norm={mode!r}; choose one of {', '.join(BATCH_NORM_MODES)}")
+        check_choice(BATCH_NORM_MODES, batch_norm=mode)
         layers = _layers(network)
         missing = [name for name, layer in layers.items() if layer.running_mean is None]
         if missing and mode != "batch":

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 
 LINEAR_RANGE = 200.0  # exp(+-3 * 200) is still finite in float64
 STOPS = ("marginal", "row_sums", "potentials")
@@ -108,8 +108,7 @@ def sinkhorn(cost: Tensor, row_marginals: Tensor, col_marginals: Tensor, reg: fl
     entry then stays above exp(-200) are iterated as matrix-vector products, the others by logarithms (ten times slower,
     no underflow). Both follow the same iterates.
     """
-    if stop not in STOPS:
-        raise FewshotError(f"stop={stop!r}; choose one of {', '.join(STOPS)}")
+    check_choice(STOPS, stop=stop)
     rows, cols = _checked(cost, row_marginals, col_marginals, reg)
     log_kernel = -cost.double() / reg
     log_kernel = log_kernel - log_kernel.amax(2, keepdim=True)

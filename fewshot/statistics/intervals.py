@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 
 EPISODES = "episode sampling"
 CLASSES = "episode sampling and the choice of the novel classes"
@@ -123,8 +123,7 @@ def bootstrap_interval(values, confidence: float = 0.95, *, statistic: Callable 
     values = as_values(values)
     check_confidence(confidence)
     names = {"bca": "BCa", "percentile": "percentile"}
-    if method not in names:
-        raise FewshotError(f"method={method!r}; choose one of {', '.join(names)}")
+    check_choice(names, method=method)
     if method == "bca" and len(values) > _MOST_BCA:
         raise FewshotError(f"{len(values)} values; BCa computes the statistic without each of them, for at most "
                            f"{_MOST_BCA}: use mean_interval for a mean, or method='percentile'")
