@@ -58,8 +58,8 @@ def test_tables_of_settings_that_are_complete(tmp_path):
     few = [Run(method=method, shots=shots, **SETTING) for shots in (1, 5) for method in ("protonet", "soft_kmeans")]
     slow = [dataclasses.replace(run, episodes=10) for run in few[:2]]
     namespace = module["tables"].__globals__
-    namespace |= {"__file__": str(tmp_path / "transductive.py"), "RUNS": [*few, *slow], "SLOW_EPISODES": 10,
-                  "TUNED": tmp_path}
+    namespace |= {"__file__": str(tmp_path / "transductive.py"), "RUNS": [*few, *slow],
+                  "PUBLISHED": [*few, *slow], "SLOW_EPISODES": 10, "TUNED": tmp_path}
     source = FeatureSource(cache=tmp_path / "cache")
     results = [evaluate(run, source=source) for run in (*few, *slow)]
     module["tables"](results[:3])
