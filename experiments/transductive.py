@@ -117,12 +117,12 @@ def published_runs() -> list[Run]:
 def tables(results: list[Result]) -> None:
     """One table for each setting of which there are all results into results/, and one of the slow method."""
     planned = Counter((setting(run), run.episodes) for run in RUNS)
-    published = {run.key for run in PUBLISHED}
     for (name, episodes), count in planned.items():
         same = [r for r in results if (setting(r.run), r.run.episodes) == (name, episodes)]
         if len(same) < count:
             continue
-        default = [r for r in same if r.run.key in published]
+        published = {run.method: run.parameters for run in PUBLISHED if (setting(run), run.episodes) == (name, episodes)}
+        default = [r for r in same if r.run.parameters == published[r.run.method]]
         changed = [r for r in same if r not in default]
         found = {r.run.method: searched(r.run) for r in same}
         reasons = {method: f"tuned values {record['chosen']}, {record['reason']}."
