@@ -10,8 +10,8 @@ cross-entropy and label smoothing 0.1: weights/<backbone>_tim_<data set>.safeten
 only for cub). The paper's mini-ImageNet to CUB (70.3, 71.0) is left out: it would be the CUB run with other weights.
 
 Beside it: Omniglot with the Conv-4 trained here, Caltech-101 with EfficientNet-Lite0, 10,000 episodes. The 1,000 steps of
-TIM-GD take 0.1 s an episode at 1,280 features: about an hour on two CPU cores, without the extraction, and two minutes if
-experiments/transductive.py was run before, which makes the same runs.
+TIM-GD take 0.1 s an episode at 1,280 features: about an hour on two CPU cores, without the extraction. Those of
+experiments/transductive.py are the same runs, and found if it was run before.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from collections import Counter
 from pathlib import Path
 
 from fewshot.evaluate import Result
-from fewshot.experiment import run_experiment, small_data_runs, write_table
+from fewshot.experiment import of_setting, run_experiment, small_data_runs, write_table
 from fewshot.files import write_atomically
 from fewshot.pipeline import FeatureSource
 from fewshot.references import reference_table
@@ -64,7 +64,7 @@ GRIDS = {
 }
 TUNED = Path(__file__).parent / "tuned"
 VALIDATION_EPISODES = 500
-# PUTM takes 0.4 to 1.6 s an episode: fewer episodes, with what it is compared to evaluated on the same ones, too.
+# PUTM takes 0.4 to 1.3 s an episode: fewer episodes, with what it is compared to evaluated on the same ones, too.
 SLOW, SLOW_EPISODES, SLOW_VALIDATION_EPISODES = "putm", 500, 100
 SLOW_PRIOR = {"balanced": "balanced", "dirichlet": "unknown"}  # the paper has values for both
 NOT_FITTED = "the initial values; it is meant to be fitted on validation episodes (experiments/unem.py)."
@@ -92,10 +92,7 @@ def search(method: str, source: FeatureSource, store: Store, options: argparse.N
     """Tune `method` for the settings that `options` leave and keep what was found, setting by setting."""
     path, episodes = TUNED / f"{method}.json", SLOW_VALIDATION_EPISODES if method == SLOW else VALIDATION_EPISODES
     record = json.loads(path.read_text()) if path.is_file() else {}
-    for run in small_data_runs(__file__, method):
-        if (options.dataset not in (None, run.dataset) or options.distribution not in (None, run.query_distribution)
-                or run.shots not in (options.shots or [run.shots])):
-            continue
+    for run in of_setting(small_data_runs(__file__, method), options.dataset, options.distribution, options.shots):
         found = tune(dataclasses.replace(run, split="val", episodes=episodes), GRIDS[method],
                      source=source, store=store)
         record[setting(run)] = {
@@ -134,8 +131,12 @@ def tables(results: list[Result]) -> None:
         write_table(__file__, re.sub("[^a-z0-9]+", "_", (name + ending).lower()).strip("_"), table)
 
 
+def with_tuned(runs: list[Run]) -> list[Run]:
+    return [*runs, *filter(None, map(tuned, runs))]
+
+
 PUBLISHED = published_runs()
-RUNS = [*PUBLISHED, *filter(None, map(tuned, PUBLISHED))]
+RUNS = with_tuned(PUBLISHED)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(add_help=False)
@@ -150,7 +151,7 @@ if __name__ == "__main__":
         features = FeatureSource(options.data_root, options.runs / "cache", progress=True)
         for each in options.tune or [name for name, grid in GRIDS.items() if grid]:
             search(each, features, Store(options.runs / "tune"), options)
-        RUNS = [*PUBLISHED, *filter(None, map(tuned, PUBLISHED))]
+        RUNS = with_tuned(PUBLISHED)
         at = sys.argv.index("--tune")
         del sys.argv[at : at + 1 + len(options.tune)]
     tables(run_experiment(__file__, RUNS, rows=("dataset", "method")))

@@ -99,9 +99,8 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
             result = recipes[name].train(arguments.runs / "training" / name, arguments.data_root)
             print(result, flush=True)
             recipes[name].keep(result, weights_file(file, name))
-    wanted = [run for run in runs if arguments.dataset in (None, run.dataset)
-              and arguments.distribution in (None, run.query_distribution)
-              and run.shots in (arguments.shots or [run.shots]) and run.method in (arguments.method or [run.method])]
+    wanted = [run for run in of_setting(runs, arguments.dataset, arguments.distribution, arguments.shots)
+              if run.method in (arguments.method or [run.method])]
     whole = len(wanted) == len(runs) and arguments.episodes is None
     wanted = possible_runs(wanted, arguments.data_root)
     if not wanted:
@@ -135,6 +134,12 @@ def _keep(result: Result, kept: Store) -> None:
     known = kept.load(result.run)
     if known is None or known.summary() != result.summary():
         kept.save(result)
+
+
+def of_setting(runs: Sequence[Run], dataset: str | None, distribution: str | None, shots: Sequence[int] | None) -> list[Run]:
+    """Those on this data set, with this distribution of queries and one of these numbers of shots; None: any."""
+    return [run for run in runs if dataset in (None, run.dataset) and distribution in (None, run.query_distribution)
+            and run.shots in (shots or [run.shots])]
 
 
 def possible_runs(runs: Sequence[Run], data_root: str | Path | None) -> list[Run]:

@@ -278,18 +278,19 @@ def _assemble(classes, shots, counts, items, keys) -> EpisodeIndices:
     """Split each class's shuffled items into its first `shots` and the next `counts`."""
     episodes, ways, depth = items.shape
     if (shots == shots[0, 0]).all() and (counts == counts[0, 0]).all():  # slices, several times faster than masks
-        ends = (0, int(shots[0, 0]), int(shots[0, 0] + counts[0, 0]))
-        parts = [torch.from_numpy(items[:, :, a:b].reshape(episodes, -1)).contiguous() for a, b in itertools.pairwise(ends)]
-        labels = [torch.arange(ways).repeat_interleave(b - a).expand(episodes, -1) for a, b in itertools.pairwise(ends)]
+        ends = (0, shots[0, 0], shots[0, 0] + counts[0, 0])
+        # Copies: a view would keep all items alive.
+        parts = [np.ascontiguousarray(items[:, :, a:b].reshape(episodes, -1)) for a, b in itertools.pairwise(ends)]
+        labels = [np.tile(np.arange(ways).repeat(b - a), (episodes, 1)) for a, b in itertools.pairwise(ends)]
     else:
         place, label = np.arange(depth), np.broadcast_to(np.arange(ways)[:, None], items.shape)
         is_support = place < shots[..., None]
         is_query = ~is_support & (place < (shots + counts)[..., None])
-        parts, labels = ([torch.from_numpy(values[mask].reshape(episodes, -1)) for mask in (is_support, is_query)]
+        parts, labels = ([values[mask].reshape(episodes, -1) for mask in (is_support, is_query)]
                          for values in (items, label))
-    (support, query), (support_labels, query_labels) = parts, labels
+    (support, query), (support_labels, query_labels) = ([torch.from_numpy(x) for x in pair] for pair in (parts, labels))
     order = torch.from_numpy(np.argsort(keys[:, : query.shape[1]], axis=1))
-    return EpisodeIndices(support, support_labels.contiguous(), query.gather(1, order), query_labels.gather(1, order),
+    return EpisodeIndices(support, support_labels, query.gather(1, order), query_labels.gather(1, order),
                           torch.from_numpy(np.ascontiguousarray(classes)))
 
 

@@ -70,3 +70,20 @@ def test_tables_of_settings_that_are_complete(tmp_path):
     module["tables"](results)
     text = (tmp_path / "results" / "transductive_glyphs_5_way_1_shot_putm.md").read_text()
     assert "soft_kmeans" in text and "10 episodes" in text
+
+
+def test_tuned_values_have_a_column_of_their_own(tmp_path):
+    namespace = runpy.run_path(str(TRANSDUCTIVE))["tables"].__globals__
+    runs = [Run(method=method, **SETTING) for method in ("protonet", "soft_kmeans")]
+    chosen = {**runs[1].parameters, "scale": 2.5}
+    (tmp_path / "soft_kmeans.json").write_text(json.dumps({
+        namespace["setting"](runs[1]): {"chosen": chosen, "reason": "highest mean"}}))
+    namespace |= {"__file__": str(tmp_path / "transductive.py"), "PUBLISHED": runs, "TUNED": tmp_path}
+    namespace["RUNS"] = namespace["with_tuned"](runs)
+    source = FeatureSource(cache=tmp_path / "cache")
+    results = [evaluate(run, source=source) for run in namespace["RUNS"]]
+    namespace["tables"](results)
+    text = (tmp_path / "results" / "transductive_glyphs_5_way_1_shot.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| soft_kmeans"))
+    assert [cell.strip() for cell in row.split("|")[3:5]] == [results[1].accuracy.percent(), results[2].accuracy.percent()]
+    assert "tuned values {" in text and "'scale': 2.5" in text and "highest mean." in text

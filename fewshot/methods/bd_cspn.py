@@ -10,7 +10,7 @@ from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError, check_choice
 from fewshot.methods.base import METHODS, BaseMean, Method, fitted
 from fewshot.ops.distances import cosine, squared_euclidean
-from fewshot.ops.features import check_norm, normalise_episodes
+from fewshot.ops.features import NORMS, normalise_episodes
 from fewshot.ops.rectification import aligned, rectified_prototypes
 
 VARIANTS = ("paper", "code")
@@ -48,7 +48,7 @@ class BDCSPN(BaseMean, Method):
     base_mean: Tensor | None = fitted()
 
     def __post_init__(self):
-        check_norm(self.norm)
+        check_choice(NORMS, norm=self.norm)
         check_choice(VARIANTS, variant=self.variant)
         check_choice(QUERIES, queries=self.queries)
         if self.scale != "auto" and (isinstance(self.scale, str) or not self.scale > 0):

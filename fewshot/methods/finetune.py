@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from fewshot.errors import check_at_least, check_choice, check_positive
 from fewshot.methods.base import METHODS
 from fewshot.methods.fine_tuning import FineTuning, Head
-from fewshot.ops.features import check_norm
 from fewshot.ops.heads import INITIAL, CosineHead, LinearHead
 from fewshot.ops.network_parts import block_numbers, blocks_text, chosen_weights
 from fewshot.rng import derived_seed
@@ -62,7 +61,7 @@ class Finetune(FineTuning):
         super().__post_init__()
         check_choice(("linear", "cosine"), head=self.head)
         check_choice(INITIAL, initial=self.initial)
-        check_norm(self.norm, ("un", "l2n"))
+        check_choice(("un", "l2n"), norm=self.norm)
         check_positive(scale=self.scale)
         check_at_least(0, seed=self.seed)
         if self.batch_size is not None:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
+from fewshot.errors import check_choice
 from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.clustering import ClusteringOptions, cluster
-from fewshot.ops.features import check_norm
+from fewshot.ops.features import NORMS
 from fewshot.ops.rectification import aligned
 
 
@@ -38,7 +39,7 @@ class KMeans(BaseMean, IterativeMethod):
     base_mean: Tensor | None = fitted()
 
     def __post_init__(self):
-        check_norm(self.norm)
+        check_choice(NORMS, norm=self.norm)
         self.options()
 
     def options(self) -> ClusteringOptions:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError, check_at_least, check_choice
 from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
-from fewshot.ops.features import check_norm, normalise_episodes
+from fewshot.ops.features import NORMS, normalise_episodes
 from fewshot.ops.graphs import bound_updates, distances_to_centres_and_each_other, knn_affinity
 from fewshot.ops.prototypes import prototypes
 from fewshot.ops.rectification import aligned, rectified_prototypes
@@ -58,7 +58,7 @@ class LaplacianShot(BaseMean, IterativeMethod):
         return ("balanced queries",) if self.rectify else ()
 
     def __post_init__(self):
-        check_norm(self.norm)
+        check_choice(NORMS, norm=self.norm)
         check_choice(QUERIES, queries=self.queries)
         weight = self.laplacian_weight
         if weight != "auto" and (isinstance(weight, str) or weight < 0):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 from fewshot.methods.base import METHODS, BaseMean, Refinement, TwoStageMethod, fitted
-from fewshot.ops.features import check_norm, normalise_episodes
+from fewshot.ops.features import NORMS, normalise_episodes
 from fewshot.ops.linear import fit_logistic
 from fewshot.ops.span import to_support_span
 
@@ -44,7 +44,7 @@ class LogisticRegression(BaseMean, TwoStageMethod):
     def __post_init__(self):
         if not self.C > 0:
             raise FewshotError(f"C={self.C!r}; it must be positive (a larger C regularises less)")
-        check_norm(self.norm)
+        check_choice(NORMS, norm=self.norm)
         if self.max_iterations < 1:
             raise FewshotError(f"max_iterations={self.max_iterations!r}; at least one step is needed")
         if self.tolerance is not None and not self.tolerance > 0:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 from fewshot.methods.base import METHODS, BaseMean, Method, fitted
-from fewshot.ops.features import check_norm, normalise_episodes
+from fewshot.ops.features import NORMS, normalise_episodes
 from fewshot.ops.linear import fit_ridge
 
 
@@ -43,7 +43,7 @@ class Ridge(BaseMean, Method):
                                "support points do not determine the weights")
         if not self.scale > 0:
             raise FewshotError(f"scale={self.scale!r}; it must be positive, or the ranking of the classes is lost")
-        check_norm(self.norm)
+        check_choice(NORMS, norm=self.norm)
 
     def __call__(self, episodes: Episodes) -> Tensor:
         e = normalise_episodes(episodes, self.norm, self.base_mean)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 from fewshot.methods.base import METHODS, BaseMean, Method, fitted
 from fewshot.ops.distances import cosine, squared_euclidean
-from fewshot.ops.features import check_norm, normalise_episodes
+from fewshot.ops.features import NORMS, normalise_episodes
 from fewshot.ops.prototypes import prototypes
 
 
@@ -36,7 +36,7 @@ class SimpleShot(BaseMean, Method):
     base_mean: Tensor | None = fitted()
 
     def __post_init__(self):
-        check_norm(self.norm)
+        check_choice(NORMS, norm=self.norm)
         if self.metric not in ("euclidean", "cosine"):
             raise FewshotError(f"metric={self.metric!r}; choose 'euclidean' or 'cosine'")
         if not self.scale > 0:

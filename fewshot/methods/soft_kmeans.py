@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.errors import FewshotError, check_choice
 from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.distances import squared_euclidean
-from fewshot.ops.features import NORMS, centre_episodes, check_norm, normalise_episodes
+from fewshot.ops.features import NORMS, centre_episodes, normalise_episodes
 from fewshot.ops.prototypes import one_hot, weighted_means
 from fewshot.ops.span import to_span
 
@@ -48,7 +48,7 @@ class SoftKMeans(BaseMean, IterativeMethod):
             raise FewshotError(f"iterations={self.iterations!r}; at least one assignment is needed")
         if not self.tolerance >= 0:
             raise FewshotError(f"tolerance={self.tolerance!r}; give 0 (all iterations) or a positive number")
-        check_norm(self.norm, ("me", *NORMS))
+        check_choice(("me", *NORMS), norm=self.norm)
 
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         if self.norm == "me":

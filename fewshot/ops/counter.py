@@ -21,9 +21,9 @@ def counted_uniforms(stream: str, layout: dict[str, int], start: int, count: int
     return {name: numbers[:, a:b] for name, a, b in zip(layout, bounds[:-1], bounds[1:], strict=True)}
 
 
-def below(uniform: np.ndarray, limit, dtype: type = np.int64) -> np.ndarray:
+def below(uniform: np.ndarray, limit) -> np.ndarray:
     """Integers 0 .. limit-1; uniform numbers have 53 bits, so the bias is below limit / 2^53."""
-    return (uniform * limit).astype(dtype)
+    return (uniform * limit).astype(np.int64)
 
 
 def ordered_subset(uniform: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -33,8 +33,7 @@ def ordered_subset(uniform: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """
     rows, k = uniform.shape
     steps = np.arange(k)[:, None]
-    other = below(np.ascontiguousarray(uniform.T), np.maximum(sizes - steps, 1), np.int32)  # [k, R]
-    other += steps.astype(np.int32)
+    other = (steps + below(np.ascontiguousarray(uniform.T), np.maximum(sizes - steps, 1))).astype(np.int32)  # [k, R]
     # Step s swaps places s and other[s]. Instead of a table of all places per row, only what was moved is kept: a place
     # holds its own number, unless an earlier step moved something there, which few did.
     taken, moved = other.copy(), np.broadcast_to(steps.astype(np.int32), other.shape).copy()

@@ -12,10 +12,6 @@ from fewshot.ops.distances import l2_normalise
 NORMS = ("un", "l2n", "cl2n")
 
 
-def check_norm(norm: str, known: tuple[str, ...] = NORMS) -> None:
-    check_choice(known, norm=norm)
-
-
 def normalise_episodes(episodes: Episodes, norm: str, base_mean: Tensor | None = None) -> Episodes:
     """SimpleShot's three normalisations: "un" nothing, "l2n" x/|x|, "cl2n" (x - m)/|x - m| with m = base_mean [D],
     the mean feature of the base classes (never of the episode)."""
@@ -25,7 +21,7 @@ def normalise_episodes(episodes: Episodes, norm: str, base_mean: Tensor | None =
 
 def off_base_mean(episodes: Episodes, norm: str, base_mean: Tensor | None) -> Episodes:
     """The first step of `normalise_episodes`: "cl2n" subtracts base_mean, the others nothing."""
-    check_norm(norm)
+    check_choice(NORMS, norm=norm)
     if norm != "cl2n":
         return episodes
     if base_mean is None:

@@ -106,3 +106,14 @@ def test_wrong_parameters_are_named():
     for params in ({"variant": "fast"}, {"rho": 1.5}, {"balance": -0.1}):
         with pytest.raises(FewshotError, match=next(iter(params))):
             create_method("putm", **params)
+
+
+def test_episodes_trained_in_parts_are_those_trained_together(monkeypatch):
+    episodes = random_episodes(episodes=5)
+    method = create_method("putm", **SHORT)
+    together = method.refine(episodes, history=True)
+    monkeypatch.setattr("fewshot.methods.putm._BYTES", 0)  # one by one
+    parts = method.refine(episodes, history=True)
+    for found, expected in ((parts.logits, together.logits), (parts.prototypes, together.prototypes),
+                            (torch.stack(parts.history), torch.stack(together.history))):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
