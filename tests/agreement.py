@@ -46,8 +46,9 @@ TIM-ADM amplify rounding over many steps; one matching network adds 1e-8 to norm
 iterations of its M-steps; the stored class probabilities of unem_dirichlet are float32 numbers, while the official program
 was given the cosines before them; the stored optima of logistic regression were found by L-BFGS, which cannot see
 differences of the objective below rounding; channel_importance_lr has no stored optimum, so that scikit-learn's early stop
-shows. The outputs of putm were made by `tests/official/putm.py` in float64 only, with our initial weights in place of
-random ones: its training amplifies the rounding of float32 beyond comparison.
+shows. The scripts in `tests/official` ran the official code of putm, cosoc, relation_net and of matching_net with
+full-context embeddings; where it has weights, with our initial ones; putm in float64 only, as its training amplifies the
+rounding of float32 beyond comparison.
 
 To re-create this page with the reference outputs in `$FEWSHOT_SHARED/oracles` (default: `../shared/oracles`):
 
@@ -82,7 +83,7 @@ def compare(folder: Path, entry) -> dict:
         logits = {}
         for dtype in (torch.float64, torch.float32):
             episodes, raw = load_inputs(folder, inputs, dtype)
-            episodes, method = as_given(episodes, outputs), prepared(name, params, raw)
+            episodes, method = as_given(episodes, outputs), prepared(name, params, raw, dtype)
             logits[dtype] = method(parse_transforms(transforms)(episodes)).detach().double()
         row["compared"], expected = _official_values(official, outputs, description)
         for key, dtype in (("float64", torch.float64), ("float32", torch.float32)):

@@ -37,8 +37,9 @@ class Cosoc(Method):
               weights) between the class's vectors and the query's crops; its row and column are removed.
 
     crops     V
-    variant   "paper", or "official": the last vector of a class of several images is the one before it once more, of weight
-              alpha^(V - 1), and the crops that are left are not used
+    variant   "paper", or "official" with two slips of the released code: the last vector of a class of several images is
+              the one before it once more, of weight alpha^(V - 1), and the crops that are left are not used; and once the
+              row and column of the first m are gone, only the diagonal of what remains is left to choose from
     scale     multiplies the scores; it changes probabilities, not predictions
 
     Choosing is exhaustive up to 131,072 combinations, V^k (7 crops: 6 shots). Beyond, each crop in turn is tried as a
@@ -92,6 +93,8 @@ class Cosoc(Method):
     def _scores(self, query: Tensor, vectors: Tensor) -> Tensor:
         """[E, Q, N] for crops [E, Q, V, D] of the queries and vectors [E, N, V, D] of the classes."""
         cosines = torch.einsum("eqvd,enwd->eqnwv", query, vectors)
+        if self.variant == "official":
+            return self._first_and_diagonal(cosines)
         total = 0
         for number in range(self.crops):
             best, place = cosines.flatten(3).max(-1)  # [E, Q, N]
@@ -101,6 +104,15 @@ class Cosoc(Method):
             gone = (steps == row.unsqueeze(-1)).unsqueeze(-1) | (steps == column.unsqueeze(-1)).unsqueeze(-2)
             cosines = cosines.masked_fill(gone, float("-inf"))
         return total
+
+    def _first_and_diagonal(self, cosines: Tensor) -> Tensor:
+        """[E, Q, N]: the largest of the cosines [E, Q, N, V, V], then the diagonal of those of other rows and columns."""
+        best, place = cosines.flatten(3).max(-1, keepdim=True)  # [E, Q, N, 1]
+        steps = torch.arange(self.crops - 1, device=cosines.device)
+        row, column = (steps + (steps >= gone) for gone in (place // self.crops, place % self.crops))  # [E, Q, N, V - 1]
+        rest = cosines.flatten(3).gather(3, row * self.crops + column).sort(dim=-1, descending=True).values
+        weights = self.beta ** torch.arange(self.crops, device=cosines.device).to(cosines)
+        return torch.cat([best, rest], dim=-1).relu() @ weights
 
 
 def _by_class(support: Tensor, e: Episodes) -> tuple[Tensor, Tensor]:

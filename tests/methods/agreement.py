@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from fewshot.methods.base import create_method
-from tests.oracle import inputs_of, load_inputs, load_outputs
+from tests.oracle import as_given, inputs_of, load_inputs, load_outputs
 
 
-def prepared(name: str, params, raw: dict):
-    """The method with its parameters and, where it has one, the base mean that belongs to the inputs."""
+def prepared(name: str, params, raw: dict, dtype: torch.dtype = torch.float32):
+    """The method with its parameters and, where it has them, initial weights in `dtype` or the base mean of the inputs."""
     method = create_method(name, **(params(raw) if callable(params) else params))
+    if method.needs_backbone:
+        method = method.with_backbone(torch.nn.Identity(), int(raw["ways"]), feature_dim=raw["query"].shape[-1]).to(dtype)
     if getattr(method, "needs_base", False):
         method = dataclasses.replace(method, base_mean=torch.from_numpy(raw["base_mean"]))
     return method
@@ -31,9 +33,9 @@ def check_soft(folder, name: str, params, official: str, only: tuple[str, ...] =
         outputs, description = load_outputs(folder, official, inputs)
         primary = description["primary_output"]
 
-        def output(dtype, count, inputs=inputs, primary=primary):
+        def output(dtype, count, inputs=inputs, primary=primary, outputs=outputs):
             episodes, raw = load_inputs(folder, inputs, dtype)
-            logits = prepared(name, params, raw)(episodes[:count])
+            logits = prepared(name, params, raw, dtype)(as_given(episodes, outputs)[:count]).detach()
             return (logits.softmax(-1) if primary == "probs" else logits).numpy()
 
         exact, official_single = outputs[f"{primary}_f64"], outputs[primary]

@@ -11,6 +11,14 @@ from fewshot.methods import cosoc
 from fewshot.methods.cosoc import Cosoc
 from fewshot.methods.simple_shot import SimpleShot
 from tests.conftest import random_episodes
+from tests.methods.agreement import check_soft
+
+# The 256 features of an item stand for four crops of 64 (tests/official/cosoc.py).
+AGREEMENT = [("cosoc", {"crops": 4, "alpha": 0.9, "variant": "official"}, "cosoc")]
+
+
+def test_agrees_with_official_code(oracles):
+    check_soft(oracles, *AGREEMENT[0])
 
 
 def crops_of(shots=3, crops=4, dim=6, kept=None, seed=0):
@@ -51,12 +59,14 @@ def test_against_a_loop(variant, alpha, beta):
             vectors = focus_of(support[e][episodes.support_labels[e] == n], alpha, variant == "official")
             for q, crops in enumerate(query[e]):
                 cosines = {(v, w): float(vector @ crop) for v, vector in enumerate(vectors) for w, crop in enumerate(crops)}
-                score, weight = 0.0, 1.0
-                while cosines:
+                score = 0.0
+                for number in range(4):
                     row, column = max(cosines, key=cosines.get)
-                    score += weight * max(0.0, cosines[row, column])
-                    weight *= beta
+                    score += beta**number * max(0.0, cosines[row, column])
                     cosines = {(v, w): c for (v, w), c in cosines.items() if v != row and w != column}
+                    if number == 0 and variant == "official":
+                        rows, columns = ([i for i in range(4) if i != gone] for gone in (row, column))
+                        cosines = {place: cosines[place] for place in zip(rows, columns, strict=True)}
                 assert abs(float(found[e, q, n]) - 2 * score) < 1e-12
 
 

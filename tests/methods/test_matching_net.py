@@ -11,9 +11,11 @@ from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 from tests.methods.metric_learning import fit_four_episodes
 
+CLOSER_LOOK = {"variant": "closer_look", "scale": 100.0, "relu": True}
 AGREEMENT = [("matching_net", {"scale": 1.0}, "matchingnet_cosine_plain"),
-             ("matching_net", {"variant": "closer_look", "scale": 100.0, "relu": True}, "matchingnet_cosine_x100"),
-             ("matching_net", {"variant": "class_mean", "scale": 100.0, "relu": True}, "matchingnet_classmean")]
+             ("matching_net", CLOSER_LOOK, "matchingnet_cosine_x100"),
+             ("matching_net", {"variant": "class_mean", "scale": 100.0, "relu": True}, "matchingnet_classmean"),
+             ("matching_net", {"full_context": True, **CLOSER_LOOK}, "full_context")]
 
 
 @pytest.mark.parametrize("case", AGREEMENT, ids=lambda case: case[2])
