@@ -16,8 +16,8 @@ import torch
 from fewshot.methods import METHODS
 from fewshot.transforms import parse_transforms
 from tests.conftest import SHARED
-from tests.methods.agreement import prepared
-from tests.oracle import as_given, inputs_of, load_inputs, load_outputs
+from tests.methods.agreement import official_episodes, prepared
+from tests.oracle import inputs_of, load_inputs, load_outputs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "agreement.md"
@@ -83,7 +83,8 @@ def compare(folder: Path, entry) -> dict:
         logits = {}
         for dtype in (torch.float64, torch.float32):
             episodes, raw = load_inputs(folder, inputs, dtype)
-            episodes, method = as_given(episodes, outputs), prepared(name, params, raw, dtype)
+            method = prepared(name, params, raw, dtype)
+            episodes = official_episodes(method, episodes, raw, outputs)
             logits[dtype] = method(parse_transforms(transforms)(episodes)).detach().double()
         row["compared"], expected = _official_values(official, outputs, description)
         for key, dtype in (("float64", torch.float64), ("float32", torch.float32)):

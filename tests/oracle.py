@@ -31,6 +31,11 @@ def load_inputs(folder: Path, name: str, dtype=torch.float64) -> tuple[Episodes,
     return episodes, raw
 
 
+def as_images(episodes: Episodes, raw: dict[str, np.ndarray]) -> Episodes:
+    """The episodes with the maps of their inputs for images [C, h, w]."""
+    return episodes.with_features(lambda x: x.unflatten(-1, raw["query_maps"].shape[2:]))
+
+
 def load_outputs(folder: Path, method: str, name: str) -> tuple[dict[str, np.ndarray], dict]:
     if not (folder / f"{method}.json").is_file():
         folder = OFFICIAL

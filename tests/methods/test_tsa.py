@@ -6,8 +6,11 @@ from torch import nn
 
 from fewshot.errors import FewshotError
 from fewshot.methods import create_method
+from tests.methods.agreement import check_soft
 from tests.methods.fine_tuning import check_against, check_without_steps, cosine_prototypes, learner, two_blocks
 from tests.methods.image_episodes import Identity
+
+AGREEMENT = [("tsa", {}, "tsa")]
 
 
 class Beside(nn.Module):
@@ -23,6 +26,10 @@ class Beside(nn.Module):
 
     def forward(self, x):
         return self.layer(x) + self.alpha(x)
+
+
+def test_agrees_with_official_code(oracles):
+    check_soft(oracles, *AGREEMENT[0])
 
 
 @pytest.mark.parametrize("initial", [1e-4, 0.0, 0.5])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tests.methods.agreement import check_soft
 from tests.methods.fine_tuning import (
     check_against,
     check_without_steps,
@@ -11,6 +12,12 @@ from tests.methods.fine_tuning import (
     two_blocks,
 )
 from tests.methods.image_episodes import image_episodes
+
+AGREEMENT = [("url", {}, "url")]
+
+
+def test_agrees_with_official_code(oracles):
+    check_soft(oracles, *AGREEMENT[0])
 
 
 def test_against_a_plain_loop():
