@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.agreement import PAGE, compare, entries, name_cells
+from tests.agreement import PAGE, ROOT, compare, entries, name_cells
+
+README = ROOT / "README.md"
 
 
 def test_the_page_lists_every_comparison():
@@ -13,6 +15,8 @@ def test_the_page_lists_every_comparison():
         assert "| 0 of " in rows[0]
     table = [line for line in lines if line.startswith("| ")]
     assert len(table) == len(entries()) + 1, "rows of comparisons that are no longer made: run `python -m tests.agreement`"
+    methods = {name for _, name, _, _ in entries()}
+    assert f"{len(methods)} methods so far" in README.read_text(), f"README.md: it is {len(methods)} methods"
 
 
 def test_a_difference_is_seen(oracles):

@@ -9,8 +9,15 @@ from fewshot.methods import create_method
 from fewshot.ops.diff_augment import diff_augment
 from fewshot.training import TrainConfig
 from fewshot.training.learner import make_learner
+from tests.methods.agreement import check_soft
 from tests.methods.fine_tuning import check_against, check_without_steps, cosine_prototypes, learner
 from tests.methods.image_episodes import image_episodes
+
+AGREEMENT = [("pmf", {"lr": 1e-3, "steps": 50, "probability": 0.0}, "pmf")]
+
+
+def test_agrees_with_official_code(oracles):
+    check_soft(oracles, *AGREEMENT[0])
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.9])
