@@ -17,7 +17,7 @@ import torch
 from fewshot import provenance
 from fewshot.answers import answers
 from fewshot.banks import FeatureBank
-from fewshot.methods import Method
+from fewshot.methods import METHODS, Method, create_method
 from fewshot.methods.base import TwoStageMethod
 from fewshot.sampler import EpisodeSampler
 from fewshot.scoring import Scorer
@@ -96,6 +96,11 @@ def clusters(seed: int, classes: int = 20, items: int = 200, dim: int = 640) -> 
     centres = torch.randn(classes, 1, dim, generator=generator)
     noise = torch.randn(classes, items, dim, generator=generator)
     return FeatureBank((0.3 * centres + noise).relu().flatten(0, 1), torch.arange(classes).repeat_interleave(items))
+
+
+def feature_methods() -> list[str]:
+    """Names of the methods that classify features and have no weights of their own."""
+    return [name for name in METHODS if METHODS[name].inputs == "features" and not create_method(name).needs_backbone]
 
 
 def index_chunks(features: FeatureBank, ways: int, shots: int, episodes: int) -> list:

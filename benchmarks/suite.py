@@ -34,6 +34,7 @@ from common import (
     clusters,
     conditions,
     easyfsl_evaluation,
+    feature_methods,
     index_chunks,
     installed,
     interleave,
@@ -49,7 +50,7 @@ from fewshot.banks import FeatureBank
 from fewshot.episodes import Episodes
 from fewshot.errors import FewshotError
 from fewshot.evaluate import evaluate
-from fewshot.methods import METHODS, Method, create_method
+from fewshot.methods import Method, create_method
 from fewshot.methods.base import TwoStageMethod
 from fewshot.ops import dirichlet
 from fewshot.run import Run
@@ -102,10 +103,6 @@ def wide_bank(dim: int = 640) -> FeatureBank:
     """12,000 random rows, the size of miniImageNet's test split."""
     generator = torch.Generator().manual_seed(0)
     return FeatureBank(torch.randn(12_000, dim, generator=generator).relu(), torch.arange(12_000) % 20, name="random")
-
-
-def feature_methods() -> list[str]:
-    return [name for name in METHODS if METHODS[name].inputs == "features" and not create_method(name).needs_backbone]
 
 
 def gather_bandwidth(bank: FeatureBank, chunks: list) -> float:

@@ -14,18 +14,20 @@ easyfsl is not a dependency. To have its methods timed too, run this in an envir
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
 
 import torch
-from common import Contender, call_text, easyfsl_method, index_chunks, machine
+from common import Contender, call_text, easyfsl_method, feature_methods, index_chunks, machine
 from common import clusters as bank
 from common import rate as _rate
 
 from fewshot import provenance
 from fewshot.banks import FeatureBank
+from fewshot.errors import FewshotError
 from fewshot.methods import METHODS, create_method
 
 SETTINGS = (1, 5)  # shots
@@ -53,8 +55,10 @@ def chunks_of(features: FeatureBank, shots: int) -> list:
 def measure(shots: int, names: list[str], rounds: int, seconds: float, with_easyfsl: bool) -> tuple[dict, list]:
     """{name: contender} of every method with its defaults, and [(theirs, ours, same labels)] at equal settings."""
     chunks, base = chunks_of(bank(0), shots), bank(1)
-    methods = {name: Contender(name, create_method(name).fit(base), chunks, seconds) for name in names}
-    pairs = []
+    methods, pairs = {}, []
+    for name in names:
+        with contextlib.suppress(FewshotError):  # COSOC, where features are not those of its number of crops
+            methods[name] = Contender(name, create_method(name).fit(base), chunks, seconds)
     for official, their_settings, name, settings in PAIRS if with_easyfsl else ():
         if name in names:
             left = Contender(call_text(official, their_settings), easyfsl_method(official, their_settings), chunks, seconds)
@@ -89,6 +93,8 @@ def page(found: dict[int, tuple[dict, list]], rounds: int, loads: tuple[float, f
         ratios = [_rate(methods["protonet"].rate / methods[name].rate) for methods in by_shots]
         official = OFFICIAL.get(name, ("", ""))
         lines.append(f"| {' | '.join([name, METHODS[name].setting, *cells, *ratios, *official])} |")
+    if left_out := sorted(set(feature_methods()) - set(by_shots[0])):
+        lines += ["", f"Not in this run: {', '.join(left_out)} (COSOC needs the features of several crops)."]
     lines += ["", "## easyfsl at equal iterations", ""]
     if easyfsl == "absent":
         return "\n".join([*lines, "easyfsl was not installed in this run; the docstring of the benchmark says how.", ""])
@@ -111,7 +117,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="aimed at per method and round")
     parser.add_argument("--write", type=Path, help="write the tables to this file too")
     arguments = parser.parse_args()
-    names = [name for name in METHODS if METHODS[name].inputs == "features" and not create_method(name).needs_backbone]
+    names = feature_methods()
     if arguments.methods:
         names = ["protonet", *(name for name in names if name in arguments.methods and name != "protonet")]
     with_easyfsl = importlib.util.find_spec("easyfsl") is not None
