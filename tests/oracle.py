@@ -1,4 +1,7 @@
-"""Read one file of reference outputs as (Episodes, arrays of the official run, its description)."""
+"""Read one file of reference outputs as (Episodes, arrays of the official run, its description).
+
+Outputs lie beside their inputs in the folder of reference outputs, or in tests/official with the program that made them.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ import torch
 
 from fewshot.episodes import Episodes
 
+OFFICIAL = Path(__file__).parent / "official"
+
 
 def inputs_of(folder: Path, method: str) -> list[str]:
     """Names of the inputs on which the official code of `method` was run."""
-    return sorted(path.stem.split("__")[1] for path in folder.glob(f"{method}__*.npz"))
+    return sorted(path.stem.split("__")[1] for each in (folder, OFFICIAL) for path in each.glob(f"{method}__*.npz"))
 
 
 def load_inputs(folder: Path, name: str, dtype=torch.float64) -> tuple[Episodes, dict[str, np.ndarray]]:
@@ -27,9 +32,23 @@ def load_inputs(folder: Path, name: str, dtype=torch.float64) -> tuple[Episodes,
 
 
 def load_outputs(folder: Path, method: str, name: str) -> tuple[dict[str, np.ndarray], dict]:
+    if not (folder / f"{method}.json").is_file():
+        folder = OFFICIAL
     description = json.loads((folder / f"{method}.json").read_text())
     outputs = dict(np.load(folder / f"{method}__{name}.npz"))
     primary = description["primary_output"]
-    if "preds" not in outputs and primary in outputs:
-        outputs["preds"] = outputs[primary].argmax(-1)
+    scores = outputs.get(primary, outputs.get(f"{primary}_f64"))  # some ran in float64 only
+    if "preds" not in outputs and scores is not None:
+        outputs["preds"] = scores.argmax(-1)
     return outputs, description
+
+
+def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
+    """The episodes as the official program got them: as many, and with the support in the order that was stored."""
+    if "support_order" not in outputs:
+        return episodes
+    order = torch.from_numpy(outputs["support_order"])
+    episodes = episodes[: len(order)]
+    return Episodes(support=episodes.support.take_along_dim(order.unsqueeze(-1), dim=1),
+                    support_labels=episodes.support_labels.take_along_dim(order, dim=1), query=episodes.query,
+                    ways=episodes.ways)

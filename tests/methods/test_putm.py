@@ -1,4 +1,4 @@
-"""No official outputs are stored (the official program is stochastic and slow): the reference is a plain loop."""
+"""The official program with our initial weights (tests/official/putm.py), and a plain loop by autograd."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from fewshot.errors import FewshotError
 from fewshot.methods.base import create_method
 from fewshot.ops.features import power_transform
 from tests.conftest import random_episodes
+from tests.oracle import as_given, inputs_of, load_inputs, load_outputs
 
-AGREEMENT = []
+AGREEMENT = [("putm", {"variant": "official"}, "putm_balanced"),
+             ("putm", {"variant": "official", "query_prior": "unknown"}, "putm_dirichlet")]
+INPUTS = ("caltech28px_5w5s_balanced", "caltech28px_5w5s_dirichlet")
 SHORT = {"outer": 3, "inner": 4, "learning_rate": 0.01}
 
 
@@ -65,6 +68,27 @@ def test_equals_autograd_on_each_episode(params, rho, balance, target, shots):
         expected = reference(points, 5 * shots, episodes.support_labels[e], weights, 0.2 if shots == 1 else 0.1, rho,
                              balance, target)
         torch.testing.assert_close(found[e], expected, atol=1e-9, rtol=0)
+
+
+def check_official(folder, name, params, official, inputs, count):
+    outputs, description = load_outputs(folder, official, inputs)
+    episodes = as_given(load_inputs(folder, inputs)[0], outputs)[:count]
+    found = create_method(name, **params)(episodes).softmax(-1)
+    torch.testing.assert_close(found, torch.from_numpy(outputs["probs_f64"][:count]), rtol=0,
+                               atol=description["expected_agreement"]["float64"])
+
+
+@pytest.mark.parametrize(("case", "inputs"), list(zip(AGREEMENT, INPUTS, strict=True)), ids=("balanced", "dirichlet"))
+def test_equals_the_official_program(oracles, case, inputs):
+    """All 1,530 steps on one episode; the balanced one has its support shot by shot, the other class by class."""
+    check_official(oracles, *case, inputs, count=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", AGREEMENT, ids=lambda case: case[2])
+def test_equals_the_official_program_on_every_input(oracles, case):
+    for inputs in inputs_of(oracles, case[2]):
+        check_official(oracles, *case, inputs, count=2)
 
 
 def test_more_features_than_points():
