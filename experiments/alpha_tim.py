@@ -9,8 +9,8 @@ of its configuration. Needs mini_imagenet and weights/resnet18_realistic_mini_im
 support images into the query (0.2 % of the queries at 1 shot, 3 % at 20); here they never meet.
 
 Beside it, the same methods on Omniglot with the Conv-4 trained here and Caltech-101 with EfficientNet-Lite0; the two
-gradient methods with 1,000 episodes, as their 1,000 steps take 0.1 s an episode at 1,280 features. About 40 minutes on two
-CPU cores, without the extraction.
+gradient methods with 1,000 episodes, as their 1,000 steps take 0.1 s an episode at 1,280 features. About half an hour on
+one CPU core, without the extraction.
 """
 
 from __future__ import annotations
