@@ -9,7 +9,7 @@ tiered_imagenet (wrn28_10) or cub (resnet18) and weights trained as in SimpleSho
 weights/<backbone>_simpleshot_<data set>.safetensors. K-modes is `slk_ms` without its graph.
 
 Beside it: Omniglot with the Conv-4 trained here, Caltech-101 with EfficientNet-Lite0, 10,000 episodes. About 8 minutes on
-two CPU cores, without the extraction.
+one CPU core, without the extraction.
 """
 
 from __future__ import annotations
