@@ -48,12 +48,15 @@ def load_outputs(folder: Path, method: str, name: str) -> tuple[dict[str, np.nda
     return outputs, description
 
 
-def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
-    """The episodes as the official program got them: as many, and with the support in the order that was stored, if any."""
-    episodes = episodes[: len(outputs["preds"])]
-    if "support_order" not in outputs:
-        return episodes
-    order = torch.from_numpy(outputs["support_order"])
+def with_support_order(episodes: Episodes, order: torch.Tensor) -> Episodes:
+    """The episodes with their support items in the order [E, S]."""
     return Episodes(support=episodes.support.take_along_dim(order.unsqueeze(-1), dim=1),
                     support_labels=episodes.support_labels.take_along_dim(order, dim=1), query=episodes.query,
                     ways=episodes.ways)
+
+
+def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
+    """The episodes as the official program got them: as many, and with the support in the order that was stored, if any."""
+    episodes = episodes[: len(outputs["preds"])]
+    order = outputs.get("support_order")
+    return episodes if order is None else with_support_order(episodes, torch.from_numpy(order))

@@ -141,7 +141,7 @@ class PUTM(IterativeMethod):
 class _Navigator:
     """E three-layer networks trained side by side, with hand-written gradients.
 
-    Every step writes into the same memory: fresh arrays of this size took 10 to 20 % longer.
+    Every step writes into the same memory: fresh arrays of this size would have to be mapped anew each time.
     """
 
     def __init__(self, parameters: list[Tensor], rows: int, learning_rate: float):

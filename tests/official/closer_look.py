@@ -21,7 +21,7 @@ from fewshot.ops.prototypes import one_hot
 from tests.conftest import SHARED
 from tests.methods.agreement import prepared
 from tests.official.runs import checkout_argument, describe, keep, official_module, support_order
-from tests.oracle import inputs_of, load_inputs
+from tests.oracle import inputs_of, load_inputs, with_support_order
 
 EPISODES = 4
 FULL_CONTEXT = {"full_context": True, "variant": "closer_look", "scale": 100.0, "relu": True}
@@ -36,10 +36,10 @@ def matching_net(program, name: str, dtype: torch.dtype) -> dict[str, np.ndarray
     theirs.G_encoder.load_state_dict(ours.support_lstm.state_dict())
     theirs.FCE.lstmcell.load_state_dict(ours.query_cell.state_dict())
     theirs.FCE.c_0 = theirs.FCE.c_0.to(dtype)
-    found = []
-    for support, labels, query, places in zip(episodes.support, episodes.support_labels, episodes.query, order, strict=True):
-        embedded = theirs.encode_training_set(support[places])
-        found.append(theirs.get_logprobs(query, *embedded, one_hot(labels[places], episodes.ways, dtype)))
+    episodes, found = with_support_order(episodes, order), []
+    for support, labels, query in zip(episodes.support, episodes.support_labels, episodes.query, strict=True):
+        embedded = theirs.encode_training_set(support)
+        found.append(theirs.get_logprobs(query, *embedded, one_hot(labels, episodes.ways, dtype)))
     return {"logprobs": torch.stack(found).numpy(), "support_order": order.numpy()}
 
 

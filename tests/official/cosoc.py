@@ -17,7 +17,7 @@ import torch
 from fewshot.episodes import Episodes
 from tests.conftest import SHARED
 from tests.official.runs import checkout_argument, describe, keep, official_module, support_order
-from tests.oracle import inputs_of, load_inputs
+from tests.oracle import inputs_of, load_inputs, with_support_order
 
 CROPS, ALPHA, BETA = 4, 0.9, 0.8
 EPISODES = 4
@@ -25,13 +25,13 @@ EPISODES = 4
 
 def scores(program, episodes: Episodes) -> np.ndarray:
     """The official scores [E, Q, N]."""
-    order = support_order(episodes, by_shot=True)
-    points = torch.cat([episodes.support.take_along_dim(order.unsqueeze(-1), dim=1), episodes.query], dim=1)
+    episodes = with_support_order(episodes, support_order(episodes, by_shot=True))
+    points = torch.cat([episodes.support, episodes.query], dim=1)
     items = points.unflatten(2, (CROPS, -1, 1, 1)).flatten(0, 1)  # [E (S + Q), V, C, 1, 1]
     classifier = program.SOC(CROPS, ALPHA, BETA)
     with (mock.patch.object(torch.Tensor, "cuda", lambda x: x),
           mock.patch.object(torch, "FloatTensor", lambda *size: torch.empty(*size, dtype=points.dtype))):
-        found = classifier(lambda x: x, items, episodes.ways, order.shape[1] // episodes.ways, len(episodes))
+        found = classifier(lambda x: x, items, episodes.ways, episodes.support.shape[1] // episodes.ways, len(episodes))
     return found.numpy()
 
 

@@ -21,7 +21,7 @@ import torch
 from fewshot.methods.base import create_method
 from tests.conftest import SHARED
 from tests.official.runs import checkout_argument, describe, keep, official_module, support_order
-from tests.oracle import load_inputs
+from tests.oracle import load_inputs, with_support_order
 
 EPISODES = 2
 # the official configuration -> our value of it, its own, and the inputs
@@ -39,9 +39,10 @@ def probabilities(program, name: str, distribution: str) -> tuple[np.ndarray, np
     prior, config, _ = SETTINGS[distribution]
     episodes = load_inputs(SHARED / "oracles", name)[0][:EPISODES]
     order = support_order(episodes, by_shot=distribution == "balanced")
-    points = torch.cat([episodes.support.take_along_dim(order.unsqueeze(-1), dim=1), episodes.query], dim=1)
-    labels = torch.cat([episodes.support_labels.take_along_dim(order, dim=1),
-                        torch.zeros(episodes.query.shape[:2], dtype=torch.int64)], dim=1)  # those of queries are not told
+    episodes = with_support_order(episodes, order)
+    points = torch.cat([episodes.support, episodes.query], dim=1)
+    untold = torch.zeros(episodes.query.shape[:2], dtype=torch.int64)  # labels of the queries
+    labels = torch.cat([episodes.support_labels, untold], dim=1)
     weights = create_method("putm", variant="official", query_prior=prior)._weights(points[:, :, : points.shape[1]])
     initialise, accuracy, found = program.BNavigator.__init__, program.MAP.getAccuracy, []
 
