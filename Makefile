@@ -37,8 +37,9 @@ test: install    ## quick test suite, offline
 slow: install    ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow
 
-lint: install    ## style and likely mistakes
+lint: install    ## style, likely mistakes, and which room imports which
 	$(RUN) -m ruff check .
+	$(VENV)/bin/lint-imports
 
 benchmark: install ## speed of everything, beside floors and other libraries (a few minutes)
 	$(RUN) benchmarks/suite.py --quick

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
-from fewshot import provenance
-from fewshot.answers import answers
-from fewshot.banks import FeatureBank
+from fewshot.core import provenance
+from fewshot.data.banks import FeatureBank
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.evaluation.batching import answers
+from fewshot.evaluation.scorer import Scorer
 from fewshot.methods import METHODS, Method, create_method
-from fewshot.methods.base import TwoStageMethod
-from fewshot.sampler import EpisodeSampler
-from fewshot.scoring import Scorer
+from fewshot.methods.contract import TwoStageMethod
 
 
 def machine() -> str:

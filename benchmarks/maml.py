@@ -34,11 +34,11 @@ from common import machine
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from fewshot import provenance
 from fewshot.backbones import create_backbone
-from fewshot.episodes import Episodes
+from fewshot.core import provenance
+from fewshot.core.team import Team
+from fewshot.episodes.types import Episodes
 from fewshot.methods import create_method
-from fewshot.training.parallel import Team
 
 WAYS, QUERIES, STEPS, RATE = 5, 75, 5, 0.1
 ALONE = Team()
@@ -75,7 +75,7 @@ The arithmetic of the convolutions is the same for both. The difference comes fr
 of the first block have their channels last here, though images of one channel do not suggest it, which makes pooling and
 BatchNorm several times faster; and `fewshot.ops.second_order` computes the derivatives of the backward passes of BatchNorm
 and of convolutions in fewer passes over the maps than PyTorch. Values and gradients stay those of learn2learn in double
-precision (`tests/test_learn2learn.py`). bfloat16 makes the convolutions and the traffic cheaper, but its meta-gradients
+precision (`tests/integrations/test_learn2learn.py`). bfloat16 makes convolutions and traffic cheaper, but its meta-gradients
 are coarse: compare it with float32 on validation classes before relying on it.
 
 Vectorising (`torch.func.vmap`) turns the convolutions of several episodes into one grouped convolution. It saves calls,

@@ -27,8 +27,8 @@ import torch.distributed as dist
 from common import machine
 from maml import build, spread
 
-from fewshot import provenance
-from fewshot.training.parallel import Team
+from fewshot.core import provenance
+from fewshot.core.team import Team
 
 # (label, who, settings, processes); each process gets two threads divided by their number
 CONTENDERS = [

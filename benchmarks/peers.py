@@ -8,7 +8,7 @@ from common import Contender, call_text, clusters, easyfsl_method, index_chunks,
 from torch import nn
 from transductive import PAIRS
 
-from fewshot.episodes import Episodes
+from fewshot.episodes.types import Episodes
 from fewshot.methods import create_method
 from fewshot.ops.distances import l2_normalise, squared_euclidean
 from fewshot.ops.linear import fit_logistic

@@ -18,12 +18,13 @@ from pathlib import Path
 from common import conditions, interleave, markdown, rate
 
 from fewshot.backbones.base import PRECISIONS
-from fewshot.banks import ImageBank
+from fewshot.data.banks import ImageBank
 from fewshot.datasets import load_dataset
-from fewshot.embed import embed
-from fewshot.evaluate import compare, evaluate
-from fewshot.pipeline import backbone_for
-from fewshot.run import Run
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.result import compare
+from fewshot.evaluation.run import Run
+from fewshot.features.extract import embed
+from fewshot.features.source import backbone_for
 
 WEIGHTS = Path(__file__).parents[1] / "experiments" / "weights"
 PLACES = {"caltech101, efficientnet_lite0, 224 pixels": Run(dataset="caltech101", backbone="efficientnet_lite0"),
@@ -43,7 +44,7 @@ def main() -> None:
     rows = []
     for label, run in PLACES.items():
         images = load_dataset(run.dataset, "test", root=arguments.data_root, **run.data_options)
-        backbone = backbone_for(run, images)
+        backbone = backbone_for(run.subject, images)
         some = ImageBank(images.images[:SOME], images.labels[:SOME])
         seconds = interleave({precision: partial(embed, some, backbone, progress=False, precision=precision)
                               for precision in PRECISIONS}, ROUNDS)

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 
-from fewshot import provenance
-from fewshot.banks import FeatureBank
-from fewshot.store import Store
+from fewshot.core import provenance
+from fewshot.data.banks import FeatureBank
+from fewshot.evaluation.store import Store
 
 _METHOD_EPISODES = {"protonet": 1, "paddle": 20, "pt_map": 20}  # that many times fewer, for about the same time
 

@@ -24,10 +24,11 @@ import torch
 from common import machine
 from throughput import bank
 
-from fewshot import provenance
+from fewshot.core import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-IMPORTS = "import fewshot.eval_command, fewshot.evaluate, fewshot.pipeline, fewshot.store, fewshot.tables"
+IMPORTS = ("import fewshot.cli.evaluate, fewshot.evaluation.evaluate, fewshot.features.source, fewshot.evaluation.store, "
+           "fewshot.reporting.accuracy_tables")
 
 
 def commands(folder: Path, data_root: Path | None) -> dict[str, list[str]]:

@@ -44,17 +44,17 @@ from floors import FLOORS, Rates, Shape, dirichlet_mixture
 from peers import peers
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewshot.answers import answers
 from fewshot.backbones import create_backbone
-from fewshot.banks import FeatureBank
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.evaluate import evaluate
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import FeatureBank
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.episodes.types import Episodes
+from fewshot.evaluation.batching import answers
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.run import Run
 from fewshot.methods import Method, create_method
-from fewshot.methods.base import TwoStageMethod
+from fewshot.methods.contract import TwoStageMethod
 from fewshot.ops import dirichlet
-from fewshot.run import Run
-from fewshot.sampler import EpisodeSampler
 from fewshot.training import TrainConfig
 from fewshot.training.learner import make_learner
 

@@ -18,11 +18,11 @@ import time
 
 import torch
 
-from fewshot import provenance
-from fewshot.banks import FeatureBank
-from fewshot.evaluate import evaluate
-from fewshot.run import Run
-from fewshot.sampler import EpisodeSampler
+from fewshot.core import provenance
+from fewshot.data.banks import FeatureBank
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.run import Run
 
 CHUNK = 16  # episodes a gather: 16 x 80 x 640 floats stay in the second-level cache
 

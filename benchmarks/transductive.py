@@ -25,9 +25,9 @@ from common import Contender, call_text, easyfsl_method, feature_methods, index_
 from common import clusters as bank
 from common import rate as _rate
 
-from fewshot import provenance
-from fewshot.banks import FeatureBank
-from fewshot.errors import FewshotError
+from fewshot.core import provenance
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import FeatureBank
 from fewshot.methods import METHODS, create_method
 
 SETTINGS = (1, 5)  # shots

@@ -15,9 +15,9 @@ one CPU core, without the extraction.
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 SHOTS = (1, 5, 10, 20)
 BDCSPN = {"variant": "code", "queries": "unshifted"}

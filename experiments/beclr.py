@@ -14,8 +14,8 @@ episodes. About 2 minutes on two CPU cores, without the extraction.
 
 from __future__ import annotations
 
-from fewshot.experiment import Recipe, run_experiment, small_data_runs, weights_file
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.running import Recipe, run_experiment, small_data_runs, weights_file
 from fewshot.training import recipe_config
 
 RECIPES = {f"resnet18_beclr_{dataset}": Recipe(recipe_config("beclr"), dataset, backbone="resnet18")

@@ -9,8 +9,8 @@ defaults throughout, nothing is tuned. About half an hour on two CPU cores; fini
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.running import run_experiment
 
 FIRST = ("protonet", "nearest_neighbour", "simple_shot", "matching_net", "logistic_regression", "ridge", "soft_kmeans")
 # The transductive family; with 20 ways an episode has 300 queries, where only some take well under 0.02 s an episode.

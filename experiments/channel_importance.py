@@ -14,8 +14,8 @@ two CPU cores, without the extraction.
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 HEADS = (("simple_shot", {"norm": "un", "metric": "cosine"},
           ("l2", "channel_importance(1.3),l2", "channel_importance(1.3,released),l2")),

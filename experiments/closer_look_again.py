@@ -14,8 +14,8 @@ training. About 5 minutes on two CPU cores without the extraction.
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, weights_file
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.running import run_experiment, weights_file
 
 HEADS = {"simple_shot": {"norm": "l2n", "metric": "cosine", "scale": 10.0}, "logistic_regression": {},
          "matching_net": {}, "ridge": {}}

@@ -14,9 +14,9 @@ one CPU core, without the extraction.
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 KMEANS = {"clamp_support": False}  # as in the authors' code, here and below
 KMODES = {"clamp_support": False, "laplacian_weight": 0.0}

@@ -15,9 +15,9 @@ the extraction (14 crops of each test image: 20 minutes for Caltech-101).
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 KEPT, AVERAGED = "keep(7,flip=True)", "mean(7,flip=True)"
 OFFICIAL = {"variant": "official"}

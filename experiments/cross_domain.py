@@ -24,13 +24,13 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from fewshot.domains import TRAINED, Source, domain_table
-from fewshot.evaluate import evaluate
-from fewshot.experiment import Recipe, weights_file
-from fewshot.files import write_atomically
-from fewshot.pipeline import FeatureSource
-from fewshot.published import obstacle
-from fewshot.store import Store
+from fewshot.core.files import write_atomically
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.store import Store
+from fewshot.experiments.published import obstacle
+from fewshot.experiments.running import Recipe, weights_file
+from fewshot.experiments.transfer import TRAINED, Source, domain_table
+from fewshot.features.source import FeatureSource
 from fewshot.training import TrainConfig
 
 RECIPES = {
@@ -89,7 +89,7 @@ def main() -> None:
             if (reason := obstacle(runs[0], images.root)) is not None:
                 print(f"left out {source.name} on {dataset}, missing: {reason}", flush=True)
                 continue
-            relation = source.relation(dataset, runs[0].split, images.images(runs[0]).content_hash)
+            relation = source.relation(dataset, runs[0].split, images.images(runs[0].subject).content_hash)
             if relation == TRAINED:
                 left_out.append(f"Left out: {source.name} ({source.backbone}) on {dataset}, whose classes trained or chose "
                                 "these weights, or may have.")

@@ -17,19 +17,20 @@ from pathlib import Path
 import torch
 
 from fewshot.backbones import create_backbone
+from fewshot.core.files import write_atomically
 from fewshot.datasets import load_dataset
-from fewshot.embed import embed_episodes
-from fewshot.episode_figure import episode_figure
-from fewshot.evaluate import Result, evaluate
-from fewshot.figures import accuracy_against_shots, accuracy_dots, save_figure, training_curve
-from fewshot.files import write_atomically
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.result import Result
+from fewshot.evaluation.run import Run
+from fewshot.evaluation.store import Store
+from fewshot.features.extract import embed_episodes
+from fewshot.features.source import FeatureSource
 from fewshot.methods import create_method
-from fewshot.pipeline import FeatureSource
-from fewshot.report import write_report
-from fewshot.run import Run
-from fewshot.sampler import EpisodeSampler
-from fewshot.store import Store
-from fewshot.tables import results_table
+from fewshot.reporting.accuracy_figures import accuracy_against_shots, accuracy_dots, save_figure, training_curve
+from fewshot.reporting.accuracy_tables import results_table
+from fewshot.reporting.episode_figure import episode_figure
+from fewshot.reporting.page import write_report
 from fewshot.training import TrainConfig, TrainResult, train
 
 PROTOCOLS = ((5, 1), (5, 5), (20, 1))

@@ -20,9 +20,9 @@ without the extraction.
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 METHODS = ("simple_shot", "easy_transductive")
 RUNS = [Run(dataset="tiered_imagenet", backbone="resnet12", weights=weights_file(__file__, "resnet12_asy_tiered_imagenet"),

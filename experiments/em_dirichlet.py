@@ -14,8 +14,8 @@ means, which is this project's extension. About five minutes on one CPU core, wi
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs
-from fewshot.published import numbers
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import run_experiment, small_data_runs
 
 PAPER = {"k_eff": 5, "scale": 30.0}
 METHODS = (("em_dirichlet", PAPER), ("hard_em_dirichlet", PAPER), ("paddle", {}), ("protonet", {}))

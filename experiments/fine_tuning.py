@@ -28,15 +28,15 @@ import json
 import sys
 from pathlib import Path
 
-from fewshot.evaluate import Result, compare
-from fewshot.experiment import run_experiment, write_table
-from fewshot.files import write_atomically
-from fewshot.pipeline import FeatureSource
-from fewshot.run import Run
-from fewshot.store import Store
-from fewshot.table_forms import TIED, Cell, Table
-from fewshot.tables import result_notes
-from fewshot.tune import tune
+from fewshot.core.files import write_atomically
+from fewshot.evaluation.result import Result, compare
+from fewshot.evaluation.run import Run
+from fewshot.evaluation.store import Store
+from fewshot.experiments.running import run_experiment, write_table
+from fewshot.features.source import FeatureSource
+from fewshot.reporting.accuracy_tables import result_notes
+from fewshot.reporting.table import TIED, Cell, Table
+from fewshot.tuning.search import tune
 
 FROZEN = ("protonet", "simple_shot", "logistic_regression")
 # row -> method, what is set, values of the learning rate to try beside the one that is set or the default

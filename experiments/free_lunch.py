@@ -13,8 +13,8 @@ an hour on two CPU cores, without the extraction.
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 FAST = {"samples": 40, "tolerance": 1e-2}
 SMALL = {"episodes": 2000, "distributions": ("balanced",)}

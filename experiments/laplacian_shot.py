@@ -14,9 +14,9 @@ without the extraction.
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 # data set -> backbone, lambda for 1 and for 5 shots
 PLACES = {"mini_imagenet": ("wrn28_10", 0.7, 0.3), "tiered_imagenet": ("wrn28_10", 0.7, 0.1), "cub": ("resnet18", 0.7, 0.3)}

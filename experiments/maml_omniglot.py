@@ -12,9 +12,9 @@ is normalised together, so the numbers are transductive. Test: 10,000 episodes o
 
 from __future__ import annotations
 
-from fewshot.experiment import Recipe, run_experiment, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import Recipe, run_experiment, weights_file
 from fewshot.training import TrainConfig
 
 DATA = {"protocol": "vinyals", "rotations": True}

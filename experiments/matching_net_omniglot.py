@@ -15,9 +15,9 @@ protocols.
 
 from __future__ import annotations
 
-from fewshot.experiment import Recipe, run_experiment, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import Recipe, run_experiment, weights_file
 from fewshot.training import TrainConfig
 
 DATA = {"protocol": "vinyals", "rotations": True}

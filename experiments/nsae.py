@@ -14,8 +14,8 @@ photographs of Caltech-101 in grey. Logistic regression on unit-length features,
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, weights_file
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.running import run_experiment, weights_file
 
 TRAINED_ON = {"resnet12": "caltech101", "conv4": "omniglot"}
 DATA = {"caltech101": {"image_size": 64}, "omniglot": {}}

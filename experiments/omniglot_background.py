@@ -11,8 +11,8 @@ without rotations. Conv-4, 28x28, Adam 1e-3 with a cosine to 0, 20-way 1-shot ep
 
 from __future__ import annotations
 
-from fewshot.experiment import Recipe, run_experiment, weights_file
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.running import Recipe, run_experiment, weights_file
 from fewshot.training import TrainConfig
 
 NAME = "conv4_omniglot_background"

@@ -16,9 +16,9 @@ EfficientNet-Lite0, 10,000 episodes, with the nearest class mean and soft k-mean
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 METHODS = (("paddle", {}), ("paddle", {"prior_weight": 0.0}), ("protonet", {}))
 RUNS = [Run(dataset="mini_imagenet", backbone="resnet18", weights=weights_file(__file__, "resnet18_paddle_mini_imagenet"),

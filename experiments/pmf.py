@@ -21,9 +21,9 @@ experiments/fine_tuning.py compares tuned rates with other methods.
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment
-from fewshot.published import Published
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import Published
+from fewshot.experiments.running import run_experiment
 
 RUNS = [Run(dataset="caltech101", backbone="efficientnet_lite0", backbone_options={"image_size": 64}, method="pmf",
             parameters={"lr": rate}, shots=shots, queries=10, episodes=200) for rate in (0.0, 1e-4) for shots in (1, 5)]

@@ -16,10 +16,10 @@ them, which the interval over episodes does not cover.
 
 from __future__ import annotations
 
-from fewshot.experiment import Recipe, run_experiment, weights_file, write_table
-from fewshot.metric_tables import seeds_table
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import Recipe, run_experiment, weights_file, write_table
+from fewshot.reporting.metric_tables import seeds_table
 from fewshot.training import TrainConfig
 
 DATA = {"protocol": "vinyals", "rotations": True}

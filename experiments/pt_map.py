@@ -15,9 +15,9 @@ without the extraction of features.
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 PAPER = {"power": 0.5, "scale": 10.0, "iterations": 20, "step_size": 0.2, "variant": "official"}
 SIZES = {"mini_imagenet": 80, "tiered_imagenet": 80, "cub": 80, "cifar_fs": 32}

@@ -13,8 +13,8 @@ seeds, which differ by 0.2 points at most. About 80 minutes on one CPU core, wit
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 SEEDS = (0, 1, 2)
 PRIOR = {"balanced": "balanced", "dirichlet": "unknown"}  # with "unknown" the paper's values for Dirichlet queries

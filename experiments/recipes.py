@@ -22,13 +22,13 @@ training and adaptation algorithms can be chosen apart from each other). `..._di
 
 from __future__ import annotations
 
-from fewshot.evaluate import Result, compare
-from fewshot.experiment import Recipe, run_experiment, weights_file, write_table
-from fewshot.metric_tables import seeds_table
-from fewshot.published import find_results
-from fewshot.run import Run
+from fewshot.evaluation.result import Result, compare
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import find_results
+from fewshot.experiments.running import Recipe, run_experiment, weights_file, write_table
+from fewshot.reporting.metric_tables import seeds_table
+from fewshot.reporting.table import BEST, TIED, Cell, Table
 from fewshot.statistics import rank
-from fewshot.table_forms import BEST, TIED, Cell, Table
 from fewshot.training import recipe_config
 
 HEADS = {"simple_shot": {"norm": "l2n"}, "logistic_regression": {}, "soft_kmeans": {}, "pt_map": {}}

@@ -17,9 +17,9 @@ About 5 minutes on two CPU cores without the extraction.
 
 from __future__ import annotations
 
-from fewshot.experiment import Recipe, run_experiment, small_data_runs, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import Recipe, run_experiment, small_data_runs, weights_file
 from fewshot.training import recipe_config
 
 HEAD = "logistic_regression"

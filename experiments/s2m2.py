@@ -13,9 +13,9 @@ Beside it: the same classifier on Omniglot with the Conv-4 trained here and on C
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 METHOD = "logistic_regression"
 RUNS = [Run(dataset="mini_imagenet", backbone="wrn28_10", weights=weights_file(__file__, "wrn28_10_s2m2_mini_imagenet"),

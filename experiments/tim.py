@@ -16,9 +16,9 @@ experiments/transductive.py are the same runs, and found if it was run before.
 
 from __future__ import annotations
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file
-from fewshot.published import numbers
-from fewshot.run import Run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file
 
 GD = {"cross_entropy": 0.1, "marginal": 1.0, "conditional": 0.1, "scale": 15.0, "iterations": 1000, "learning_rate": 1e-4}
 ADM = {"cross_entropy": 0.1, "marginal": 1.0, "conditional": 0.1, "scale": 15.0, "iterations": 150}

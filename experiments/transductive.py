@@ -26,14 +26,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from fewshot.evaluate import Result
-from fewshot.experiment import of_setting, run_experiment, small_data_runs, write_table
-from fewshot.files import write_atomically
-from fewshot.pipeline import FeatureSource
-from fewshot.references import reference_table
-from fewshot.run import Run
-from fewshot.store import Store
-from fewshot.tune import tune
+from fewshot.core.files import write_atomically
+from fewshot.evaluation.result import Result
+from fewshot.evaluation.run import Run
+from fewshot.evaluation.store import Store
+from fewshot.experiments.running import of_setting, run_experiment, small_data_runs, write_table
+from fewshot.features.source import FeatureSource
+from fewshot.reporting.reference_table import reference_table
+from fewshot.tuning.search import tune
 
 PRIORS = ["balanced", "unknown"]
 GRIDS = {

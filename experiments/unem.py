@@ -21,11 +21,11 @@ import math
 import sys
 from pathlib import Path
 
-from fewshot.experiment import run_experiment, small_data_runs, weights_file, write_differences
-from fewshot.fit import load_fitted, save_fitted
-from fewshot.published import numbers
-from fewshot.run import Run
-from fewshot.tune import fit_run
+from fewshot.evaluation.run import Run
+from fewshot.experiments.published import numbers
+from fewshot.experiments.running import run_experiment, small_data_runs, weights_file, write_differences
+from fewshot.tuning.search import fit_run
+from fewshot.tuning.unrolled import load_fitted, save_fitted
 
 PROTOCOL = {"ways": 20, "k_eff": 5, "queries": 3}
 VALIDATION = {"omniglot": PROTOCOL, "caltech101": {"ways": 16, "k_eff": 5, "queries": 4}}

@@ -1,29 +1,58 @@
 """Few-shot learning research: the public names. They are loaded when first used, so that `import fewshot` is quick."""
 
 import importlib
-import sys
-from types import ModuleType
+from typing import TYPE_CHECKING
 
-_HOMES = {
-    "load_dataset": "fewshot.datasets", "contact_sheet": "fewshot.datasets",
-    "create_backbone": "fewshot.backbones", "list_backbones": "fewshot.backbones",
-    "load_official": "fewshot.backbones", "convert_official": "fewshot.backbones",
-    "create_method": "fewshot.methods", "list_methods": "fewshot.methods", "check_method": "fewshot.check",
-    "Episodes": "fewshot.episodes", "EpisodeSampler": "fewshot.sampler",
-    "ImageBank": "fewshot.banks", "FeatureBank": "fewshot.banks", "embed": "fewshot.embed",
-    "Run": "fewshot.run", "Result": "fewshot.evaluate", "evaluate": "fewshot.evaluate", "compare": "fewshot.evaluate",
-    "Store": "fewshot.store", "train": "fewshot.training", "TrainConfig": "fewshot.training",
-    "train_supervised": "fewshot.training", "SupervisedConfig": "fewshot.training",
-    "tune": "fewshot.tune", "fit_run": "fewshot.tune", "fit_method": "fewshot.fit", "FewshotError": "fewshot.errors",
-    "results_table": "fewshot.tables", "write_report": "fewshot.report",
-    "predict_folder": "fewshot.predict", "FewShotClassifier": "fewshot.classifier",
-}
+if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test compares both lists
+    from fewshot.backbones import convert_official, create_backbone, list_backbones, load_official
+    from fewshot.contract.check_method import check_method
+    from fewshot.core.errors import FewshotError
+    from fewshot.data.banks import FeatureBank, ImageBank
+    from fewshot.datasets import contact_sheet, load_dataset
+    from fewshot.episodes.sampler import EpisodeSampler
+    from fewshot.episodes.types import Episodes
+    from fewshot.evaluation.evaluate import evaluate
+    from fewshot.evaluation.result import Result, compare
+    from fewshot.evaluation.run import Run
+    from fewshot.evaluation.store import Store
+    from fewshot.features.extract import embed
+    from fewshot.integrations.scikit_learn import FewShotClassifier
+    from fewshot.labelling.predict import predict_folder
+    from fewshot.methods import create_method, list_methods
+    from fewshot.reporting.accuracy_tables import results_table
+    from fewshot.reporting.page import write_report
+    from fewshot.training import SupervisedConfig, TrainConfig, train, train_supervised
+    from fewshot.tuning.search import fit_run, tune
+    from fewshot.tuning.unrolled import fit_method
+
+_HOMES = {name: f"fewshot.{home}" for home, names in {
+    "backbones": ("convert_official", "create_backbone", "list_backbones", "load_official"),
+    "contract.check_method": ("check_method",),
+    "core.errors": ("FewshotError",),
+    "data.banks": ("FeatureBank", "ImageBank"),
+    "datasets": ("contact_sheet", "load_dataset"),
+    "episodes.sampler": ("EpisodeSampler",),
+    "episodes.types": ("Episodes",),
+    "evaluation.evaluate": ("evaluate",),
+    "evaluation.result": ("Result", "compare"),
+    "evaluation.run": ("Run",),
+    "evaluation.store": ("Store",),
+    "features.extract": ("embed",),
+    "integrations.scikit_learn": ("FewShotClassifier",),
+    "labelling.predict": ("predict_folder",),
+    "methods": ("create_method", "list_methods"),
+    "reporting.accuracy_tables": ("results_table",),
+    "reporting.page": ("write_report",),
+    "training": ("SupervisedConfig", "TrainConfig", "train", "train_supervised"),
+    "tuning.search": ("fit_run", "tune"),
+    "tuning.unrolled": ("fit_method",),
+}.items() for name in names}
 
 __all__ = sorted(_HOMES)
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'fewshot' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -33,13 +62,3 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: object) -> None:
-        # Importing the submodule fewshot.evaluate, which others do, must not hide the public function of that name.
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,5 +1,5 @@
 """`python -m fewshot`."""
 
-from fewshot.cli import main
+from fewshot.cli.main import main
 
 main()

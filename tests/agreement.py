@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fewshot.features.transforms import parse_transforms
 from fewshot.methods import METHODS
-from fewshot.transforms import parse_transforms
 from tests.conftest import SHARED
 from tests.methods.agreement import official_episodes, prepared
 from tests.oracle import inputs_of, load_inputs, load_outputs
@@ -63,7 +63,7 @@ def entries() -> list[tuple[str, str, object, str]]:
     modules = [importlib.import_module(f"tests.methods.{path.stem}")
                for path in sorted((ROOT / "tests" / "methods").glob("test_*.py"))]
     found = [("", *entry) for module in modules for entry in getattr(module, "AGREEMENT", ())]
-    return found + list(importlib.import_module("tests.test_transforms").TRANSFORM_AGREEMENT)
+    return found + list(importlib.import_module("tests.features.test_transforms").TRANSFORM_AGREEMENT)
 
 
 def name_cells(entry) -> str:

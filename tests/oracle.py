@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fewshot.episodes import Episodes
+from fewshot.episodes.types import Episodes
 
 OFFICIAL = Path(__file__).parent / "official"
 

@@ -11,9 +11,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.backbones.transform import ImageTransform
-from fewshot.backbones.weights import state_sha256
-from fewshot.errors import FewshotError
-from fewshot.registry import Registry, unknown_message
+from fewshot.core.errors import FewshotError
+from fewshot.core.hashing import state_sha256
+from fewshot.core.registry import Registry, unknown_message
 
 PRECISIONS = ("float32", "bfloat16")  # of the arithmetic in a backbone
 

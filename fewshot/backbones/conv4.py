@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fewshot.backbones.base import BACKBONES, Backbone
 from fewshot.backbones.transform import photograph_transform
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 
 @BACKBONES.register("conv4")

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fewshot.backbones.base import BACKBONES, Backbone
 from fewshot.backbones.timm_models import TimmBackbone
-from fewshot.backbones.weights import load_weights, state_sha256
-from fewshot.errors import FewshotError
-from fewshot.registry import UnknownName, nearest, unknown_message
-from fewshot.rng import isolated_rng
+from fewshot.backbones.weights import load_weights
+from fewshot.core.errors import FewshotError
+from fewshot.core.hashing import state_sha256
+from fewshot.core.registry import UnknownName, nearest, unknown_message
+from fewshot.core.seeding import isolated_rng
 
 _COMMON = ("channels", "image_size", "weights", "model")
 

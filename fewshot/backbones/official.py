@@ -20,8 +20,8 @@ from fewshot.backbones.base import BACKBONES, Backbone
 from fewshot.backbones.create import create_backbone
 from fewshot.backbones.layouts import LAYOUTS, Layout
 from fewshot.backbones.weights import mismatches, save_weights
-from fewshot.errors import FewshotError
-from fewshot.registry import unknown_message
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import unknown_message
 
 # What projects put beside the tensors: settings, and NumPy numbers such as the best accuracy. All of it is plain data.
 _SCALAR = np.float64(0).__reduce__()[0]

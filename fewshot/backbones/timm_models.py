@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fewshot.backbones.base import Backbone
 from fewshot.backbones.transform import ImageTransform
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 
 class TimmBackbone(Backbone):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 # ITU-R BT.601 luma, the weights PIL and torchvision use for greyscale.
 LUMA = (0.299, 0.587, 0.114)

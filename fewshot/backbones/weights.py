@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +11,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from fewshot.errors import FewshotError
-from fewshot.files import opened_safetensors, read_safetensors, write_atomically
+from fewshot.core.errors import FewshotError
+from fewshot.core.files import opened_safetensors, read_safetensors, write_atomically
+from fewshot.core.hashing import state_sha256
 
 if TYPE_CHECKING:
     from fewshot.backbones.base import Backbone
@@ -22,22 +22,12 @@ _WEIGHTS = ("weights", "a readable weights file", "write them with save_weights"
 _METHOD = "method."  # tensors of a method that was trained with the backbone
 
 
-def state_sha256(state: dict[str, Tensor]) -> str:
-    """sha256 over names, dtypes, shapes and values; the same for every device and memory layout."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        value = state[name].detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{name} {value.dtype} {tuple(state[name].shape)};".encode())
-        digest.update(value.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def save_weights(backbone: Backbone, path: str | Path, provenance: dict | None = None, *,
                  method: tuple[dict[str, Tensor], dict] | None = None) -> str:
     """Write the state dict atomically, with the backbone's description and `provenance` (how the weights came about:
     data, losses, epochs, ...; JSON values). Returns the sha256 of the backbone's state dict.
 
-    method   tensors and description of a method that was trained with the backbone, see `fewshot.learned`
+    method   tensors and description of a method that was trained with the backbone, see `fewshot.methods.bases.own_weights`
     """
     described = backbone.describe()
     meta = {"backbone": json.dumps(described, sort_keys=True), "provenance": json.dumps(provenance or {}, sort_keys=True)}

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fewshot.backbones.base import BACKBONES, Backbone
 from fewshot.backbones.transform import photograph_transform
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 
 @BACKBONES.register("wrn28_10")

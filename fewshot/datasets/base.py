@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fewshot.banks import ImageBank
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import Registry, unknown_message
+from fewshot.data.banks import ImageBank
 from fewshot.datasets.files import Download, fetch
-from fewshot.errors import FewshotError
-from fewshot.registry import Registry, unknown_message
 
 DATASETS: Registry[type] = Registry("dataset")
 SPLITS = ("train", "val", "test")

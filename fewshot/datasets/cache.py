@@ -11,7 +11,7 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewshot.files import replacing
+from fewshot.core.files import replacing
 
 # Raise when decoding or rendering changes, so that old files are not used.
 VERSION = 1

@@ -7,10 +7,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from fewshot.core.errors import FewshotError
 from fewshot.datasets.base import DATASETS, SPLITS, classes_of, read_splits
 from fewshot.datasets.files import Download, Tree, open_tree
 from fewshot.datasets.images import ImageFiles, Listing, need_classes
-from fewshot.errors import FewshotError
 
 _SPLIT_FILE = "split_zhou_Caltech101.json"
 _PLACES = ("101_ObjectCategories", "caltech101_s128.zip", "101_ObjectCategories.zip")

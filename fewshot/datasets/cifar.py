@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fewshot.banks import ImageBank
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import ImageBank
 from fewshot.datasets.base import DATASETS, SPLITS, Dataset, Request, classes_of, read_splits
 from fewshot.datasets.files import Download
 from fewshot.datasets.images import need_classes, resize_pixels
-from fewshot.errors import FewshotError
 
 _FILES = ("meta", "train", "test")
 _ARCHIVE, _FOLDER = "cifar-100-python.tar.gz", "cifar-100-python"

@@ -8,12 +8,12 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewshot.banks import ImageBank
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import unknown_message
+from fewshot.data.banks import ImageBank
 from fewshot.datasets.base import DATASETS, SPLITS, Request
 from fewshot.datasets.files import Folder as FolderTree
 from fewshot.datasets.images import ImageFiles, Listing
-from fewshot.errors import FewshotError
-from fewshot.registry import unknown_message
 
 
 @DATASETS.register("folder")

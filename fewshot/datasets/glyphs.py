@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, features
 
-from fewshot.banks import ImageBank
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import ImageBank
 from fewshot.datasets import cache
 from fewshot.datasets.base import DATASETS, SPLITS, Dataset, Request, classes_of, read_splits
-from fewshot.errors import FewshotError
 
 _STYLES = {"DejaVuSans": ("", "-Bold", "-Oblique", "-BoldOblique"),
            "DejaVuSansMono": ("", "-Bold", "-Oblique", "-BoldOblique"),

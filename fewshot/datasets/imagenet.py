@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from fewshot.core.errors import FewshotError
 from fewshot.datasets.base import DATASETS, SPLITS, classes_of, read_splits
 from fewshot.datasets.files import Download, Tree, open_tree
 from fewshot.datasets.images import ImageFiles, Listing, need_classes
-from fewshot.errors import FewshotError
 
 _WNID = re.compile(r"n\d{8}")
 

@@ -21,11 +21,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from fewshot.banks import ImageBank
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import ImageBank
 from fewshot.datasets import cache
 from fewshot.datasets.base import SPLITS, Dataset, Request
 from fewshot.datasets.files import Tree
-from fewshot.errors import FewshotError
 
 # What Pillow raises on damaged input, over its many decoders, and zipfile on a damaged member.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fewshot.banks import ImageBank
+from fewshot.data.banks import ImageBank
 from fewshot.datasets.base import DATASETS, SPLITS, Request, read_splits
 from fewshot.datasets.files import Download, md5_of, open_tree
 from fewshot.datasets.images import ImageFiles, Listing, need_classes

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from fewshot.banks import ImageBank
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import ImageBank
 
 
 def contact_sheet(bank: ImageBank, classes: Sequence[int | str] | None = None, per_class: int = 10, columns: int = 1,

@@ -3,7 +3,7 @@
 import importlib
 import pkgutil
 
-from fewshot.methods.base import (
+from fewshot.methods.contract import (
     METHODS,
     IterativeMethod,
     Method,

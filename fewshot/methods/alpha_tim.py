@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS
 from fewshot.methods.tim_gd import TIMGD
 
 

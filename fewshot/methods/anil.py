@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fewshot.methods.adaptation import HEAD, GradientMethod
-from fewshot.methods.base import METHODS
+from fewshot.methods.bases.gradient_learner import HEAD, GradientMethod
+from fewshot.methods.contract import METHODS
 
 
 @METHODS.register("anil")

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.banks import FeatureBank
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_positive
-from fewshot.methods.base import METHODS, Method, feature_dim_of, fitted
+from fewshot.core.errors import FewshotError, check_at_least, check_positive
+from fewshot.core.seeding import isolated_rng
+from fewshot.data.banks import FeatureBank
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, Method, feature_dim_of, fitted
+from fewshot.ops.descriptors import descriptors
 from fewshot.ops.distances import squared_euclidean
-from fewshot.ops.maps import descriptors
 from fewshot.ops.prototypes import prototypes
-from fewshot.rng import isolated_rng
 
 
 class BaseAttention(nn.Module, Method):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
-from fewshot.methods.base import METHODS, Method
-from fewshot.ops.blocks import in_blocks
+from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, Method
+from fewshot.ops.chunked import in_blocks
 from fewshot.ops.distances import l2_normalise
 from fewshot.ops.prototypes import one_hot
 

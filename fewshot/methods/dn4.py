@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least
-from fewshot.methods.base import METHODS, Method
-from fewshot.ops.blocks import in_blocks
+from fewshot.core.errors import FewshotError, check_at_least
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, Method
+from fewshot.ops.chunked import in_blocks
+from fewshot.ops.descriptors import descriptors
 from fewshot.ops.distances import l2_normalise
-from fewshot.ops.maps import descriptors
 
 
 @METHODS.register("dn4")

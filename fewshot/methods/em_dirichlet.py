@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_choice
-from fewshot.methods.base import METHODS, Refinement, TwoStageMethod
+from fewshot.core.errors import FewshotError, check_choice
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, Refinement, TwoStageMethod
 from fewshot.ops.mixtures import SIMPLEX, dirichlet_em, simplex_features
 from fewshot.ops.prototypes import one_hot
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fewshot.errors import check_choice, check_positive
-from fewshot.methods.base import METHODS
-from fewshot.methods.fine_tuning import FineTuning, Head, check_found
+from fewshot.core.errors import check_choice, check_positive
+from fewshot.methods.bases.test_time_learner import FineTuning, Head, check_found
+from fewshot.methods.contract import METHODS
+from fewshot.ops.frozen_prefix import Tensors
 from fewshot.ops.heads import LinearHead, PrototypeHead
-from fewshot.ops.network_parts import NORMS, chosen_weights, layers_of
-from fewshot.ops.replay import Tensors
+from fewshot.ops.network_blocks import NORMS, chosen_weights, layers_of
 
 HEADS = ("prototypes", "linear")
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.errors import check_at_least, check_choice, check_positive
-from fewshot.methods.base import METHODS
-from fewshot.methods.fine_tuning import FineTuning, Head
+from fewshot.core.errors import check_at_least, check_choice, check_positive
+from fewshot.core.seeding import derived_seed
+from fewshot.methods.bases.test_time_learner import FineTuning, Head
+from fewshot.methods.contract import METHODS
 from fewshot.ops.heads import INITIAL, CosineHead, LinearHead
-from fewshot.ops.network_parts import block_numbers, blocks_text, chosen_weights
-from fewshot.rng import derived_seed
+from fewshot.ops.network_blocks import block_numbers, blocks_text, chosen_weights
 
 LAYERS = {"head": "none", "last_block": "last", "all": "all"}
 
@@ -23,7 +23,7 @@ class Finetune(FineTuning):
     """Cross-entropy of a classifier on the support, by gradient steps on the classifier and on the backbone.
 
     layers       what is trained beside the head: "head" nothing, "last_block", "all", or numbers of blocks such as "2,3"
-                 (`fewshot.ops.network_parts.network_blocks`)
+                 (`fewshot.ops.network_blocks.network_blocks`)
     head         "linear": W z + b; "cosine": s cos(z, w_n) with a learned s that starts at `scale`
     initial      "prototypes": the head starts as the nearest class mean, so that without steps this is `protonet`
                  (linear) or the nearest mean by cosine; "random": from `seed`, the same for every episode

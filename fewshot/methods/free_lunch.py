@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.banks import FeatureBank
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement, fitted
+from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.core.seeding import derived_seed
+from fewshot.data.banks import FeatureBank
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, IterativeMethod, Refinement, fitted
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.features import tukey_transform
 from fewshot.ops.linear import fit_logistic
 from fewshot.ops.prototypes import one_hot
-from fewshot.rng import derived_seed
 
 DISPERSIONS = ("all", "diagonal")
 _ELEMENTS = 1 << 23  # of the sampled features of a block of episodes: 32 MB in float32

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from fewshot.methods.base import METHODS
+from fewshot.methods.contract import METHODS
 from fewshot.methods.em_dirichlet import EMDirichlet
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
 from fewshot.ops.distances import cosine, l2_normalise
 from fewshot.ops.features import centred_unit
 from fewshot.ops.prototypes import one_hot, prototypes

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import check_choice
-from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
+from fewshot.core.errors import check_choice
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.clustering import ClusteringOptions, cluster
 from fewshot.ops.features import NORMS
 from fewshot.ops.rectification import aligned

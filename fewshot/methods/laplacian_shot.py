@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_choice
-from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
+from fewshot.core.errors import FewshotError, check_at_least, check_choice
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.features import NORMS, normalise_episodes
 from fewshot.ops.graphs import bound_updates, distances_to_centres_and_each_other, knn_affinity
 from fewshot.ops.prototypes import prototypes

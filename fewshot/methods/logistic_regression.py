@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_choice
-from fewshot.methods.base import METHODS, BaseMean, Refinement, TwoStageMethod, fitted
+from fewshot.core.errors import FewshotError, check_choice
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, BaseMean, Refinement, TwoStageMethod, fitted
 from fewshot.ops.features import NORMS, normalise_episodes
 from fewshot.ops.linear import fit_logistic
 from fewshot.ops.span import to_support_span

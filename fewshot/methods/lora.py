@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
-from fewshot.methods.base import METHODS
+from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.methods.bases.test_time_learner import FineTuning, Head, check_found
+from fewshot.methods.contract import METHODS
 from fewshot.methods.film import HEADS
-from fewshot.methods.fine_tuning import FineTuning, Head, check_found
+from fewshot.ops.frozen_prefix import Tensors
 from fewshot.ops.heads import LinearHead, PrototypeHead, uniform
-from fewshot.ops.network_parts import CONVOLUTIONS, chosen_weights, layers_of
-from fewshot.ops.replay import Tensors
+from fewshot.ops.network_blocks import CONVOLUTIONS, chosen_weights, layers_of
 
 
 @METHODS.register("lora")

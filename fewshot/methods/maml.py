@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.episodes import Episodes
-from fewshot.methods.adaptation import GradientLearner, GradientMethod, at_least, mean_cross_entropy
-from fewshot.methods.base import METHODS
+from fewshot.episodes.types import Episodes
+from fewshot.methods.bases.gradient_learner import GradientLearner, GradientMethod, at_least, mean_cross_entropy
+from fewshot.methods.contract import METHODS
 
 _LEAST = 0.03  # share of its equal weight that a step's loss keeps at the end, as in MAML++'s code
 

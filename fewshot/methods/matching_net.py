@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_choice
-from fewshot.methods.base import METHODS, Method, feature_dim_of
+from fewshot.core.errors import FewshotError, check_at_least, check_choice
+from fewshot.core.seeding import isolated_rng
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, Method, feature_dim_of
+from fewshot.ops.class_reductions import class_logsumexp
 from fewshot.ops.distances import cosine
 from fewshot.ops.prototypes import one_hot, weighted_means
-from fewshot.ops.reductions import class_logsumexp
-from fewshot.rng import isolated_rng
 
 VARIANTS = ("attention", "closer_look", "class_mean")
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.methods.adaptation import GradientLearner, GradientMethod
-from fewshot.methods.base import METHODS
+from fewshot.methods.bases.gradient_learner import GradientLearner, GradientMethod
+from fewshot.methods.contract import METHODS
 
 
 class MetaSgdLearner(GradientLearner):

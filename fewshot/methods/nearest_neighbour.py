@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, Method
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, Method
+from fewshot.ops.class_reductions import class_maximum
 from fewshot.ops.distances import cosine, squared_euclidean
-from fewshot.ops.reductions import class_maximum
 
 
 @METHODS.register("nearest_neighbour")

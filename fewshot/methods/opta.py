@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
-from fewshot.methods.base import METHODS, Refinement, TwoStageMethod
+from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, Refinement, TwoStageMethod
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.features import standardise
 from fewshot.ops.linear import fit_logistic

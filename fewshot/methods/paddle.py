@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
 from fewshot.ops.mixtures import GaussianStatistics, centroids, gaussian_em
 from fewshot.ops.prototypes import class_sums
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fewshot.errors import FewshotError, check_at_least, check_positive
-from fewshot.methods.base import METHODS
-from fewshot.methods.fine_tuning import FineTuning, check_found
+from fewshot.core.errors import FewshotError, check_at_least, check_positive
+from fewshot.methods.bases.test_time_learner import FineTuning, check_found
+from fewshot.methods.contract import METHODS
 from fewshot.ops.diff_augment import diff_augment
-from fewshot.ops.network_parts import chosen_weights
+from fewshot.ops.network_blocks import chosen_weights
 
 
 @METHODS.register("pmf")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.methods.adaptation import HEAD, GradientLearner, GradientMethod
-from fewshot.methods.base import METHODS
+from fewshot.episodes.types import Episodes
+from fewshot.methods.bases.gradient_learner import HEAD, GradientLearner, GradientMethod
+from fewshot.methods.contract import METHODS
 from fewshot.ops.inner_loop import Tensors
 from fewshot.ops.prototypes import prototypes
 

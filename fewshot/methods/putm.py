@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_choice, check_positive
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement
+from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
 from fewshot.ops.adam import Adam
 from fewshot.ops.distances import l2_normalise, squared_euclidean
 from fewshot.ops.features import power_transform

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_at_least, check_choice
-from fewshot.methods.base import METHODS, Method, feature_dim_of
-from fewshot.ops.blocks import in_blocks
-from fewshot.ops.maps import map_side
+from fewshot.core.errors import FewshotError, check_at_least, check_choice
+from fewshot.core.seeding import isolated_rng
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, Method, feature_dim_of
+from fewshot.ops.chunked import in_blocks
+from fewshot.ops.descriptors import map_side
 from fewshot.ops.prototypes import one_hot
-from fewshot.rng import isolated_rng
 
 LOSSES = ("mse", "cross_entropy")
 _PADDED_BELOW = 10  # maps of smaller sides would not survive two unpadded blocks

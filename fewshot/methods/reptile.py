@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import check_choice
-from fewshot.methods.adaptation import GradientLearner, GradientMethod, at_least, mean_cross_entropy
-from fewshot.methods.base import METHODS
+from fewshot.core.errors import check_choice
+from fewshot.episodes.types import Episodes
+from fewshot.methods.bases.gradient_learner import GradientLearner, GradientMethod, at_least, mean_cross_entropy
+from fewshot.methods.contract import METHODS
 from fewshot.ops.inner_loop import Tensors
 
 _OPTIMISERS = ("adam", "sgd")

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_choice
-from fewshot.methods.base import METHODS, BaseMean, Method, fitted
+from fewshot.core.errors import FewshotError, check_choice
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, BaseMean, Method, fitted
 from fewshot.ops.distances import cosine, squared_euclidean
 from fewshot.ops.features import NORMS, normalise_episodes
 from fewshot.ops.prototypes import prototypes

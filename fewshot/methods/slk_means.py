@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from fewshot.methods.base import METHODS
+from fewshot.methods.contract import METHODS
 from fewshot.methods.kmeans import KMeans
 from fewshot.ops.clustering import ClusteringOptions
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_choice
-from fewshot.methods.base import METHODS, BaseMean, IterativeMethod, Refinement, fitted
+from fewshot.core.errors import FewshotError, check_choice
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.features import NORMS, centre_episodes, normalise_episodes
 from fewshot.ops.prototypes import one_hot, weighted_means

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fewshot.episodes import Episodes
-from fewshot.errors import check_at_least, check_positive
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement
+from fewshot.core.errors import check_at_least, check_positive
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
 from fewshot.ops.distances import l2_normalise, squared_euclidean
 from fewshot.ops.entropy import check_weights, soft_assignments
 from fewshot.ops.prototypes import one_hot, prototypes

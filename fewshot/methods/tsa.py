@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.errors import FewshotError, check_positive
-from fewshot.methods.base import METHODS
-from fewshot.methods.fine_tuning import FineTuning, Head, check_found, check_rates
+from fewshot.core.errors import FewshotError, check_positive
+from fewshot.methods.bases.test_time_learner import FineTuning, Head, check_found, check_rates
+from fewshot.methods.contract import METHODS
+from fewshot.ops.frozen_prefix import Tensors
 from fewshot.ops.heads import PrototypeHead
-from fewshot.ops.network_parts import CONVOLUTIONS, chosen_weights, layers_of
-from fewshot.ops.replay import Tensors
+from fewshot.ops.network_blocks import CONVOLUTIONS, chosen_weights, layers_of
 
 
 @METHODS.register("tsa")

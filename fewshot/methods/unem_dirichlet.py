@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from fewshot.episodes import Episodes
-from fewshot.errors import check_choice
-from fewshot.methods.base import METHODS, Refinement, TwoStageMethod
+from fewshot.core.errors import check_choice
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, Refinement, TwoStageMethod
 from fewshot.methods.unem_gaussian import UnrolledEM
 from fewshot.ops.mixtures import SIMPLEX, dirichlet_em, simplex_features
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, IterativeMethod, Refinement
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
 from fewshot.methods.paddle import shifted_moments
 from fewshot.ops.mixtures import GaussianStatistics, gaussian_em
 
@@ -19,8 +19,8 @@ from fewshot.ops.mixtures import GaussianStatistics, gaussian_em
 class UnrolledEM(IterativeMethod, nn.Module):
     """L layers of EM with learned raw scalars, kept in float64: `scale` [], `prior` [L] and `temperature` [L].
 
-    `fewshot.fit.fit_method` learns them on validation episodes by the `recipe`; `learned` shows them as plain numbers
-    and the constructor keyword of the same name (or `load_learned`) sets them. `initial` holds the starting values.
+    `fewshot.fit_method` learns them on validation episodes by the `recipe`; `learned` shows them as plain numbers and
+    the constructor keyword of the same name (or `load_learned`) sets them. `initial` holds the starting values.
 
     The scalars do not require gradients except while they are fitted, so that evaluation builds no graph.
     """

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fewshot.errors import check_positive
-from fewshot.methods.base import METHODS
-from fewshot.methods.fine_tuning import FineTuning, Head
+from fewshot.core.errors import check_positive
+from fewshot.methods.bases.test_time_learner import FineTuning, Head
+from fewshot.methods.contract import METHODS
 from fewshot.ops.heads import PrototypeHead
 
 

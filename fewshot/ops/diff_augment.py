@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewshot.rng import derived_seed
+from fewshot.core.seeding import derived_seed
 
 
 def diff_augment(pixels: Tensor, seed: int, step: int, probability: float = 0.9, shift: float = 0.125) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError, check_choice
+from fewshot.core.errors import FewshotError, check_choice
+from fewshot.episodes.types import Episodes
 from fewshot.ops.distances import l2_normalise
 
 NORMS = ("un", "l2n", "cl2n")

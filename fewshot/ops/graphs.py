@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.ops.distances import near_origin
 from fewshot.ops.prototypes import one_hot
 

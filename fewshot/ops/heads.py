@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from fewshot.core.seeding import derived_seed
 from fewshot.ops.distances import cosine, l2_normalise
 from fewshot.ops.prototypes import one_hot, weighted_means
-from fewshot.rng import derived_seed
 
 Tensors = dict[str, Tensor]
 INITIAL = ("prototypes", "random")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 _MONOTONE = (nn.ReLU, nn.MaxPool2d, nn.Flatten, nn.Identity)
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
+from fewshot.ops.class_reductions import best_class
 from fewshot.ops.dirichlet import dirichlet_mm
 from fewshot.ops.distances import cosine
 from fewshot.ops.prototypes import one_hot, prototypes
-from fewshot.ops.reductions import best_class
 
 SIMPLEX = ("auto", "rows", "text", "prototypes", "cosines")
 

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
+from fewshot.episodes.types import Episodes
 
 
 def one_hot(labels: Tensor, ways: int, dtype: torch.dtype) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
+from fewshot.episodes.types import Episodes
+from fewshot.ops.class_reductions import best_class
 from fewshot.ops.distances import cosine, l2_normalise
 from fewshot.ops.features import off_base_mean
 from fewshot.ops.prototypes import one_hot, prototypes
-from fewshot.ops.reductions import best_class
 
 
 def aligned(episodes: Episodes, norm: str = "un", base_mean: Tensor | None = None) -> Episodes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
+from fewshot.episodes.types import Episodes
 
 
 @torch.no_grad()

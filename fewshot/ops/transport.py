@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot.errors import FewshotError, check_choice
+from fewshot.core.errors import FewshotError, check_choice
 
 LINEAR_RANGE = 200.0  # exp(+-3 * 200) is still finite in float64
 STOPS = ("marginal", "row_sums", "potentials")

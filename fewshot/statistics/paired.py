@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.statistics.intervals import Interval, as_values, mean_interval
 
 

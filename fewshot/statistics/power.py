@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.statistics.intervals import as_values, check_confidence
 
 _MOST = 10**12

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.statistics.intervals import check_confidence
 
 

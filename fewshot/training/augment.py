@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fewshot.backbones.transform import LUMA
-from fewshot.errors import FewshotError
-from fewshot.registry import Registry
-from fewshot.rng import derived_seed
-from fewshot.step_text import read_steps, write_step
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import Registry
+from fewshot.core.seeding import derived_seed
+from fewshot.core.spec_text import read_steps, write_step
 
 
 class Augment(Protocol):

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fewshot.errors import FewshotError
-from fewshot.files import write_atomically
-from fewshot.rng import isolated_rng
+from fewshot.core.errors import FewshotError
+from fewshot.core.files import write_atomically
+from fewshot.core.seeding import isolated_rng
 
 KEEP = 2  # the newest, and the one before it in case the newest is damaged
 

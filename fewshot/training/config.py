@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fewshot.backbones.base import PRECISIONS
-from fewshot.errors import FewshotError
-from fewshot.losses import Loss, parse_losses
-from fewshot.registry import unknown_message
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import unknown_message
+from fewshot.training.losses import Loss, parse_losses
 
 OPTIMISERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "step", "cosine")
@@ -178,7 +178,7 @@ class TrainConfig(LoopConfig):
     2017) on Omniglot except for the number of ways: Adam, 1e-3, halved every 2 000 episodes, no weight decay.
 
     method, parameters     name and hyper-parameters of the method whose episodic loss is minimised
-    loss, loss_parameters  what is minimised: names separated by commas, whose mean is taken (see `fewshot.losses`), and
+    loss, loss_parameters  what is minimised: names separated by commas, whose mean is taken (see `losses/`), and
                            {name: {parameter: value}}. A method with a loss of its own keeps it under the default
     ways, shots, queries   of training episodes (queries per class)
     episodes_per_step      E, the meta-batch: an optimiser step minimises the mean loss of E episodes; a multiple of

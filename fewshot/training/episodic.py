@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fewshot.banks import ImageBank
-from fewshot.episodes import Episodes
-from fewshot.methods.base import Method
-from fewshot.sampler import EpisodeSampler
+from fewshot.data.banks import ImageBank
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import Method
 from fewshot.training.config import TrainConfig
 from fewshot.training.learner import Learner, make_learner
 from fewshot.training.loop import check_banks, run_training

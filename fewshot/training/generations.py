@@ -7,8 +7,8 @@ import inspect
 from pathlib import Path
 
 from fewshot.backbones import Backbone
-from fewshot.banks import ImageBank
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import ImageBank
 from fewshot.training.config import SupervisedConfig
 from fewshot.training.objectives import OBJECTIVES
 from fewshot.training.record import TrainResult

@@ -9,14 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fewshot.embed import embed_episodes
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.losses import Moment, NetworkLoss, mean_of
-from fewshot.methods.base import METHODS, Method, create_method
-from fewshot.methods.fine_tuning import FineTuning
-from fewshot.rng import isolated_rng
+from fewshot.core.errors import FewshotError
+from fewshot.core.seeding import isolated_rng
+from fewshot.episodes.types import Episodes
+from fewshot.features.extract import embed_episodes
+from fewshot.methods.bases.test_time_learner import FineTuning
+from fewshot.methods.contract import METHODS, Method, create_method
 from fewshot.training.config import TrainConfig
+from fewshot.training.losses import NetworkLoss, mean_of
+from fewshot.training.types import Moment
 
 
 class Learner(nn.Module):

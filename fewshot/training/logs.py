@@ -8,37 +8,36 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fewshot.files import write_atomically
+from fewshot.core.files import write_atomically
 from fewshot.statistics import Interval
-
-if TYPE_CHECKING:
-    from fewshot.training.config import LoopConfig
-    from fewshot.training.loop import Task
-    from fewshot.training.validation import Scored
+from fewshot.training.types import Scored
 
 COLUMNS = ("step", "loss", "accuracy", "gradient_norm", "lr", "validation_accuracy", "validation_half_width")
 
 
 class Log:
-    """Context manager around the training loop; `step` is where the run starts, above 0 when it resumes, of `steps`."""
+    """Context manager around the training loop.
 
-    def __init__(self, out: Path, config: LoopConfig, step: int, steps: int, task: Task, progress: bool):
+    step        where the run starts, above 0 when it resumes, of `steps`
+    title       what is trained, in one word;  items: of a step, and unit, their name
+    """
+
+    def __init__(self, out: Path, title: str, step: int, steps: int, items: float, unit: str, progress: bool):
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and evaluation imports this package, too
 
-        self.out, self.task = out, task
+        self.out, self.items, self.unit = out, items, unit
         out.mkdir(parents=True, exist_ok=True)
         folder = out / "tensorboard"
         if step:
             _wait_for_a_later_second(folder)
         # What a killed run wrote after its last checkpoint is computed again: the purge hides it.
         self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-        self.bar = tqdm(total=steps, initial=step, desc=config.title, disable=not progress, unit="step")
+        self.bar = tqdm(total=steps, initial=step, desc=title, disable=not progress, unit="step")
         self._since = (step, time.perf_counter())
 
     def __enter__(self) -> Log:
@@ -55,12 +54,12 @@ class Log:
     def row(self, row: dict) -> None:
         """Scalars of one row of the history."""
         step, now = row["step"], time.perf_counter()
-        speed = (step - self._since[0]) * self.task.items / (now - self._since[1])
+        speed = (step - self._since[0]) * self.items / (now - self._since[1])
         self._since = (step, now)
         for name in ("loss", "accuracy", "gradient_norm"):
             self.writer.add_scalar(f"train/{name}", row[name], step)
         self.writer.add_scalar("lr", row["lr"], step)
-        self.writer.add_scalar(f"{self.task.unit}_per_second", speed, step)
+        self.writer.add_scalar(f"{self.unit}_per_second", speed, step)
         self.bar.set_postfix(loss=f"{row['loss']:.3f}", accuracy=f"{row['accuracy']:.3f}", refresh=False)
 
     def validation(self, step: int, accuracy: Interval, scored: Scored) -> None:

@@ -12,9 +12,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from fewshot.banks import ImageBank
-from fewshot.errors import FewshotError
-from fewshot.rng import derived_seed
+from fewshot.core.errors import FewshotError
+from fewshot.core.seeding import derived_seed
+from fewshot.core.team import Team, joined
+from fewshot.data.banks import ImageBank
 from fewshot.statistics import mean_interval
 from fewshot.training.checkpoint import (
     TrainingInterrupted,
@@ -28,7 +29,6 @@ from fewshot.training.config import LoopConfig
 from fewshot.training.diagnose import first_non_finite
 from fewshot.training.learner import Learner
 from fewshot.training.logs import Log, NoLog
-from fewshot.training.parallel import StepBuffers, Team, joined
 from fewshot.training.record import (
     CHECKPOINTS,
     TrainResult,
@@ -40,7 +40,9 @@ from fewshot.training.record import (
     refuse_other_run,
     write_result,
 )
-from fewshot.training.validation import Scored, Validation
+from fewshot.training.step_buffers import StepBuffers
+from fewshot.training.types import Scored
+from fewshot.training.validation import Validation
 
 
 class Task(Protocol):
@@ -163,7 +165,7 @@ def _optimise(task: Task, run: dict, out: Path, progress: bool, team: Team) -> N
         save_checkpoint(out / CHECKPOINTS, state.step, {"run": run, **state.to_dict()})
 
     with (stop_on_signals() as stop,
-          Log(out, config, state.step, steps, task, progress) if team.is_first else NoLog() as log):
+          Log(out, config.title, state.step, steps, task.items, task.unit, progress) if team.is_first else NoLog() as log):
         learner.train()
         while True:
             # Validate, save, stop: in this order, so that a run killed in one of them repeats only that.

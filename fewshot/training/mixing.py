@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.training.objectives import head_logits
 
 PLACES = 4  # the images, and the outputs of the first three stages

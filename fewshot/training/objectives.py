@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone
-from fewshot.errors import FewshotError
-from fewshot.registry import Registry, unknown_message
-from fewshot.rng import isolated_rng
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import Registry, unknown_message
+from fewshot.core.seeding import isolated_rng
 from fewshot.training.config import SupervisedConfig
 
 # name -> function of (config, number of base classes, feature_dim) that makes the objective

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fewshot import provenance
 from fewshot.backbones import load_weights, save_weights
-from fewshot.backbones.weights import read_method, state_sha256
-from fewshot.banks import ImageBank
-from fewshot.errors import FewshotError
-from fewshot.files import write_atomically
-from fewshot.learned import describe_method, load_own_state, own_state
-from fewshot.methods.base import Method
+from fewshot.backbones.weights import read_method
+from fewshot.core import provenance
+from fewshot.core.errors import FewshotError
+from fewshot.core.files import write_atomically
+from fewshot.core.hashing import state_sha256
+from fewshot.data.banks import ImageBank
+from fewshot.methods.bases.own_weights import describe_method, load_own_state, own_state
+from fewshot.methods.contract import Method
 from fewshot.statistics import Interval
 from fewshot.training.config import LoopConfig
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone
-from fewshot.banks import ImageBank
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.core.seeding import derived_seed
+from fewshot.data.banks import ImageBank
 from fewshot.methods.simple_shot import SimpleShot
-from fewshot.rng import derived_seed
 from fewshot.training.augment import Augment, CropFlip, draws_of_epoch, in_views, parse_augmentation
 from fewshot.training.config import SupervisedConfig
 from fewshot.training.learner import Learner

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewshot.banks import ImageBank
-from fewshot.embed import embed
-from fewshot.errors import FewshotError
-from fewshot.rng import isolated_rng
-from fewshot.sampler import EpisodeSampler
+from fewshot.core.errors import FewshotError
+from fewshot.core.seeding import isolated_rng
+from fewshot.data.banks import ImageBank
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.features.extract import embed
 from fewshot.training.checkpoint import StopRequest
 from fewshot.training.config import LoopConfig
 from fewshot.training.learner import Learner
 from fewshot.training.logs import episode_picture
+from fewshot.training.types import Scored
 
 _CHUNK_IMAGES = 1024  # images of the episodes that are scored together
 _CURVE_EPISODES, _CURVE_POINTS = 25, 11  # of the curve over inner steps
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """One validation.
-
-    correct      [episodes] accuracy of every episode
-    picture      [3, H, W] of the first one
-    inner_loop   number of inner steps -> accuracy of some of the episodes after so many; only of gradient-based learners
-    """
-
-    correct: Tensor
-    picture: Tensor
-    inner_loop: dict[int, float]
 
 
 class Validation:

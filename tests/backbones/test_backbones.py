@@ -12,9 +12,9 @@ from torch import nn
 from fewshot.backbones import BACKBONES, backbone_table, create_backbone, input_for, list_backbones
 from fewshot.backbones.resnet12 import DropBlock
 from fewshot.backbones.timm_models import seen_data
-from fewshot.errors import FewshotError
-from fewshot.registry import UnknownName
-from fewshot.rng import isolated_rng
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import UnknownName
+from fewshot.core.seeding import isolated_rng
 
 VIT = "timm/vit_tiny_patch16_224"
 # (name, keywords, side of the stored images, D, spatial map)

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 from fewshot.backbones import create_backbone, load_official, load_weights
 from fewshot.backbones.layouts import LAYOUTS
 from fewshot.backbones.official import convert_official, read_official
-from fewshot.cli import app
-from fewshot.embed import embed_episodes
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.evaluate import evaluate
+from fewshot.cli.main import app
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.run import Run
+from fewshot.features.extract import embed_episodes
+from fewshot.features.source import FeatureSource
 from fewshot.methods import create_method
-from fewshot.pipeline import FeatureSource
-from fewshot.run import Run
 
 
 class Tensors(dict):

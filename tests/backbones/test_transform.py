@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fewshot.backbones import ImageTransform, create_backbone
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 
 def images(*shape, seed=0):

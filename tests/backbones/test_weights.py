@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fewshot.backbones import create_backbone, load_weights, read_weights, save_weights
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 
 
 def trained(seed=0, **keywords):

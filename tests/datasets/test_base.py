@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fewshot.core.errors import FewshotError
 from fewshot.datasets import DATASETS, contact_sheet, dataset_table, instructions, load_dataset
 from fewshot.datasets import base as base_module
 from fewshot.datasets.files import Download, fetch, md5_of
 from fewshot.datasets.images import decode, resize_pixels
-from fewshot.errors import FewshotError
 from tests.datasets.synthetic import encoded, omniglot_characters, write_class_folders, write_omniglot
 
 NEEDS_FILES = ("caltech101", "cifar_fs", "cub", "fc100", "mini_imagenet", "omniglot", "tiered_imagenet")

@@ -8,10 +8,10 @@ import zipfile
 
 import pytest
 
+from fewshot.core.errors import FewshotError
 from fewshot.datasets import load_dataset
 from fewshot.datasets.base import read_splits
 from fewshot.datasets.caltech101 import Caltech101
-from fewshot.errors import FewshotError
 from tests.datasets.synthetic import encoded
 
 SPLITS = read_splits("caltech101")

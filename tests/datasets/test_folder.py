@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewshot.cli import app
+from fewshot.cli.main import app
+from fewshot.core.errors import FewshotError
 from fewshot.datasets import load_dataset
-from fewshot.errors import FewshotError
 from tests.datasets.synthetic import encoded, write_class_folders
 
 CLASSES = {"cat": 4, "dog": 3, "emu": 2, "fox": 5}

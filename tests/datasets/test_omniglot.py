@@ -9,9 +9,9 @@ import zipfile
 import pytest
 import torch
 
+from fewshot.core.errors import FewshotError
 from fewshot.datasets import dataset_table, load_dataset
 from fewshot.datasets.omniglot import Omniglot
-from fewshot.errors import FewshotError
 from tests.datasets.synthetic import write_omniglot
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*drawings", "ignore:.*packed by somebody else")

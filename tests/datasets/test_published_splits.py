@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.core.errors import FewshotError
 from fewshot.datasets import dataset_table, load_dataset
 from fewshot.datasets.base import read_splits
-from fewshot.errors import FewshotError
 from tests.datasets.synthetic import encoded, write_class_folders
 
 SPLITS = ("train", "val", "test")

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from fewshot.episodes import Episodes
-from fewshot.methods.base import create_method
+from fewshot.episodes.types import Episodes
+from fewshot.methods.contract import create_method
 from tests.official.networks import SmallResNet
 from tests.oracle import as_given, as_images, inputs_of, load_inputs, load_outputs
 

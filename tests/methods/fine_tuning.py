@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.episodes import Episodes
+from fewshot.core.seeding import isolated_rng
+from fewshot.episodes.types import Episodes
 from fewshot.methods import create_method
-from fewshot.methods.fine_tuning import OPTIMISERS, TestTimeLearner
-from fewshot.rng import isolated_rng
+from fewshot.methods.bases.test_time_learner import OPTIMISERS, TestTimeLearner
 from tests.methods.image_episodes import image_episodes, replaced
 
 

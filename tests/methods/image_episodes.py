@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fewshot.episodes import Episodes
-from fewshot.rng import isolated_rng
+from fewshot.core.seeding import isolated_rng
+from fewshot.episodes.types import Episodes
 
 SIZE = 6
 

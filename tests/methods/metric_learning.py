@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fewshot.backbones import create_backbone
 from fewshot.datasets import load_dataset
-from fewshot.episodes import Episodes
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.episodes.types import Episodes
 from fewshot.methods import Method
-from fewshot.sampler import EpisodeSampler
 from fewshot.training import TrainConfig
 from fewshot.training.learner import make_learner
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
-from fewshot.methods.base import create_method
+from fewshot.core.errors import FewshotError
+from fewshot.methods.contract import create_method
 from fewshot.ops.entropy import entropy_slope
 from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
+from fewshot.evaluation.run import Run
 from fewshot.methods import METHODS, create_method, method_parameters
-from fewshot.run import Run
 
 IMAGES = Episodes(support=torch.zeros(1, 2, 3, 8, 8), support_labels=torch.tensor([[0, 1]]),
                   query=torch.zeros(1, 2, 3, 8, 8), ways=2)

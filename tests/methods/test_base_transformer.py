@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from fewshot.backbones import create_backbone
-from fewshot.banks import FeatureBank
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import FeatureBank
 from fewshot.datasets import load_dataset
-from fewshot.embed import embed
-from fewshot.errors import FewshotError
-from fewshot.evaluate import evaluate
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.run import Run
+from fewshot.features.extract import embed
 from fewshot.methods.base_transformer import BaseTransformer
 from fewshot.methods.protonet import ProtoNet
-from fewshot.run import Run
 from fewshot.training import TrainConfig, train
 from tests.conftest import random_episodes
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
 from fewshot.methods.bd_cspn import BDCSPN
 from fewshot.ops.rectification import aligned, rectified_prototypes
 from tests.conftest import random_episodes

@@ -1,13 +1,13 @@
-"""What every registered method on features promises (`fewshot/promises.py`). A new method is covered by being registered."""
+"""What every registered method on features promises (`contract/checks.py`). A new method is covered by being registered."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from fewshot.check import Subject, check_promise, subject_of, synthetic_base
+from fewshot.contract.check_method import Subject, check_promise, subject_of, synthetic_base
+from fewshot.contract.checks import PROMISES
 from fewshot.methods import METHODS, IterativeMethod, create_method
-from fewshot.promises import PROMISES
 from tests.conftest import random_episodes
 
 # Cases that are no method of their own: a setting that gives a method weights.

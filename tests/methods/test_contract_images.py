@@ -7,9 +7,9 @@ import copy
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods import METHODS, create_method
-from fewshot.methods.adaptation import GradientMethod
+from fewshot.methods.bases.gradient_learner import GradientMethod
 from tests.methods.image_episodes import Identity, image_episodes, loss_and_gradients, network, replaced
 
 NAMES = [name for name in METHODS if METHODS[name].inputs == "images"]

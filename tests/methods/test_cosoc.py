@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
 from fewshot.methods import cosoc
 from fewshot.methods.cosoc import Cosoc
 from fewshot.methods.simple_shot import SimpleShot

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from fewshot.backbones import create_backbone
-from fewshot.embed import embed_episodes
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
+from fewshot.features.extract import embed_episodes
 from fewshot.methods import create_method
 from fewshot.methods.dn4 import Dn4
-from fewshot.ops import blocks
+from fewshot.ops import chunked
 from fewshot.ops.distances import cosine
 from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
@@ -106,7 +106,7 @@ def test_blocks_do_not_matter(monkeypatch):
     episodes, found = maps(shots=3), []
     of_a_query = POSITIONS * 5 * 3 * POSITIONS
     for limit in (1 << 23, 15 * of_a_query, 4 * of_a_query, 1):
-        monkeypatch.setattr(blocks, "_ELEMENTS", limit)
+        monkeypatch.setattr(chunked, "_ELEMENTS", limit)
         support, query = episodes.support.clone().requires_grad_(), episodes.query.clone().requires_grad_()
         scores = Dn4(C)(changed(episodes, support=support, query=query))
         scores.log_softmax(-1)[..., 0].sum().backward()

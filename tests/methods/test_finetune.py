@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods import create_method
 from fewshot.ops.distances import l2_normalise
 from tests.methods.fine_tuning import check_against, features_of, learner, two_blocks

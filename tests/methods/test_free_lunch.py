@@ -5,9 +5,9 @@ import pytest
 import sklearn.linear_model
 import torch
 
-from fewshot.banks import FeatureBank
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import FeatureBank
+from fewshot.episodes.types import Episodes
 from fewshot.methods.free_lunch import FreeLunch
 from fewshot.methods.logistic_regression import LogisticRegression
 from fewshot.ops.features import tukey_transform

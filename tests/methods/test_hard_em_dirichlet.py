@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.methods.base import create_method
+from fewshot.methods.contract import create_method
 from tests.conftest import random_episodes
 from tests.oracle import inputs_of, load_inputs, load_outputs
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot.banks import FeatureBank
-from fewshot.errors import FewshotError
-from fewshot.methods.base import create_method
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import FeatureBank
+from fewshot.methods.contract import create_method
 from fewshot.methods.laplacian_shot import LaplacianShot
 from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft

@@ -5,7 +5,7 @@ import pytest
 import sklearn.linear_model
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods.logistic_regression import LogisticRegression
 from fewshot.ops.distances import l2_normalise
 from fewshot.ops.linear import fit_logistic

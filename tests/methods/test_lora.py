@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fewshot.backbones import create_backbone
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods import create_method
 from fewshot.ops.heads import uniform
 from tests.methods.fine_tuning import check_against, check_without_steps, cosine_prototypes, learner

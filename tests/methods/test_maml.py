@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods import create_method
 from fewshot.ops.inner_loop import gradients
 from fewshot.training import Learner
@@ -57,7 +57,7 @@ def test_meta_gradient_of_the_learner_on_a_quadratic(monkeypatch, first_order):
     def squares(logits, labels):
         return (logits - torch.eye(3, dtype=logits.dtype)[labels]).square().sum(-1).mean() / 2
 
-    monkeypatch.setattr("fewshot.methods.adaptation.mean_cross_entropy", squares)
+    monkeypatch.setattr("fewshot.methods.bases.gradient_learner.mean_cross_entropy", squares)
     episodes, labels = image_episodes(episodes=1)
     learner = maml(Identity(), first_order=first_order, inner_steps=3).double()
     _, found = loss_and_gradients(learner, episodes, labels)

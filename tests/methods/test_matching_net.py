@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
 from fewshot.methods.matching_net import VARIANTS, FullContext, MatchingNet
 from fewshot.methods.nearest_neighbour import NearestNeighbour
 from tests.conftest import random_episodes

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods.nearest_neighbour import NearestNeighbour
 from fewshot.methods.protonet import ProtoNet
 from tests.conftest import random_episodes

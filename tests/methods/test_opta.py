@@ -6,8 +6,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from fewshot.errors import FewshotError
-from fewshot.methods.base import create_method
+from fewshot.core.errors import FewshotError
+from fewshot.methods.contract import create_method
 from tests.conftest import random_episodes
 from tests.oracle import inputs_of, load_inputs, load_outputs
 

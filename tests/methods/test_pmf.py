@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewshot.backbones import create_backbone
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods import create_method
 from fewshot.ops.diff_augment import diff_augment
 from fewshot.training import TrainConfig

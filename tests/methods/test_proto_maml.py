@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fewshot.episodes import Episodes
+from fewshot.episodes.types import Episodes
 from fewshot.methods import create_method
 from fewshot.methods.protonet import ProtoNet
 from tests.methods.image_episodes import image_episodes, loss_and_gradients, network

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods.protonet import ProtoNet
 from tests.conftest import random_episodes
 from tests.methods.agreement import check_labels

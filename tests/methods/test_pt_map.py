@@ -5,8 +5,8 @@ import ot
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
-from fewshot.methods.base import create_method
+from fewshot.core.errors import FewshotError
+from fewshot.methods.contract import create_method
 from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 from tests.oracle import inputs_of, load_inputs, load_outputs

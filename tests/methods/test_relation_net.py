@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from fewshot.backbones import create_backbone
-from fewshot.banks import FeatureBank
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.evaluate import evaluate
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import FeatureBank
+from fewshot.episodes.types import Episodes
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.one_episode import fitted_method
+from fewshot.evaluation.run import Run
 from fewshot.methods import create_method
 from fewshot.methods.relation_net import RelationModule, RelationNet
-from fewshot.ops import blocks
-from fewshot.predict import fitted_method
-from fewshot.run import Run
+from fewshot.ops import chunked
 from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 from tests.methods.metric_learning import fit_four_episodes
@@ -120,7 +120,7 @@ def test_blocks_do_not_matter(monkeypatch):
     with torch.no_grad():
         whole = made(episodes)
         for limit in (1, 4 * 5 * C * 25, 30 * 5 * C * 25):
-            monkeypatch.setattr(blocks, "_ELEMENTS", limit)
+            monkeypatch.setattr(chunked, "_ELEMENTS", limit)
             torch.testing.assert_close(made(episodes), whole, atol=1e-13, rtol=0)
 
 

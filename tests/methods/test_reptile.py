@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods import create_method
 from tests.methods.image_episodes import image_episodes, loss_and_gradients, network
 

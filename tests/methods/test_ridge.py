@@ -5,7 +5,7 @@ import pytest
 import sklearn.linear_model
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods.ridge import Ridge
 from fewshot.ops.linear import fit_ridge
 from tests.conftest import random_episodes

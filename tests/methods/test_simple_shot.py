@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot.banks import FeatureBank
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import FeatureBank
 from fewshot.methods.protonet import ProtoNet
 from fewshot.methods.simple_shot import SimpleShot
 from tests.conftest import random_episodes

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods.kmeans import KMeans
 from fewshot.methods.slk_means import SLKMeans
 from tests.conftest import random_episodes

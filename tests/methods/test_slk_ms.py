@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
 from fewshot.methods.kmeans import KMeans
 from fewshot.methods.slk_ms import SLKMS
 from tests.conftest import random_episodes

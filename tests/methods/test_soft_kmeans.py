@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.features.transforms import parse_transforms
 from fewshot.methods import METHODS, create_method, method_parameters
 from fewshot.methods.soft_kmeans import EasyTransductive, SoftKMeans
-from fewshot.transforms import parse_transforms
 from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.methods.base import create_method
+from fewshot.methods.contract import create_method
 from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
-from fewshot.methods.base import create_method
+from fewshot.core.errors import FewshotError
+from fewshot.methods.contract import create_method
 from fewshot.ops.entropy import information_gradient
 from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft

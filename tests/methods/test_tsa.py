@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.methods import create_method
 from tests.methods.agreement import check_soft
 from tests.methods.fine_tuning import check_against, check_without_steps, cosine_prototypes, learner, two_blocks

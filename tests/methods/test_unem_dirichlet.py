@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
-from fewshot.methods.base import create_method
+from fewshot.core.errors import FewshotError
+from fewshot.methods.contract import create_method
 from tests.conftest import SHARED, random_episodes
 from tests.oracle import inputs_of, load_inputs, load_outputs
 

@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from fewshot.episodes import Episodes
+from fewshot.episodes.types import Episodes
 from tests.conftest import SHARED
 from tests.official.runs import checkout_argument, describe, keep, official_module, support_order
 from tests.oracle import inputs_of, load_inputs, with_support_order

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fewshot.rng import isolated_rng
+from fewshot.core.seeding import isolated_rng
 
 
 class Block(nn.Module):

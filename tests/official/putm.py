@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from fewshot.methods.base import create_method
+from fewshot.methods.contract import create_method
 from tests.conftest import SHARED
 from tests.official.runs import checkout_argument, describe, keep, official_module, support_order
 from tests.oracle import load_inputs, with_support_order

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewshot.episodes import Episodes
+from fewshot.episodes.types import Episodes
 
 HERE = Path(__file__).parent
 

@@ -18,7 +18,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from fewshot.episodes import Episodes
+from fewshot.episodes.types import Episodes
 from tests.conftest import SHARED
 from tests.official.networks import SmallResNet
 from tests.official.runs import checkout_argument, describe, keep

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot.episodes import Episodes
+from fewshot.episodes.types import Episodes
+from fewshot.ops.class_reductions import best_class
 from fewshot.ops.distances import cosine, squared_euclidean
 from fewshot.ops.prototypes import class_sums, one_hot, prototypes
-from fewshot.ops.reductions import best_class
 
 
 def exact(x, y):

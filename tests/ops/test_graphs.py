@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.ops.graphs import (
     bound_updates,
     centred_gram,

@@ -8,9 +8,9 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from fewshot.backbones import create_backbone
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
+from fewshot.core.seeding import isolated_rng
 from fewshot.ops.intervals import Interval, IntervalNetwork, TwinNetwork, propagate, with_mix
-from fewshot.rng import isolated_rng
 
 
 def network(seed=0):

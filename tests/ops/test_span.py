@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fewshot.episodes import Episodes
+from fewshot.episodes.types import Episodes
 from fewshot.ops.span import principal_coordinates, span_coordinates, to_span, to_support_span
 from tests.conftest import random_episodes
 

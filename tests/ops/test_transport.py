@@ -5,7 +5,7 @@ import ot
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.ops.transport import assignment, entropic_plan, query_marginals, sinkhorn
 
 SOLVERS = pytest.mark.parametrize("solver", [entropic_plan, sinkhorn])

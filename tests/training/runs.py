@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone, ImageTransform, create_backbone
-from fewshot.banks import ImageBank
-from fewshot.errors import FewshotError
-from fewshot.methods.base import Method
+from fewshot.core.errors import FewshotError
+from fewshot.core.seeding import isolated_rng
+from fewshot.data.banks import ImageBank
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.methods.contract import Method
 from fewshot.methods.protonet import ProtoNet
-from fewshot.rng import isolated_rng
-from fewshot.sampler import EpisodeSampler
 from fewshot.training import SupervisedConfig, TrainConfig, recipe_config, train, train_supervised
 
 SIZE = 8

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.training.checkpoint import (
     isolated_generators,
     load_checkpoint,

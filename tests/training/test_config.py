@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.training import SupervisedConfig, TrainConfig
 
 

@@ -13,11 +13,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from fewshot.backbones import create_backbone, read_weights
-from fewshot.banks import ImageBank
-from fewshot.errors import FewshotError
-from fewshot.methods.base import METHODS, Method, create_method
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import ImageBank
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.methods.contract import METHODS, Method, create_method
 from fewshot.methods.protonet import ProtoNet
-from fewshot.sampler import EpisodeSampler
 from fewshot.training import Learner, train
 from fewshot.training.checkpoint import load_checkpoint, rng_states
 from tests.training.boards import check_tensorboard

@@ -10,15 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from fewshot.backbones import create_backbone
-from fewshot.episodes import Episodes
-from fewshot.errors import FewshotError
-from fewshot.losses import Moment, create_loss
-from fewshot.losses.ibi import Ibi
+from fewshot.core.errors import FewshotError
+from fewshot.episodes.types import Episodes
 from fewshot.methods import create_method
 from fewshot.ops.intervals import IntervalNetwork
 from fewshot.training import Learner, TrainConfig
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.learner import make_learner
+from fewshot.training.losses import create_loss
+from fewshot.training.losses.ibi import Ibi
+from fewshot.training.types import Moment
 from tests.training.runs import fails_at, run
 
 WAYS = 3

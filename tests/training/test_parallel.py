@@ -14,10 +14,11 @@ from PIL import Image
 from torch import nn
 
 from fewshot.backbones import read_weights
-from fewshot.cli import main
-from fewshot.errors import FewshotError
+from fewshot.cli.main import main
+from fewshot.core.errors import FewshotError
+from fewshot.core.team import Team, own_device
 from fewshot.training.checkpoint import load_checkpoint
-from fewshot.training.parallel import StepBuffers, Team, own_device
+from fewshot.training.step_buffers import StepBuffers
 from tests.training.children import Children, assert_same, ends, kill_until_finished, outcome
 from tests.training.runs import KINDS, NanInTheSecondProcess, run, tiny
 

@@ -10,10 +10,10 @@ import torch
 
 from fewshot.backbones import create_backbone, read_weights
 from fewshot.backbones.weights import read_method
-from fewshot.banks import ImageBank
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import ImageBank
 from fewshot.datasets import load_dataset
-from fewshot.errors import FewshotError
-from fewshot.experiment import Recipe
+from fewshot.experiments.running import Recipe
 from fewshot.training import OBJECTIVES, SupervisedConfig, recipe_config, train_generations, train_supervised
 from fewshot.training.checkpoint import load_checkpoint
 from fewshot.training.mixing import PLACES, beta, mixed_features, rotated

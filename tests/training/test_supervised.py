@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from fewshot.backbones import create_backbone
-from fewshot.banks import ImageBank
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import UnknownName
+from fewshot.data.banks import ImageBank
 from fewshot.datasets import load_dataset
-from fewshot.embed import embed
-from fewshot.errors import FewshotError
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.features.extract import embed
 from fewshot.methods import create_method
-from fewshot.registry import UnknownName
-from fewshot.sampler import EpisodeSampler
 from fewshot.training import Objective, SupervisedConfig, train_supervised
 from fewshot.training.augment import CropFlip
 from fewshot.training.checkpoint import load_checkpoint

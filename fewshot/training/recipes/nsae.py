@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone
-from fewshot.errors import FewshotError
+from fewshot.core.errors import FewshotError
 from fewshot.training.config import SupervisedConfig
 from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head, number
 

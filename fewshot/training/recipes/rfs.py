@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone, create_backbone, load_weights
-from fewshot.backbones.weights import describe_weights, read_method, state_sha256
-from fewshot.errors import FewshotError
+from fewshot.backbones.weights import describe_weights, read_method
+from fewshot.core.errors import FewshotError
+from fewshot.core.hashing import state_sha256
 from fewshot.training.config import SupervisedConfig
 from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head, number
 

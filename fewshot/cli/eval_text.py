@@ -1,0 +1,97 @@
+"""The command line that makes a stored result again."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from fewshot.backbones import check_backbone
+from fewshot.cli.options import literal
+from fewshot.core.errors import FewshotError
+from fewshot.datasets import DATASETS
+from fewshot.episodes.saved import PROTOCOL
+from fewshot.evaluation.result import Result
+from fewshot.evaluation.run import Run
+from fewshot.methods.contract import method_parameters
+
+
+def eval_command(result: Result, data_root: str | Path | None = None, weights: Mapping[str, Path] | None = None) -> str:
+    """`fewshot eval ...` for one result. What a result does not know, such as where its weights file lay, stands there as a
+    word in capitals, and a line that begins with # above the command says what it is.
+
+    weights   identity -> file of weights at hand
+    """
+    run = result.run
+    words, remarks = _subject(run, data_root, weights or {})
+    words += ["--method", run.method]
+    defaults = method_parameters(run.method)
+    own = "+" in (run.weights or "")  # the file brings parameters, too: only all of them are sure to win
+    for name, value in run.parameters.items():
+        if own or value != (list(defaults[name]) if isinstance(defaults[name], tuple) else defaults[name]):
+            words += ["--set", f"{name}={_text(value)}"]
+    if run.transforms:
+        words += ["--transforms", run.transforms]
+    if run.episode_list:
+        words += ["--episode-file", "EPISODES"]
+        remarks.append(f"EPISODES: the list of episodes with the fingerprint {run.episode_list}")
+    else:
+        for name in PROTOCOL:
+            if name in ("ways", "shots", "queries", "episodes") or getattr(run, name) != getattr(Run, name):
+                words += [f"--{name.replace('_', '-')}", str(getattr(run, name))]
+    words += ["--metrics"] if "nll" in result.measures else []
+    if "temperature" in result.measures:
+        words.append("--calibrate")
+        if "--features" in words:
+            words += ["--calibration-features", "VALIDATION"]
+            remarks.append("VALIDATION: the feature bank of the validation classes")
+    return "\n".join([*(f"# {remark}" for remark in remarks), shlex.join(["fewshot", "eval", *words])])
+
+
+def _subject(run: Run, data_root: str | Path | None, weights: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+    if run.dataset not in DATASETS or run.backbone == "features":
+        words, remarks = ["--features", "FEATURES"], [f"FEATURES: the feature bank of {run.dataset} with the content hash "
+                                                      f"{run.data}"]
+        if run.base:
+            words += ["--base-features", "BASE"]
+            remarks.append(f"BASE: the feature bank of its base classes with the content hash {run.base}")
+        return words, remarks
+    words, remarks = ["--dataset", run.dataset, "--split", run.split], []
+    for name, value in run.data_options.items():
+        words += ["--data-option", f"{name}={_text(value)}"]
+    if data_root is not None:
+        words += ["--data-root", str(data_root)]
+    elif run.dataset == "folder":
+        words += ["--data-root", "FOLDER"]
+        remarks.append(f"FOLDER: the folder of class folders whose images have the content hash {run.data}")
+    words += ["--backbone", run.backbone, *(["--crops", run.crops] if run.crops else [])]
+    for name, value in run.backbone_options.items():
+        words += ["--backbone-option", f"{name}={_text(value)}"]
+    identity = (run.weights or "none").split("+")[0]
+    if run.weights in weights or identity in weights:
+        words += ["--weights", str(weights.get(run.weights, weights.get(identity)))]
+    elif identity == "random:0":
+        words += ["--weights", "random"]
+    elif identity.startswith("random:"):
+        remarks.append(f"in Python only: weights={identity!r}, untrained weights of another seed than 0")
+    elif identity != "none" and _default_is_random(run.backbone):
+        words += ["--weights", "WEIGHTS"]
+        remarks.append(f"WEIGHTS: the weights file with the identity {run.weights}")
+    elif identity != "none":
+        remarks.append(f"with --weights FILE, unless the default weights of the backbone have the identity {run.weights}")
+    return words, remarks
+
+
+def _default_is_random(backbone: str) -> bool:
+    try:
+        return check_backbone(backbone)[0].weights[0] == "random"
+    except FewshotError:  # a backbone that is not installed here
+        return False
+
+
+def _text(value) -> str:
+    """What `options.literal` reads as `value`."""
+    if isinstance(value, float) and math.isinf(value):
+        return "1e999" if value > 0 else "-1e999"
+    return value if isinstance(value, str) and literal(value) == value else repr(value)

@@ -1,0 +1,1 @@
+"""Banks: all items of one split, images or features, in memory or mapped from their file."""

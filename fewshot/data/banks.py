@@ -1,0 +1,229 @@
+"""`ImageBank` and `FeatureBank`: all items of one split in memory, addressed by row number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewshot.core.errors import FewshotError
+from fewshot.data import bank_files
+
+
+def _as_labels(labels, items: int) -> Tensor:
+    labels = torch.as_tensor(np.asarray(labels) if not isinstance(labels, Tensor) else labels)
+    if labels.shape != (items,):
+        raise FewshotError(f"labels has shape {tuple(labels.shape)}; expected [M] = ({items},), one label per item")
+    if labels.is_floating_point():
+        raise FewshotError(f"labels has dtype {labels.dtype}; pass integers")
+    labels = labels.to(torch.int64)
+    if items and int(labels.min()) < 0:
+        raise FewshotError(f"labels contain {int(labels.min())}; they must be 0 or more")
+    return labels
+
+
+def _as_names(names: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
+    classes = int(labels.max()) + 1 if len(labels) else 0
+    names = tuple(f"class {n}" for n in range(classes)) if names is None else tuple(map(str, names))
+    if len(names) < classes:
+        raise FewshotError(f"{len(names)} class names for labels up to {classes - 1}; give one name per class")
+    return names
+
+
+def _identity(name: str, split: str, class_names: tuple[str, ...], labels: Tensor) -> str:
+    digest = hashlib.sha256(json.dumps([name, split, class_names]).encode())
+    digest.update(labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+class _Bank:
+    """What both banks share: labels, names and an identity that does not depend on the features."""
+
+    labels: Tensor
+    class_names: tuple[str, ...]
+    name: str
+    split: str
+    lengths = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 over data set, split, labels and class names: equal for every backbone's features of the same items,
+        so that results on different backbones can be paired."""
+        return _identity(self.name, self.split, self.class_names, self.labels)
+
+    def class_sizes(self) -> Tensor:
+        """[classes] number of items of each class."""
+        return torch.bincount(self.labels, minlength=len(self.class_names))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBank(_Bank):
+    """Images of one split, held as uint8.
+
+    images       [M, C, H, W] uint8 (tensor or array), C is 1 or 3
+    labels       [M] int64
+    class_names  one per class
+    name, split  data set and split, for provenance
+    files        optional [M] source names, for error messages and galleries
+    """
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...] | None = None
+    name: str = "custom"
+    split: str = "all"
+    files: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        images = torch.as_tensor(self.images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise FewshotError(f"images have dtype {images.dtype} and shape {tuple(images.shape)}; "
+                               "expected uint8 [M, C, H, W] with C = 1 or 3")
+        labels = _as_labels(self.labels, len(images))
+        object.__setattr__(self, "images", images)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "class_names", _as_names(self.class_names, labels))
+
+    def take(self, indices: Tensor) -> Tensor:
+        """uint8 images [*indices.shape, C, H, W]."""
+        return self.images[indices]
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 of pixels, labels and names: what a cached extraction of this bank is addressed by."""
+        digest = hashlib.sha256(self.identity.encode())
+        digest.update(str(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureBank(_Bank):
+    """Features of one split.
+
+    features     [M, D] floating point (tensor or array), finite; of a large file the file itself, mapped for reading
+    labels       [M] int64
+    provenance   plain dictionary: backbone, weights sha256, transform, ... stored with the features
+    """
+
+    features: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...] | None = None
+    name: str = "custom"
+    split: str = "all"
+    provenance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        features = torch.as_tensor(self.features)
+        if not features.is_floating_point() or features.ndim != 2:
+            raise FewshotError(f"features have dtype {features.dtype} and shape {tuple(features.shape)}; "
+                               "expected floating point [M, D]")
+        bank_files.check_finite(features)
+        labels = _as_labels(self.labels, len(features))
+        object.__setattr__(self, "features", features)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "class_names", _as_names(self.class_names, labels))
+
+    def take(self, indices: Tensor, room: Tensor | None = None) -> Tensor:
+        """Features [*indices.shape, D], in the first rows of `room` [m, D] where given."""
+        # index_select is the fastest gather on CPU: it copies whole rows.
+        rows, out = indices.reshape(-1), None if room is None else room[: indices.numel()]
+        return torch.index_select(self.features, 0, rows, out=out).view(*indices.shape, -1)
+
+    @cached_property
+    def lengths(self) -> Tensor | None:
+        """|z| of every row [M]: distances need it in every episode again. None for a bank of the size that is left in its
+        file: a few episodes of it need not read all."""
+        if self.features.nbytes >= bank_files.MAP_BYTES:
+            return None
+        return torch.linalg.vector_norm(self.features, dim=-1)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """sha256 of the feature values, labels and names."""
+        return bank_files.content_hash(self.identity, bank_files.blocks_of(self.features))
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file atomically: it is complete or absent."""
+        pieces, dim = bank_files.blocks_of(self.features), self.features.shape[1]
+        return FeatureBank.save_pieces(path, pieces, dim, self.features.dtype, labels=self.labels, name=self.name,
+                                       class_names=self.class_names, split=self.split, provenance=self.provenance)
+
+    @staticmethod
+    def save_pieces(path: str | Path, pieces: Iterable[Tensor], dim: int, dtype: torch.dtype = torch.float32, *, labels,
+                    class_names: Sequence[str] | None = None, name: str = "custom", split: str = "all",
+                    provenance: dict | None = None) -> Path:
+        """Write a bank that need not fit into memory, as `save` does: its features come in pieces [m, dim], in order.
+
+        Raises FewshotError for wrong labels, features that are not finite, and when they are not as many as the labels.
+        """
+        labels = _as_labels(labels, len(labels))
+        names = _as_names(class_names, labels)
+        about = {"name": name, "split": split, "class_names": json.dumps(names),
+                 "provenance": json.dumps(provenance or {}, sort_keys=True)}
+        identity = _identity(name, split, names, labels)
+        return bank_files.write(path, pieces, (len(labels), dim), dtype, labels, identity, about)
+
+    @classmethod
+    def load(cls, path: str | Path, mmap: bool | None = None) -> FeatureBank:
+        """Read a file written by `save`; raises FewshotError if it is missing, corrupt or altered.
+
+        mmap  leave the features in the file, from which rows come when they are used: the bank may be larger than memory,
+              and its features must not be written to. None: for files from 256 MB on. Such a file is read in full once, by
+              `save` or the first `load`, which note its content hash, size and time of change in PATH.checked; while these
+              agree the hash is taken from there. Delete that file to have everything read and compared again.
+        """
+        tensors, meta, mapped, vouched = bank_files.read(path, mmap)
+        bank = object.__new__(cls)
+        values = {"features": tensors["features"], "labels": _as_labels(tensors["labels"].clone(), len(tensors["features"])),
+                  "class_names": tuple(json.loads(meta["class_names"])), "name": meta["name"], "split": meta["split"],
+                  "provenance": json.loads(meta["provenance"]), "content_hash": meta["content_hash"]}
+        bank.__dict__.update(values)  # verified below, or before: the checks of a new bank would read everything again
+        if not vouched:
+            bank_files.verify(path, bank.features, bank.identity, bank.content_hash)
+        if mapped:
+            bank.__dict__["_file"] = Path(path).resolve()
+        return bank
+
+    def mapped(self, folder: str | Path) -> FeatureBank:
+        """This bank, mapped from a file: its own, or else one that is written into `folder`."""
+        if "_file" in self.__dict__:
+            return self
+        return FeatureBank.load(self.save(Path(folder) / "bank.safetensors"), mmap=True)
+
+    def __reduce_ex__(self, protocol):
+        # Another process maps the file, too: features larger than memory cannot be sent.
+        return (FeatureBank.load, (self._file, True)) if "_file" in self.__dict__ else super().__reduce_ex__(protocol)
+
+def concatenate(banks: Sequence[FeatureBank]) -> FeatureBank:
+    """The same items with the features of all `banks` side by side, in this order: an ensemble of backbones (EASY).
+
+    Normalise after this, not before: then a backbone with longer features has more say, as in EASY, whose backbones are of
+    one kind. Raises FewshotError for fewer than two banks, and for banks of other items.
+    """
+    if len(banks) < 2:
+        raise FewshotError(f"{len(banks)} feature bank given; an ensemble needs at least 2")
+    first, described = banks[0], [bank.provenance for bank in banks]
+    for bank in banks[1:]:
+        if bank.identity != first.identity:
+            raise FewshotError(f"{bank.name}/{bank.split} with {len(bank)} items and {first.name}/{first.split} with "
+                               f"{len(first)} are not the same items; embed the same split with every backbone")
+    members = [made_by.get("weights_id", bank.content_hash) for made_by, bank in zip(described, banks, strict=True)]
+    provenance = {"backbone": " + ".join(str(made_by.get("backbone", "features")) for made_by in described),
+                  "weights_id": hashlib.sha256(json.dumps(members).encode()).hexdigest(), "members": described}
+    pretrained = dict.fromkeys(made_by["pretrained_on"] for made_by in described if made_by.get("pretrained_on"))
+    provenance["pretrained_on"] = " and ".join(pretrained) or None
+    if len(crops := {made_by.get("crops", "") for made_by in described}) == 1:
+        provenance["crops"] = crops.pop()  # otherwise only the members tell
+    return FeatureBank(torch.cat([bank.features for bank in banks], 1), first.labels, first.class_names, first.name,
+                       first.split, provenance)

@@ -1,0 +1,129 @@
+"""`Episodes`: what a method sees. It holds no query labels, so no method can use them."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fewshot.core.errors import FewshotError
+
+
+@dataclass(frozen=True, eq=False)
+class Episodes:
+    """A batch of E few-shot episodes of one shape; a single episode is E=1.
+
+    support         [E, S, ...]  features ([..., D]) or images ([..., C, H, W])
+    support_labels  [E, S]       int64, 0 .. ways-1, every class at least once; classes may have unequal shots
+    query           [E, Q, ...]  same trailing shape and dtype as support
+    ways            number of classes N
+    text            [E, N, D]    optional class embeddings from text
+    unlabelled      [E, U, ...]  optional further images without labels
+    query_lengths   [E, Q]       |z| of the query features where a bank has them ready, else None; not to be given
+
+    Raises FewshotError on a wrong shape, dtype or label range, on NaN or infinity, and on a class
+    without support. `Episodes.trusted` skips the checks for tensors that were checked before (a bank's rows).
+    """
+
+    support: Tensor
+    support_labels: Tensor
+    query: Tensor
+    ways: int
+    text: Tensor | None = None
+    unlabelled: Tensor | None = None
+    query_lengths: Tensor | None = dataclasses.field(default=None, init=False)
+
+    def __post_init__(self):
+        _check(self)
+
+    @classmethod
+    def trusted(cls, **fields) -> Episodes:
+        """Build without checks; only for tensors already validated at a boundary."""
+        episodes = object.__new__(cls)
+        vars(episodes).update(fields)  # what is not given has its default in the class
+        return episodes
+
+    def __len__(self) -> int:
+        return self.support.shape[0]
+
+    def __getitem__(self, which: int | slice | Tensor) -> Episodes:
+        """Some of the episodes, still batched: `episodes[3]` has E=1. IndexError beyond the end, so a loop ends."""
+        if not isinstance(which, slice) and (not isinstance(which, Tensor) or which.ndim == 0):
+            position = range(len(self))[operator.index(which)]
+            which = slice(position, position + 1)
+        return self._map(lambda x: x[which])
+
+    def to(self, target: torch.device | str | torch.dtype) -> Episodes:
+        """Move to a device, or cast the floating tensors to a dtype (labels stay int64)."""
+        if not isinstance(target, torch.dtype):
+            return self._map(lambda x: x.to(target))
+        cast = self._map(lambda x: x.to(target) if x.is_floating_point() else x)
+        if target != self.query.dtype:  # lengths have the precision that they were computed in
+            object.__setattr__(cast, "query_lengths", None)
+        return cast
+
+    def with_features(self, transform: Callable[[Tensor], Tensor]) -> Episodes:
+        """Apply `transform` to support, query and unlabelled alike (labels and text stay)."""
+        unlabelled = None if self.unlabelled is None else transform(self.unlabelled)
+        return Episodes.trusted(support=transform(self.support), support_labels=self.support_labels,
+                                query=transform(self.query), ways=self.ways, text=self.text, unlabelled=unlabelled)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Episodes:
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Episodes.trusted(**{k: function(v) if isinstance(v, Tensor) else v for k, v in fields.items()})
+
+
+def _check(e: Episodes) -> None:
+    for name in ("support", "support_labels", "query"):
+        value = getattr(e, name)
+        if not isinstance(value, Tensor):
+            raise FewshotError(f"{name} is a {type(value).__name__}; pass a torch.Tensor (torch.as_tensor(x))")
+    if isinstance(e.ways, bool) or not isinstance(e.ways, int) or e.ways < 2:
+        raise FewshotError(f"ways={e.ways!r}; an episode needs an integer of at least 2 classes")
+    if e.support.ndim < 3 or e.query.ndim != e.support.ndim:
+        raise FewshotError(
+            f"support has shape {tuple(e.support.shape)} and query {tuple(e.query.shape)}; expected [E, S, ...] and "
+            "[E, Q, ...] with the same trailing shape (add a leading axis with x[None] for one episode)")
+    if e.support.shape[0] != e.query.shape[0] or e.support.shape[2:] != e.query.shape[2:]:
+        raise FewshotError(f"support {tuple(e.support.shape)} and query {tuple(e.query.shape)} differ in the number of "
+                           "episodes or in the trailing shape")
+    if e.support_labels.shape != e.support.shape[:2]:
+        raise FewshotError(f"support_labels has shape {tuple(e.support_labels.shape)}; expected [E, S] = "
+                           f"{tuple(e.support.shape[:2])}")
+    if e.support_labels.dtype != torch.int64:
+        raise FewshotError(f"support_labels has dtype {e.support_labels.dtype}; pass labels.long()")
+    if 0 in e.support.shape or 0 in e.query.shape:
+        raise FewshotError(f"empty episodes: support {tuple(e.support.shape)}, query {tuple(e.query.shape)}")
+    for name in ("support", "query", "text", "unlabelled"):
+        value = getattr(e, name)
+        if value is not None:
+            _check_values(name, value, e.support)
+    if e.unlabelled is not None and (len(e.unlabelled) != len(e) or e.unlabelled.shape[2:] != e.support.shape[2:]):
+        raise FewshotError(f"unlabelled has shape {tuple(e.unlabelled.shape)}; expected [E, U, ...] with E={len(e)} and the "
+                           f"trailing shape {tuple(e.support.shape[2:])} of the support")
+    low, high = int(e.support_labels.min()), int(e.support_labels.max())
+    if low < 0 or high >= e.ways:
+        raise FewshotError(f"support_labels span {low}..{high}; with ways={e.ways} they must lie in 0..{e.ways - 1}")
+    present = torch.zeros(len(e), e.ways, dtype=torch.bool, device=e.support_labels.device)
+    present.scatter_(1, e.support_labels, True)
+    if not present.all():
+        episode, label = (~present).nonzero()[0].tolist()
+        raise FewshotError(f"class {label} has no support item in episode {episode}; every class needs at least one")
+    if e.text is not None and e.text.shape[:2] != (len(e), e.ways):
+        raise FewshotError(f"text has shape {tuple(e.text.shape)}; expected [E, N, D] with E={len(e)}, N={e.ways}")
+
+
+def _check_values(name: str, value: Tensor, support: Tensor) -> None:
+    is_image = value.dtype == torch.uint8 and value.ndim == 5
+    if not is_image and not value.is_floating_point():
+        raise FewshotError(f"{name} has dtype {value.dtype} and shape {tuple(value.shape)}; pass floating-point features "
+                           "or uint8 images [E, ., C, H, W]")
+    if value.dtype != support.dtype and name != "text":
+        raise FewshotError(f"{name} has dtype {value.dtype} and support {support.dtype}; convert one of them")
+    if not is_image and not torch.isfinite(value).all():
+        bad = (~torch.isfinite(value)).nonzero()[0].tolist()
+        raise FewshotError(f"{name} holds {float(value[tuple(bad)])} at index {bad}; remove or repair that item")

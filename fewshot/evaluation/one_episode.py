@@ -1,0 +1,43 @@
+"""Answers to one episode of features that somebody hands over: labelling own images, and the scikit-learn estimator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import FeatureBank
+from fewshot.episodes.types import Episodes
+from fewshot.evaluation.batching import answers
+from fewshot.features.transforms import TransformChain, parse_transforms
+from fewshot.methods.contract import Method, create_method
+
+
+def fitted_method(name: str, parameters: dict, transforms: str,
+                  base_bank: FeatureBank | None) -> tuple[Method, TransformChain]:
+    """The method on features and the transforms before it, with the statistics of the base classes where they need them."""
+    method = create_method(name, **parameters)
+    if method.inputs != "features":
+        raise FewshotError(f"{name} adapts a backbone to images, and predictions are made from features; choose a method on "
+                           "features, such as protonet, ridge or pt_map")
+    if method.needs_backbone:
+        raise FewshotError(f"{name} with these parameters has weights of its own, trained with a backbone; choose a "
+                           "method without any, such as protonet, ridge or pt_map")
+    chain = parse_transforms(transforms)
+    if base_bank is None and (method.needs_base or chain.needs_base):
+        raise FewshotError(f"{name if method.needs_base else transforms} needs statistics of the base classes: give "
+                           "their features (base_bank=, base= or --base-features), or choose settings that do without, such "
+                           "as norm='l2n'")
+    chain = chain.fit(base_bank)
+    return (method.fit(chain.bank(base_bank)) if method.needs_base else method), chain
+
+
+def answer(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: Method, chain: TransformChain) -> Tensor:
+    """Class probabilities [Q, N] of features [Q, D], with the support [S, D] and its labels [S]: one episode.
+
+    Raises FewshotError when the features of both differ in length, and when the method's logits are not finite.
+    """
+    episode = Episodes(support=support[None], support_labels=labels[None], query=queries[None], ways=ways)
+    with torch.inference_mode():
+        logits, _ = next(answers(method, [chain(episode)]))
+    return logits[0].softmax(-1).clone()  # an ordinary tensor, not one of inference mode

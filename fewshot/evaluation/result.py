@@ -1,0 +1,111 @@
+"""`Result`: what an evaluation found, and `compare(a, b)` on the same episodes."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor
+
+from fewshot.core import provenance
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import unknown_message
+from fewshot.evaluation.measures import summary_of
+from fewshot.evaluation.run import Run
+from fewshot.statistics import Comparison, Interval, bootstrap_interval, class_interval, mean_interval, paired_difference
+
+INTERVALS = {"episodes": "accuracy", "classes": "over_classes", "bootstrap": "bootstrapped"}
+_MOST_BOOTSTRAPPED = 200_000
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What an evaluation found.
+
+    run           the specification, weights as sha256
+    correct       [E] float64, accuracy of every episode
+    iterations    [E] int32 and converged [E] bool for iterative methods, else None
+    fingerprint   sha256 of the episodes (data identity and row numbers); equal fingerprints can be paired
+    seconds       wall time of sampling, gathering and the method; where a run was shared or resumed, the sum of its pieces
+    setting       "inductive" or "transductive" (transforms can make it so); assumes: the method's assumptions
+    notes         warnings a table must carry, e.g. that the backbone's pre-training saw similar classes
+    versions, commit   software
+    measures      what was measured beside accuracy: per episode `classes`, `class_correct` and `class_total` [E, N] (the
+                  bank's classes, right answers and queries of each), and with metrics=True what `measures.py` lists
+    """
+
+    run: Run
+    correct: Tensor
+    fingerprint: str
+    seconds: float
+    setting: str = "inductive"
+    assumes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    iterations: Tensor | None = None
+    converged: Tensor | None = None
+    measures: dict[str, Tensor] = field(default_factory=dict)
+    versions: dict = field(default_factory=provenance.versions)
+    commit: str | None = field(default_factory=provenance.commit)
+
+    @cached_property
+    def accuracy(self) -> Interval:
+        """Mean accuracy and its 95 % Student-t interval over episodes."""
+        return mean_interval(self.correct)
+
+    @cached_property
+    def over_classes(self) -> Interval:
+        """Mean accuracy and its 95 % interval over novel classes and episodes (`statistics.class_interval`)."""
+        if "classes" not in self.measures:
+            raise FewshotError(f"run {self.run.key} was stored without the classes of its episodes; delete it and evaluate "
+                               "again for an interval over classes")
+        return class_interval(self.correct, self.measures["classes"])
+
+    @cached_property
+    def bootstrapped(self) -> Interval:
+        """Mean accuracy and its 95 % bootstrap interval over episodes, BCa for up to 10,000 of them."""
+        if len(self.correct) > _MOST_BOOTSTRAPPED:
+            raise FewshotError(f"a bootstrap of {len(self.correct)} episodes takes minutes and gives what Student's t does; "
+                               f"use the interval over episodes above {_MOST_BOOTSTRAPPED}")
+        return bootstrap_interval(self.correct, method="bca" if len(self.correct) <= 10_000 else "percentile")
+
+    def interval(self, over: str) -> Interval:
+        """Mean accuracy and its interval: over "episodes", over "classes", or by "bootstrap"."""
+        if over not in INTERVALS:
+            raise FewshotError(unknown_message("interval", over, list(INTERVALS)))
+        return getattr(self, INTERVALS[over])
+
+    def arrays(self) -> dict[str, Tensor]:
+        arrays = {"correct": self.correct, "iterations": self.iterations, "converged": self.converged, **self.measures}
+        return {name: value for name, value in arrays.items() if value is not None}
+
+    def summary(self) -> dict:
+        """Plain values: what result.json and `--json` hold beside the run."""
+        summary = {"accuracy": self.accuracy.mean, "interval95": self.accuracy.half_width, "episodes": self.accuracy.n,
+                   "interval_covers": self.accuracy.covers, "fingerprint": self.fingerprint, "seconds": self.seconds,
+                   "setting": self.setting, "assumes": list(self.assumes), "notes": list(self.notes),
+                   "versions": self.versions, "commit": self.commit}
+        if self.converged is not None:
+            summary["converged"] = float(self.converged.double().mean())
+            summary["iterations"] = float(self.iterations.double().mean())
+        with contextlib.suppress(FewshotError):  # without classes, or with too few of them
+            summary["interval95_classes"] = self.over_classes.half_width
+        return summary | summary_of(self.measures)
+
+    @classmethod
+    def from_parts(cls, run: Run, arrays: dict[str, Tensor], summary: dict) -> Result:
+        kept = {key: summary[key] for key in ("fingerprint", "seconds", "setting", "versions", "commit")}
+        own = {name: arrays.pop(name) for name in ("correct", "iterations", "converged") if name in arrays}
+        return cls(run=run, assumes=tuple(summary["assumes"]), notes=tuple(summary["notes"]), measures=arrays, **own, **kept)
+
+    def __repr__(self) -> str:
+        return f"<{self.run.method} on {self.run.dataset}, {self.run.protocol}: {self.accuracy.percent()} %>"
+
+
+def compare(a: Result, b: Result, confidence: float = 0.95) -> Comparison:
+    """Paired difference a - b; raises FewshotError when the results are not on the same episodes."""
+    if a.fingerprint != b.fingerprint:
+        raise FewshotError(f"results are on different episodes ({a.run.protocol}, {a.run.episodes} episodes, seed "
+                           f"{a.run.seed}, data {a.run.dataset} against {b.run.protocol}, {b.run.episodes}, {b.run.seed}, "
+                           f"{b.run.dataset}); evaluate both with the same data, protocol, seed and episodes")
+    return paired_difference(a.correct, b.correct, confidence)

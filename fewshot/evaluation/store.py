@@ -1,0 +1,133 @@
+"""Result folders `runs/<key>/`: complete or absent, never half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors
+
+from fewshot.core import provenance
+from fewshot.core.errors import FewshotError
+from fewshot.core.files import save_tensors
+from fewshot.evaluation.progress import Parts
+from fewshot.evaluation.result import Result
+from fewshot.evaluation.run import Run
+
+
+class Store:
+    """Results on disk, one folder a run: run.json, episodes.safetensors and, last, result.json.
+
+    kept   a second folder of such results, which is only read: those that `root` does not have
+    """
+
+    def __init__(self, root: str | Path = "runs", kept: str | Path | None = None):
+        self.root, self._kept = Path(root), None if kept is None else Store(kept)
+
+    def folder(self, run: Run) -> Path:
+        return self.root / run.key
+
+    def parts(self, run: Run, **measured) -> Parts:
+        """Where the finished episodes of `run` are kept until all are; `measured`: what else tells their rows apart."""
+        return Parts(self.root / f".{run.key}.parts", {**provenance.versions(), "commit": provenance.commit(), **measured})
+
+    def prepare(self) -> None:
+        """Make the folder; raises FewshotError where results cannot be written, best asked before hours of work."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FewshotError(f"cannot make the folder {self.root} ({error}); choose another one for the results") from None
+        if not os.access(self.root, os.W_OK):
+            raise FewshotError(f"the folder {self.root} is not writable; choose another one for the results")
+
+    def save(self, result: Result) -> Path:
+        """Write the folder beside its place and move it there in one step; an earlier result of the run is replaced."""
+        self.prepare()
+        place = self.folder(result.run)
+        temporary = self.root / f".{place.name}-{uuid.uuid4().hex[:8]}"
+        try:
+            temporary.mkdir()
+            _write_json(temporary / "run.json", result.run.to_dict())
+            save_tensors(temporary / "episodes.safetensors", result.arrays())
+            _write_json(temporary / "result.json", result.summary())
+            _put(temporary, place)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise FewshotError(f"could not write the result to {place} ({error}); free disk space or choose another "
+                               "folder for the results; nothing was kept") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return place
+
+    def load(self, run: Run) -> Result | None:
+        """The stored result of `run`, or None where there is none."""
+        if (self.folder(run) / "result.json").is_file():
+            return self.read(self.folder(run))
+        return None if self._kept is None else self._kept.load(run)
+
+    def __iter__(self) -> Iterator[Result]:
+        """All readable results. Others, such as those of a method that has lost a hyper-parameter since, are named in a
+        warning; folders without run.json (a training run also has a result.json) are none of ours."""
+        for path in sorted(self.root.glob("*/run.json")):
+            if path.parent.name.startswith(".") or not (path.parent / "result.json").is_file():
+                continue
+            try:
+                yield self.read(path.parent)
+            except FewshotError as error:
+                warnings.warn(f"left out: {error}", stacklevel=2)
+        for result in self._kept or ():
+            if not self.folder(result.run).is_dir():
+                yield result
+
+    @staticmethod
+    def read(folder: str | Path) -> Result:
+        """The result in one folder; raises FewshotError where there is none or it cannot be read."""
+        folder = Path(folder)
+        try:
+            run = Run.from_dict(json.loads((folder / "run.json").read_text()))
+            summary = json.loads((folder / "result.json").read_text())
+            with safetensors.safe_open(folder / "episodes.safetensors", framework="pt") as handle:
+                arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+            return Result.from_parts(run, arrays, summary)
+        except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
+            raise FewshotError(f"{folder} holds no readable result ({type(error).__name__}: {error}); delete it and "
+                               "evaluate again") from error
+
+
+def experiment_store(file: str | Path, root: str | Path) -> Store:
+    """Results in `root`, and those kept in the repository beside the file of an experiment."""
+    return Store(root, kept=kept_folder(file))
+
+
+def kept_folder(file: str | Path) -> Path:
+    return Path(file).parent / "kept"
+
+
+def _put(folder: Path, place: Path) -> None:
+    """Move `folder` to `place`; what is there, perhaps put there this moment by another host, is taken out first."""
+    old = folder.with_name(f"{folder.name}-old")
+    for _ in range(100):
+        try:
+            os.replace(folder, place)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(place, old)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            return
+    raise OSError(errno.EBUSY, "other processes keep writing this result")
+
+
+def _write_json(path: Path, value: dict) -> None:
+    with path.open("w") as handle:
+        json.dump(value, handle, indent=1)
+        handle.flush()
+        os.fsync(handle.fileno())

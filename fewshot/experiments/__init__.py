@@ -1,0 +1,1 @@
+"""Runs of a paper beside its published numbers: tables, training of their weights, jobs."""

@@ -1,0 +1,1 @@
+"""From images to features: crops, extraction, transforms, and a source that remembers them."""

@@ -1,0 +1,266 @@
+"""Feature transforms: a chain of small steps applied to episodes before any method, written as one line of text.
+
+    chain = parse_transforms("power(0.5),center_base,l2").fit(base_bank)
+    logits = method(chain(episodes))
+
+Every step says whether it makes the result transductive, so that a table can say so too. `str(chain)` is the canonical
+text with all arguments written out; it parses back to an equal chain.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import Registry
+from fewshot.core.spec_text import read_steps, write_step
+from fewshot.data.banks import FeatureBank
+from fewshot.episodes.types import Episodes
+from fewshot.ops import features as ops
+from fewshot.ops.distances import l2_normalise
+from fewshot.ops.span import to_span
+
+TRANSFORMS: Registry[type] = Registry("transform")
+
+
+class Step(abc.ABC):
+    """One transform: a frozen dataclass whose fields are its arguments, registered in TRANSFORMS.
+
+    transductive  the result of a query depends on the other queries
+    needs_base    `fit` must see the features of the base classes first
+    """
+
+    name: ClassVar[str]
+    transductive: ClassVar[bool] = False
+    needs_base: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def __call__(self, episodes: Episodes) -> Episodes:
+        """The transformed episodes; the given ones are not modified."""
+
+    def fit(self, features: Tensor) -> Step:
+        """A copy that knows the base classes' features [M, D], as the steps before this one leave them."""
+        return self
+
+    def __str__(self) -> str:
+        return write_step(self.name, self)
+
+
+class PointStep(Step):
+    """A step that treats every feature vector alike and alone; it can be applied to a bank as well."""
+
+    @abc.abstractmethod
+    def point(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]"""
+
+    def __call__(self, episodes: Episodes) -> Episodes:
+        return episodes.with_features(self.point)
+
+
+def _register(name: str):
+    def add(cls: type) -> type:
+        cls.name = name
+        return TRANSFORMS.register(name)(dataclass(frozen=True)(cls))
+
+    return add
+
+
+@_register("l2")
+class L2(PointStep):
+    """x / |x|; a zero vector stays zero."""
+
+    def point(self, x: Tensor) -> Tensor:
+        return l2_normalise(x)
+
+
+@_register("center_base")
+class CenterBase(PointStep):
+    """Subtract the mean feature of the base classes; "center_base,l2" is SimpleShot's CL2N."""
+
+    needs_base = True
+    mean: Tensor | None = dataclasses.field(default=None, repr=False, compare=False, metadata={"fitted": True})
+
+    def fit(self, features: Tensor) -> CenterBase:
+        return dataclasses.replace(self, mean=features.mean(0))
+
+    def point(self, x: Tensor) -> Tensor:
+        if self.mean is None:
+            raise FewshotError("center_base subtracts the mean of the base classes: call chain.fit(base_bank) first")
+        return x - self.mean.to(x)
+
+
+@_register("center_episode")
+class CenterEpisode(Step):
+    """Subtract the mean of support and queries together (EASY)."""
+
+    transductive = True
+
+    def __call__(self, episodes: Episodes) -> Episodes:
+        return ops.centre_episodes(episodes)
+
+
+@_register("center_separate")
+class CenterSeparate(Step):
+    """Subtract from the support its own mean and from the queries theirs (PT-MAP)."""
+
+    transductive = True
+
+    def __call__(self, episodes: Episodes) -> Episodes:
+        return ops.centre_episodes(episodes, separately=True)
+
+
+@_register("range")
+class Range(Step):
+    """Map every channel so that the queries of the episode span 0 to 1 (PADDLE)."""
+
+    transductive = True
+
+    def __call__(self, episodes: Episodes) -> Episodes:
+        return ops.scale_to_query_range(episodes)
+
+
+@_register("power")
+class Power(PointStep):
+    """sign(x) (|x| + 1e-6)^beta (PT-MAP, 0.5)."""
+
+    beta: float = 0.5
+
+    def __post_init__(self):
+        if not 0 < self.beta < math.inf:
+            raise FewshotError(f"power(beta={self.beta}): beta must be positive; tukey(0) is the logarithm")
+
+    def point(self, x: Tensor) -> Tensor:
+        return ops.power_transform(x, self.beta)
+
+
+@_register("tukey")
+class Tukey(PointStep):
+    """sign(x) |x|^beta, or log(x + 1e-6) at beta=0, which needs features without negative values."""
+
+    beta: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.beta < math.inf:
+            raise FewshotError(f"tukey(beta={self.beta}): beta must be 0 (the logarithm) or positive")
+
+    def point(self, x: Tensor) -> Tensor:
+        return ops.tukey_transform(x, self.beta)
+
+
+@_register("standardise")
+class Standardise(PointStep):
+    """Mean 0 and standard deviation 1 over the channels of each point (OpTA)."""
+
+    def point(self, x: Tensor) -> Tensor:
+        return ops.standardise(x)
+
+
+@_register("channel_importance")
+class ChannelImportance(PointStep):
+    """1 / ln(1/x + 1)^k (Luo et al. 2022); variant "released" has the offset of the official code, "sane" has not.
+
+    The paper's code applies it before L2 for the nearest class mean, and after L2 for logistic regression.
+    """
+
+    k: float = 1.3
+    variant: str = "sane"
+
+    def __post_init__(self):
+        if not 0 < self.k < math.inf:
+            raise FewshotError(f"channel_importance(k={self.k}): k must be positive")
+        if self.variant not in ("sane", "released"):
+            raise FewshotError(f"channel_importance(variant={self.variant}): choose sane or released")
+
+    def point(self, x: Tensor) -> Tensor:
+        return ops.channel_importance(x, self.k, released=self.variant == "released")
+
+
+@_register("span")
+class Span(Step):
+    """Coordinates in the span of the episode's points: fewer dimensions, the same inner products. Not transductive: a
+    method that depends on inner products alone answers as before. It must be the last step; it drops `text`."""
+
+    def __call__(self, episodes: Episodes) -> Episodes:
+        return to_span(episodes)
+
+
+@dataclass(frozen=True)
+class TransformChain:
+    """Steps applied in order: `chain(episodes) -> Episodes`. The empty chain returns the episodes themselves."""
+
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def transductive(self) -> bool:
+        return any(step.transductive for step in self.steps)
+
+    @property
+    def needs_base(self) -> bool:
+        return any(step.needs_base for step in self.steps)
+
+    def fit(self, base_bank: FeatureBank | None) -> TransformChain:
+        """A chain that knows the base classes. Each step sees their features as the steps before it leave them.
+
+        Raises FewshotError if a step needs a base bank and it is None.
+        """
+        if not self.needs_base:
+            return self
+        if base_bank is None:
+            needing = ", ".join(str(step) for step in self.steps if step.needs_base)
+            raise FewshotError(f"{needing} needs the features of the base classes: give a base bank")
+        x, steps = base_bank.features, []
+        last = max(i for i, step in enumerate(self.steps) if step.needs_base)
+        for i, step in enumerate(self.steps):
+            steps.append(step.fit(x))
+            if i < last:
+                x = steps[-1].point(x)
+        return TransformChain(tuple(steps))
+
+    def bank(self, base_bank: FeatureBank) -> FeatureBank:
+        """The base bank as a method after this (fitted) chain must see it in its own `fit`.
+
+        Raises FewshotError if a step works per episode: a bank has no episodes.
+        """
+        x = base_bank.features
+        for step in self.steps:
+            if not isinstance(step, PointStep):
+                raise FewshotError(f"{step} works per episode, so it cannot be applied to the base bank that the "
+                                   "method needs; choose a method or norm without base classes, or leave the step out")
+            x = step.point(x)
+        return dataclasses.replace(base_bank, features=x)
+
+    def __call__(self, episodes: Episodes) -> Episodes:
+        if self.steps and episodes.support.ndim != 3:
+            raise FewshotError(f"transforms {str(self)!r} take features [E, S, D]; support has shape "
+                               f"{tuple(episodes.support.shape)}: embed the images first")
+        for step in self.steps:
+            episodes = step(episodes)
+        return episodes
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.steps))
+
+
+def parse_transforms(spec: str) -> TransformChain:
+    """The chain written as `spec`: names separated by commas, arguments in brackets, "power(0.5),l2" or
+    "channel_importance(k=1.3,variant=released)". "" is the empty chain.
+
+    Raises FewshotError on an unknown step or argument (with the nearest names), on a value of the wrong kind, on text
+    that does not read, and on an order that cannot be computed.
+    """
+    steps = read_steps(spec, TRANSFORMS, "transforms", "power(0.5),l2")
+    for before, after in zip(steps, steps[1:], strict=False):
+        if isinstance(before, Span):
+            raise FewshotError(f"span must be the last transform: {after} would depend on its arbitrary coordinates")
+    for i, step in enumerate(steps):
+        per_episode = [s for s in steps[:i] if not isinstance(s, PointStep)]
+        if step.needs_base and per_episode:
+            raise FewshotError(f"{step} cannot follow {per_episode[0]}: base statistics are not defined after a step "
+                               f"that works per episode; put {step} before it")
+    return TransformChain(tuple(steps))

@@ -1,0 +1,1 @@
+"""Other libraries' worlds: scikit-learn and learn2learn."""

@@ -1,0 +1,208 @@
+"""The method contract: a callable from `Episodes` to logits [E, Q, N]."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+import inspect
+import numbers
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import Registry, unknown_message
+from fewshot.episodes.types import Episodes
+
+if TYPE_CHECKING:
+    from fewshot.data.banks import FeatureBank
+
+METHODS: Registry[type] = Registry("method")
+
+
+def _takes_its_inputs(function):
+    """Images given to a method on features are the first mistake one makes: it is named before any arithmetic."""
+    @functools.wraps(function)
+    def checked(self, episodes, *arguments, **options):
+        if self.inputs == "features" and episodes.support.ndim != 3:
+            raise FewshotError(f"{type(self).__name__} takes features [E, S, D]; support has shape "
+                               f"{tuple(episodes.support.shape)}: embed the images first (`fewshot.embed` for a bank)")
+        return function(self, episodes, *arguments, **options)
+
+    return checked
+
+
+class Method(abc.ABC):
+    """Base of all methods. A subclass is a frozen dataclass whose fields are its hyper-parameters
+    (or an nn.Module where it learns weights), registered with `@METHODS.register("name")`. A call leaves nothing behind in
+    it: an evaluation on features calls it from several threads at once.
+
+    setting      "inductive": a query's logits do not depend on the other queries; else "transductive"
+    inputs       "features" or "images"
+    assumes      what must be true for the method to make sense, shown in tables, e.g. "balanced queries"; a property where
+                 it depends on the hyper-parameters
+    needs_base   True when `fit(base_bank)` must be called first (statistics of the base classes)
+    needs_backbone   True when `with_backbone(backbone, ways)` must be called first: these are the hyper-parameters of a
+                     method with weights of its own, which that makes
+    source       paper and official code
+    """
+
+    setting: ClassVar[str] = "inductive"
+    inputs: ClassVar[str] = "features"
+    assumes: ClassVar[tuple[str, ...]] = ()
+    needs_base: ClassVar[bool] = False
+    needs_backbone: ClassVar[bool] = False
+    source: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        for name in ("__call__", "forward", "refine"):
+            if name in cls.__dict__:
+                setattr(cls, name, _takes_its_inputs(cls.__dict__[name]))
+
+    @abc.abstractmethod
+    def __call__(self, episodes: Episodes) -> Tensor:
+        """Logits [E, Q, N]: softmax over N gives class probabilities, argmax the prediction."""
+
+    def fit(self, base_bank: FeatureBank) -> Method:
+        """A copy that knows the statistics of the base classes; methods without any return themselves."""
+        return self
+
+    def without_network(self) -> FewshotError:
+        """What to raise where a method that needs a backbone is called without one."""
+        return FewshotError(f"{type(self).__name__} has hyper-parameters but no network yet; call "
+                            ".with_backbone(backbone, ways) and use what it returns")
+
+
+def feature_dim_of(backbone: nn.Module, feature_dim: int | None = None) -> int:
+    """D of the features of `backbone`; `feature_dim` where given. Raises FewshotError where neither says it."""
+    dim = getattr(backbone, "feature_dim", None) if feature_dim is None else feature_dim
+    if dim is None:
+        raise FewshotError(f"{type(backbone).__name__} does not say how long its features are; pass feature_dim=")
+    return dim
+
+
+@dataclass(frozen=True, eq=False)
+class Refinement:
+    """What an iterative method found.
+
+    logits       [E, Q, N]
+    prototypes   [E, N, D] at the end, in the space the method works in; None where the method has none
+    iterations   [E] int64, steps taken by each episode
+    converged    [E] bool; a method that runs a fixed number of steps reports True throughout
+    history      optional list over iterations of prototypes [E, N, D]
+    space        with the history: the episodes in the coordinates of the prototypes, which pictures need; None where
+                 prototypes are no points among the features
+    """
+
+    logits: Tensor
+    prototypes: Tensor | None
+    iterations: Tensor
+    converged: Tensor
+    history: list[Tensor] | None = None
+    space: Episodes | None = None
+
+    @classmethod
+    def of_fixed_steps(cls, logits: Tensor, prototypes: Tensor, steps: int, history: list[Tensor] | None,
+                       space: Episodes | None = None) -> Refinement:
+        """Of a method that always takes `steps` steps."""
+        taken = torch.full((len(logits),), steps, device=logits.device)
+        return cls(logits, prototypes, taken, torch.ones_like(taken, dtype=torch.bool), history, space)
+
+
+class BaseMean:
+    """Mixin for methods with the fields `norm` and `base_mean`: norm="cl2n" subtracts the mean of the base features."""
+
+    @property
+    def needs_base(self) -> bool:
+        return self.norm == "cl2n"
+
+    def fit(self, base_bank: FeatureBank):
+        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
+
+
+class IterativeMethod(Method):
+    """A method with `refine`; calling it returns the refined logits."""
+
+    setting = "transductive"
+
+    @abc.abstractmethod
+    def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
+        """Run to the end; with `history` also keep the prototypes of every iteration."""
+
+    def __call__(self, episodes: Episodes) -> Tensor:
+        return self.refine(episodes).logits
+
+
+class TwoStageMethod(IterativeMethod):
+    """An iterative method that reads the features once and then iterates on much smaller arrays.
+
+    The first stage is bound by memory and wants few episodes at a time, the second by operator calls and wants many:
+    `fewshot.evaluate` reduces chunks that fit the cache and solves several of them together.
+    """
+
+    @abc.abstractmethod
+    def reduce(self, episodes: Episodes) -> Episodes:
+        """The same episodes by the features that `solve` works on."""
+
+    @abc.abstractmethod
+    def solve(self, reduced: Episodes, history: bool = False) -> Refinement:
+        """`refine` for episodes that were reduced."""
+
+    def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
+        found = self.solve(self.reduce(episodes), history)
+        return dataclasses.replace(found, logits=found.logits.to(episodes.query.dtype))
+
+
+def create_method(name: str, **params) -> Method:
+    """The method `name` with hyper-parameters `params`; unknown names and parameters raise with the nearest ones."""
+    cls = METHODS[name]
+    known = method_parameters(name)
+    for key in params:
+        if key not in known:
+            raise FewshotError(unknown_message(f"parameter of {name}", key, list(known)))
+    check_types(name, cls, params)
+    return cls(**params)
+
+
+def method_parameters(name: str) -> dict[str, object]:
+    """The hyper-parameters of a method with their defaults (fitted state is not a hyper-parameter)."""
+    cls = METHODS[name]
+    if not dataclasses.is_dataclass(cls):  # an nn.Module: its constructor keywords are the hyper-parameters
+        return {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
+    return {f.name: f.default for f in dataclasses.fields(cls) if f.metadata.get("fitted") is None and f.init}
+
+
+def list_methods(setting: str | None = None) -> list[str]:
+    """Registered names, sorted; optionally only those of one `setting`."""
+    return [name for name in METHODS if setting is None or METHODS[name].setting == setting]
+
+
+_KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "a word", tuple: "a list", Tensor: "a tensor",
+          Mapping: "a dictionary", type(None): "None"}
+
+
+def check_types(name: str, cls: type, params: dict) -> None:
+    """Values have the annotated types: a text where a number belongs is named here, not in the middle of a method."""
+    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
+    for key, value in params.items():
+        hint = hints[key]
+        union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+        kinds = [typing.get_origin(kind) or kind for kind in (typing.get_args(hint) if union else (hint,))]
+        # Integers are numbers; lists are what JSON makes of tuples; True is no number here.
+        wider = {float: numbers.Real, int: numbers.Integral, tuple: (tuple, list)}
+        allowed = tuple(wider.get(kind, kind) for kind in kinds)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
+            expected = " or ".join(_KINDS.get(kind, kind.__name__) for kind in kinds)
+            raise FewshotError(f"{key}={value!r} of {name}; expected {expected}")
+
+
+def fitted(default=None):
+    """A dataclass field that `fit` fills in: state, not a hyper-parameter."""
+    return dataclasses.field(default=default, repr=False, metadata={"fitted": True})

@@ -1,0 +1,122 @@
+"""Names for results: the fewest settings that tell them apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+
+from fewshot.core.errors import FewshotError
+from fewshot.core.registry import unknown_message
+from fewshot.evaluation.result import Result
+from fewshot.evaluation.run import Run
+from fewshot.methods.contract import method_parameters
+
+# Shown whenever they vary, and in the order in which labels and row headings name them.
+_VISIBLE = ("dataset", "split", "backbone", "crops", "transforms")
+# What may tell two results of one cell apart; the first that does becomes a row heading.
+_SEPARATING = (*_VISIBLE, "weights", "backbone_options", "method", "parameters", "query_distribution", "ways", "shots",
+               "alpha", "k_eff", "queries", "open_classes", "open_queries", "episode_list", "episodes", "seed",
+               "data_options", "setting", "data", "base")
+PROTOCOL = ("protocol", "query_distribution", "ways", "shots", "alpha", "k_eff", "open_classes")
+
+
+def result_field(result: Result, name: str) -> str:
+    """A run setting, "protocol" or "setting" of a result as text; parameters: those not at their default."""
+    run = result.run
+    if name == "setting":
+        return result.setting
+    known = [f.name for f in fields(Run)] + ["protocol", "setting"]
+    if name not in known:
+        raise FewshotError(unknown_message("table field", name, known))
+    value = getattr(run, name)
+    if name == "parameters":
+        defaults = method_parameters(run.method)
+        value = {key: v for key, v in value.items() if _listed(v) != _listed(defaults.get(key))}
+        return parameter_text(value) or "defaults"
+    if isinstance(value, dict):
+        return parameter_text(value) or "none"
+    if value is None or value == "":
+        return "none"
+    if name == "weights" and value.startswith("random:"):
+        seed = value.removeprefix("random:")
+        return "untrained" if seed == "0" else f"untrained (seed {seed})"
+    return value[:8] if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}(\+\w+)?", value) else str(value)
+
+
+def separating_fields(results: Sequence[Result], names: tuple[str, ...],
+                      without: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """What must be named beside `names` so that different results have different labels (`without` is never added)."""
+    used = (*names, *without)
+    if "protocol" in used:
+        used += PROTOCOL
+    added = []
+    for name in _VISIBLE:
+        if name not in used and len({result_field(r, name) for r in results}) > 1:
+            added.append(name)
+    for name in _SEPARATING:
+        if name in used or name in added:
+            continue
+        values = defaultdict(set)
+        for result in results:
+            values[tuple(result_field(result, n) for n in (*names, *without, *added))].add(result_field(result, name))
+        if any(len(v) > 1 for v in values.values()):
+            added.append(name)
+    return tuple(added)
+
+
+def distinct_labels(results: Sequence[Result], without: tuple[str, ...] = ()) -> list[str]:
+    """The shortest labels that tell the results apart, e.g. `conv4 protonet (seed 1)`; `without` is shown elsewhere."""
+    added = separating_fields(results, ("method",), without)
+    front = [n for n in ("dataset", "split", "backbone") if n in added]
+    behind = [n for n in added if n not in front]
+    labels = []
+    for result in results:
+        name = " ".join(result_field(result, n) for n in (*front, "method"))
+        extra = ", ".join(_with_name(result, n) for n in behind)
+        labels.append(f"{name} ({extra})" if extra else name)
+    return labels
+
+
+def unique_results(results: Iterable[Result]) -> list[Result]:
+    """The results without repetitions of a run; raises FewshotError for none, and when repetitions disagree."""
+    found: dict[str, Result] = {}
+    for result in results:
+        known = found.setdefault(result.run.key, result)
+        if not known.correct.equal(result.correct):
+            raise FewshotError(f"two results of run {result.run.key} ({result.run.method}, {result.run.protocol}) "
+                               f"differ: {known.accuracy.percent()} and {result.accuracy.percent()}; keep one of them")
+    if not found:
+        raise FewshotError("no results; evaluate a run first")
+    return list(found.values())
+
+
+def natural(text: str) -> list:
+    """Sort key that puts 5-shot before 10-shot."""
+    return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", text))]
+
+
+def _with_name(result: Result, name: str) -> str:
+    text = result_field(result, name)
+    plain = name in ("parameters", "setting", "protocol") or text.startswith("untrained")
+    return text if plain else f"{name.replace('_', ' ')} {text}"
+
+
+def _listed(value):
+    """A stored run has lists where its method's defaults have tuples."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def parameter_text(values: dict) -> str:
+    """`scale=10, norm=l2n`."""
+    return ", ".join(f"{key}={_short(value)}" for key, value in values.items())
+
+
+def _short(value) -> str:
+    """Learned values are dozens of numbers: a label has room for their digest only (the run holds them in full)."""
+    if not isinstance(value, dict):
+        return str(value)
+    return "#" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]

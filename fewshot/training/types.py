@@ -1,0 +1,58 @@
+"""What the parts of a training hand each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fewshot.backbones.base import Backbone
+from fewshot.methods.contract import Method
+
+
+class Trainable(Protocol):
+    """A backbone with the method that stands on it, as losses see them.
+
+    autocast   the precision that the backbone runs in
+    """
+
+    backbone: Backbone
+    method: Method
+
+    def autocast(self) -> torch.autocast: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """Where in the training a loss is computed: all that its schedules and random parts may depend on, so that a resumed
+    run repeats them.
+
+    numbers              [E] int64, of these episodes in the run: step t has t * episodes_per_step and those after it
+    seed, steps          of the training
+    """
+
+    numbers: Tensor
+    seed: int = 0
+    episodes_per_step: int = 1
+    steps: int = 1
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done before; the episodes are all of one step."""
+        return int(self.numbers[0]) // self.episodes_per_step
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One validation.
+
+    correct      [episodes] accuracy of every episode
+    picture      [3, H, W] of the first one
+    inner_loop   number of inner steps -> accuracy of some of the episodes after so many; only of gradient-based learners
+    """
+
+    correct: Tensor
+    picture: Tensor
+    inner_loop: dict[int, float]

@@ -1,0 +1,196 @@
+"""Banks validate once, and a saved bank is whole or refused."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from fewshot.core.errors import FewshotError
+from fewshot.data import bank_files
+from fewshot.data.banks import FeatureBank, ImageBank
+
+
+def bank(**changes):
+    return FeatureBank(**{"features": torch.randn(6, 3, generator=torch.Generator().manual_seed(0)),
+                          "labels": [0, 0, 1, 1, 2, 2], "class_names": ("a", "b", "c"), "name": "toy", "split": "test",
+                          "provenance": {"backbone": "none"}, **changes})
+
+
+def test_takes_arrays_and_tensors():
+    made = FeatureBank(features=np.zeros((4, 2), np.float32), labels=np.array([0, 1, 0, 1], np.int32))
+    assert made.labels.dtype == torch.int64 and made.class_names == ("class 0", "class 1")
+    assert made.take(torch.tensor([[0, 1], [2, 3]])).shape == (2, 2, 2)
+    assert made.class_sizes().tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"features": torch.zeros(6)}, r"\[M, D\]"), ({"features": torch.zeros(6, 3, dtype=torch.int64)}, "floating point"),
+    ({"features": torch.tensor([[1.0], [float("inf")]] * 3)}, "3 feature rows .* row 1"),
+    ({"labels": [0, 1]}, "one label per item"), ({"labels": [0.0] * 6}, "integers"),
+    ({"labels": [-1, 0, 0, 1, 1, 2]}, "0 or more"), ({"class_names": ("a",)}, "1 class names"),
+])
+def test_wrong_features_are_named(changes, message):
+    with pytest.raises(FewshotError, match=message):
+        bank(**changes)
+
+
+@pytest.mark.parametrize("images", [torch.zeros(2, 1, 4, 4), torch.zeros(2, 2, 4, 4, dtype=torch.uint8),
+                                    torch.zeros(2, 4, 4, dtype=torch.uint8)])
+def test_images_are_uint8_with_one_or_three_channels(images):
+    with pytest.raises(FewshotError, match="uint8"):
+        ImageBank(images, [0, 1])
+
+
+def test_save_and_load(tmp_path):
+    saved = bank()
+    loaded = FeatureBank.load(saved.save(tmp_path / "deep" / "bank.safetensors"))
+    assert torch.equal(loaded.features, saved.features) and torch.equal(loaded.labels, saved.labels)
+    assert (loaded.class_names, loaded.name, loaded.split, loaded.provenance) == (
+        saved.class_names, saved.name, saved.split, saved.provenance)
+    assert loaded.content_hash == saved.content_hash
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["bank.safetensors"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "garbage"])
+def test_damaged_files_are_refused(tmp_path, damage):
+    path = bank().save(tmp_path / "bank.safetensors")
+    content = bytearray(path.read_bytes())
+    if damage == "truncate":
+        content = content[:-5]
+    elif damage == "flip":
+        content[-1] ^= 0xFF
+    else:
+        content = bytearray(b"hello")
+    path.write_bytes(content)
+    with pytest.raises(FewshotError, match="embed again"):
+        FeatureBank.load(path)
+
+
+def test_missing_file_says_how_to_make_it(tmp_path):
+    with pytest.raises(FewshotError, match="fewshot embed"):
+        FeatureBank.load(tmp_path / "none.safetensors")
+
+
+def test_identity_ignores_features_and_content_does_not():
+    a, b = bank(), bank(features=torch.zeros(6, 3))
+    assert a.identity == b.identity and a.content_hash != b.content_hash
+    assert bank(split="val").identity != a.identity and bank(labels=[0, 0, 0, 1, 2, 2]).identity != a.identity
+
+
+def test_images_content_hash_sees_every_pixel():
+    images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    changed = images.clone()
+    changed[1, 0, 3, 3] = 1
+    assert ImageBank(images, [0, 1]).content_hash != ImageBank(changed, [0, 1]).content_hash
+
+
+# -- files larger than memory ---------------------------------------------------------------------------------------
+
+
+def test_a_mapped_bank_is_the_same_bank(tmp_path):
+    saved = bank()
+    path = saved.save(tmp_path / "bank.safetensors")
+    loaded = FeatureBank.load(path, mmap=True)
+    rows = torch.tensor([[5, 0], [2, 2]])
+    assert torch.equal(loaded.take(rows), saved.take(rows)) and torch.equal(loaded.labels, saved.labels)
+    assert (loaded.identity, loaded.content_hash) == (saved.identity, saved.content_hash)
+    sent = pickle.dumps(loaded)
+    assert len(sent) < 1000 and torch.equal(pickle.loads(sent).features, saved.features), "the file is mapped again"
+    assert torch.equal(pickle.loads(pickle.dumps(saved)).features, saved.features)
+
+
+def test_pieces_make_the_same_file(tmp_path):
+    saved = bank()
+    whole = saved.save(tmp_path / "whole.safetensors")
+    fields = {"labels": saved.labels, "class_names": saved.class_names, "name": "toy", "split": "test",
+              "provenance": saved.provenance}
+    pieces = FeatureBank.save_pieces(tmp_path / "pieces.safetensors", saved.features.split([1, 3, 2]), 3, **fields)
+    assert pieces.read_bytes() == whole.read_bytes()
+    for wrong, message in ((saved.features[:4], "4 rows of features for 6 labels"),
+                           (torch.zeros(6, 2), r"expected .*\[m, 3\]"),
+                           (torch.full((6, 3), float("nan")), "6 feature rows hold NaN")):
+        with pytest.raises(FewshotError, match=message):
+            FeatureBank.save_pieces(tmp_path / "wrong.safetensors", [wrong], 3, **fields)
+    assert len(list(tmp_path.iterdir())) == 2, "nothing is left of those"
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "garbage", "empty"])
+def test_damaged_mapped_files_are_refused(tmp_path, damage):
+    path = bank().save(tmp_path / "bank.safetensors")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0xFF
+    path.write_bytes({"truncate": content[:-5], "flip": content, "garbage": b"hello, this is no bank", "empty": b""}[damage])
+    with pytest.raises(FewshotError, match="embed again"):
+        FeatureBank.load(path, mmap=True)
+
+
+def test_a_large_file_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr("fewshot.data.bank_files.MAP_BYTES", 100)
+    expected = bank().content_hash
+    path, read = bank().save(tmp_path / "bank.safetensors"), []
+    hashed = bank_files.content_hash
+    monkeypatch.setattr("fewshot.data.bank_files.content_hash", lambda *given: read.append(1) or hashed(*given))
+    assert FeatureBank.load(path).content_hash == expected and not read, "save knows what it wrote"
+    seal = path.with_name("bank.safetensors.checked")
+    seal.unlink()
+    for _ in range(2):
+        FeatureBank.load(path)
+    assert len(read) == 1, "then it is vouched for"
+    os.utime(path)
+    FeatureBank.load(path)
+    assert len(read) == 2, "touched: read again"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(FewshotError, match="does not match its checksum"):
+        FeatureBank.load(path)
+    seal.write_text("garbage")
+    with pytest.raises(FewshotError, match="does not match its checksum"):
+        FeatureBank.load(path)
+
+
+LIMITED = """
+import resource, sys, torch
+from fewshot.data.banks import FeatureBank
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.run import Run
+torch.set_num_threads(1)
+def memory(kind):
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(kind))
+evaluate(Run(episodes=50), FeatureBank(torch.rand(400, 640), torch.arange(400) % 20))  # all code is loaded
+limit = memory("VmData") + (120 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+mapped = {"yes": True, "no": False}[sys.argv[2]]
+bank = FeatureBank.load(sys.argv[1], mmap=mapped)
+print(evaluate(Run(episodes=200), bank).accuracy.n, len(bank))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mapped", ["yes", "no"])
+def test_a_bank_larger_than_the_memory_allowed(tmp_path, mapped):
+    """400 MB of features with 120 MB of memory: checked, hashed and evaluated from the file, and not otherwise."""
+    pieces = (torch.rand(5_000, 640, generator=torch.Generator().manual_seed(i)) for i in range(32))
+    path = FeatureBank.save_pieces(tmp_path / "bank.safetensors", pieces, 640, labels=torch.arange(160_000) % 100)
+    path.with_name(f"{path.name}.checked").unlink()
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(path), mapped], capture_output=True, text=True)
+    if mapped == "yes":
+        assert done.stdout.split() == ["200", "160000"], done.stderr
+    else:
+        assert done.returncode != 0 and "emory" in done.stderr
+
+
+def test_lengths_are_those_of_gathered_rows(monkeypatch):
+    """To the last bit: an evaluation must not depend on whether a bank has them ready."""
+    features = torch.randn(300, 640, generator=torch.Generator().manual_seed(0))
+    bank = FeatureBank(features, torch.arange(300) % 5)
+    rows = torch.randint(0, 300, (7, 11), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(bank.lengths[rows], torch.linalg.vector_norm(bank.take(rows), dim=-1))
+    monkeypatch.setattr("fewshot.data.bank_files.MAP_BYTES", 1000)
+    assert FeatureBank(features, torch.arange(300) % 5).lengths is None, "a few episodes of a large file do not read all"

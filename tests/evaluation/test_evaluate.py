@@ -1,0 +1,257 @@
+"""An evaluation is reproducible, paired, leak-free, and complete on disk or absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from fewshot.core.errors import FewshotError
+from fewshot.data.banks import FeatureBank
+from fewshot.episodes.sampler import EpisodeSampler
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.result import compare
+from fewshot.evaluation.run import Run
+from fewshot.evaluation.store import Store
+from fewshot.methods.contract import Method, create_method
+
+
+def toy_bank(dim=16, classes=12, images=30, spread=1.0, seed=0, **fields):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(classes).repeat_interleave(images)
+    centres = torch.randn(classes, dim, generator=generator)
+    features = centres[labels] + spread * torch.randn(len(labels), dim, generator=generator)
+    return FeatureBank(features.relu(), labels, name="toy", split="test", **fields)
+
+
+RUN = Run(dataset="toy", backbone="none", episodes=200)
+
+
+def test_agrees_with_a_plain_loop():
+    bank = toy_bank()
+    result = evaluate(RUN, bank)
+    sampler = EpisodeSampler(bank)
+    for i in (0, 57, 199):
+        episode, labels = sampler.sample(bank, start=i, count=1)
+        prototypes = torch.stack([episode.support[0][episode.support_labels[0] == n].mean(0) for n in range(5)])
+        predicted = torch.cdist(episode.query[0], prototypes).argmin(1)
+        assert float(result.correct[i]) == pytest.approx(float((predicted == labels[0]).double().mean()))
+    assert result.accuracy.n == 200 and 0.5 < result.accuracy.mean < 1
+
+
+def test_chance_on_labels_that_mean_nothing():
+    """A leak of support into queries, or of query labels into the method, would lift this above one fifth."""
+    features = torch.randn(360, 16, generator=torch.Generator().manual_seed(5))
+    bank = FeatureBank(features, torch.arange(12).repeat_interleave(30))
+    for method in ("protonet", "nearest_neighbour", "soft_kmeans"):
+        accuracy = evaluate(RUN, bank, method=method, episodes=2000).accuracy
+        # The classes are fixed finite samples, so their means differ a little: one point above chance is allowed.
+        assert abs(accuracy.mean - 0.2) < 0.012, method
+
+
+def test_more_episodes_extend_the_list():
+    bank = toy_bank()
+    few, many = evaluate(RUN, bank), evaluate(RUN, bank, episodes=3000)
+    assert torch.equal(few.correct, many.correct[:200]) and few.fingerprint != many.fingerprint
+
+
+def test_features_of_another_backbone_see_the_same_episodes():
+    a, b = evaluate(RUN, toy_bank(dim=16)), evaluate(RUN, toy_bank(dim=200, spread=2.0, seed=3))
+    assert a.fingerprint == b.fingerprint
+    comparison = compare(a, b)
+    assert comparison.difference.mean == pytest.approx(a.accuracy.mean - b.accuracy.mean)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"shots": 2}, {"episodes": 300}, {"queries": 14}])
+def test_different_episodes_are_not_compared(change):
+    bank = toy_bank()
+    with pytest.raises(FewshotError, match="different episodes"):
+        compare(evaluate(RUN, bank), evaluate(RUN, bank, **change))
+
+
+def test_other_data_are_not_compared():
+    other = dataclasses.replace(toy_bank(), name="other")
+    with pytest.raises(FewshotError, match="different episodes"):
+        compare(evaluate(RUN, toy_bank()), evaluate(RUN, other))
+
+
+def test_run_is_written_out_in_full():
+    run = Run(method="protonet")
+    assert run.parameters == {"temperature": 1.0}
+    assert run.key == Run(method="protonet", parameters={"temperature": 1.0}).key
+    assert run.key == Run(parameters={"temperature": 1}).key != Run(parameters={"temperature": 2.0}).key
+    assert Run.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+    with pytest.raises(FewshotError, match="did you mean 'shots'"):
+        Run.from_dict({"shot": 1})
+    with pytest.raises(FewshotError, match="temperature"):
+        Run(parameters={"temprature": 1})
+
+
+def test_stored_results_are_returned(tmp_path):
+    store, bank = Store(tmp_path), toy_bank()
+    first = evaluate(RUN, bank, store=store)
+    again = evaluate(RUN, bank, store=store)
+    assert again.seconds == first.seconds and torch.equal(again.correct, first.correct)  # a second run has another time
+    assert again.accuracy == first.accuracy and again.fingerprint == first.fingerprint and again.run == first.run
+    assert [r.run.key for r in store] == [first.run.key]
+    assert evaluate(RUN, toy_bank(seed=1), store=store).run.key != first.run.key, "other features are another run"
+
+
+def test_a_second_folder_of_results_is_read_where_the_first_has_none(tmp_path):
+    bank, kept, own = toy_bank(), Store(tmp_path / "kept"), Store(tmp_path / "own", kept=tmp_path / "kept")
+    first = evaluate(RUN, bank, store=kept)
+    assert own.load(first.run) is not None and [r.run for r in own] == [first.run]
+    assert evaluate(RUN, bank, store=own).seconds == first.seconds and not own.root.exists(), "found, not made again"
+    own.save(first)
+    other = evaluate(dataclasses.replace(RUN, seed=9), bank, store=own)
+    assert {r.run.key for r in own} == {first.run.key, other.run.key} and len(list(own)) == 2
+    assert [r.run for r in kept] == [first.run], "only read"
+
+
+def test_iterative_methods_store_their_convergence(tmp_path):
+    evaluate(dataclasses.replace(RUN, method="soft_kmeans", parameters={}), toy_bank(), store=Store(tmp_path))
+    stored = next(iter(Store(tmp_path)))
+    assert stored.iterations.shape == (200,) and stored.converged.dtype == torch.bool
+    assert stored.setting == "transductive"
+
+
+@pytest.mark.parametrize("limits", [{"_SOLVE": 1}, {"_SOLVE": 48}, {"_SOLVE_BYTES": 1 << 17}, {},
+                                    {"_SOLVE": 1, "_ANSWER_BYTES": 1}, {"_SOLVE": 7, "_ANSWER_BYTES": 1 << 14}])
+def test_episodes_solved_together_keep_their_answers(monkeypatch, limits):
+    """PT-MAP reduces chunks and solves several at once; accuracy, order and convergence are those of each episode."""
+    monkeypatch.setattr("fewshot.evaluation.scorer._CHUNK_BYTES", 1 << 16)
+    for name, value in limits.items():
+        monkeypatch.setattr(f"fewshot.evaluation.batching.{name}", value)
+    bank = toy_bank()
+    found = evaluate(dataclasses.replace(RUN, method="pt_map", parameters={}), bank)
+    episodes, labels = EpisodeSampler(bank).sample(bank, start=0, count=200)
+    alone = create_method("pt_map").refine(episodes)
+    assert torch.equal(found.correct, (alone.logits.argmax(-1) == labels).double().mean(1))
+    assert torch.equal(found.converged, alone.converged) and found.iterations.tolist() == [20] * 200
+
+
+@pytest.mark.parametrize("name", ["run.json", "result.json", "episodes.safetensors"])
+def test_damaged_results_are_named(tmp_path, name):
+    evaluate(RUN, toy_bank(), store=Store(tmp_path))
+    (folder,) = tmp_path.iterdir()
+    (folder / name).write_bytes((folder / name).read_bytes()[:-20])
+    with pytest.raises(FewshotError, match="delete it and evaluate again"):
+        Store(tmp_path).read(folder)
+    with pytest.warns(UserWarning, match="left out: .* delete it and evaluate again"):
+        assert list(Store(tmp_path)) == []
+
+
+def test_other_folders_are_no_results(tmp_path):
+    """A training run in the same folder has a result.json, too."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "result.json").write_text("{}")
+    assert list(Store(tmp_path)) == []
+
+
+def test_failed_write_keeps_the_earlier_result(tmp_path, monkeypatch):
+    store, bank = Store(tmp_path), toy_bank()
+    first = evaluate(RUN, bank, store=store)
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fewshot.evaluation.store._write_json", full_disk)
+    with pytest.raises(FewshotError, match="No space left.*free disk space"):
+        store.save(first)
+    assert [p.name for p in tmp_path.iterdir()] == [first.run.key]
+    assert torch.equal(store.load(first.run).correct, first.correct)
+
+
+class _NoLogits(Method):
+    source = "test"
+
+    def __call__(self, episodes):
+        return torch.full((*episodes.query.shape[:2], episodes.ways), float("nan"))
+
+
+def test_logits_that_are_not_finite_stop_the_evaluation():
+    with pytest.raises(FewshotError, match="not finite"):
+        evaluate(RUN, toy_bank(), method=_NoLogits())
+
+
+def test_methods_that_need_base_statistics_say_so():
+    run = Run(dataset="toy", method="simple_shot", episodes=50)
+    with pytest.raises(FewshotError, match="base_bank"):
+        evaluate(run, toy_bank())
+    assert evaluate(run, toy_bank(), base_bank=base_of(toy_bank(seed=4))).accuracy.n == 50
+
+
+def base_of(bank):
+    return dataclasses.replace(bank, split="train")
+
+
+def test_base_statistics_are_part_of_the_run(tmp_path):
+    run, store = Run(method="simple_shot", episodes=50), Store(tmp_path)
+    a, b = (evaluate(run, toy_bank(), base_bank=base_of(toy_bank(seed=s)), store=store) for s in (4, 5))
+    assert a.run.key != b.run.key and len(list(store)) == 2
+    plain = Run(method="protonet", episodes=50)
+    assert evaluate(plain, toy_bank(), base_bank=base_of(toy_bank(seed=4))).run == evaluate(plain, toy_bank()).run
+
+
+@pytest.mark.parametrize(("base", "message"), [
+    (toy_bank(seed=4), "split 'test'"), (base_of(toy_bank(dim=8)), "8 features an item, bank 16"), ("none", "is a str")])
+def test_base_banks_of_the_wrong_kind_are_refused(base, message):
+    with pytest.raises(FewshotError, match=message):
+        evaluate(Run(method="simple_shot", episodes=50), toy_bank(), base_bank=base)
+
+
+def test_results_are_labelled_by_the_bank_they_come_from():
+    result = evaluate(toy_bank_run := Run(episodes=50), toy_bank(provenance={"backbone": "resnet12", "weights_id": "abc"}))
+    assert (result.run.dataset, result.run.backbone, result.run.weights) == ("toy", "resnet12", "abc")
+    assert evaluate(toy_bank_run, toy_bank()).run.backbone == "features"
+
+
+def test_a_method_can_be_named_like_any_other_setting():
+    result = evaluate(bank=toy_bank(), method="nearest_neighbour", episodes=50)
+    assert result.run.method == "nearest_neighbour"
+
+
+@dataclass(frozen=True, eq=False)
+class _Constant(Method):
+    source = "test"
+
+    def __call__(self, episodes):
+        assert not hasattr(episodes, "query_labels")
+        return torch.zeros(*episodes.query.shape[:2], episodes.ways)
+
+
+def test_constant_logits_give_exactly_chance_on_balanced_queries():
+    assert evaluate(RUN, toy_bank(), method=_Constant()).accuracy.mean == pytest.approx(0.2)
+
+
+KILLED = """
+import sys, torch
+from fewshot.data.banks import FeatureBank
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.run import Run
+from fewshot.evaluation.store import Store
+bank = FeatureBank(torch.randn(600, 256, generator=torch.Generator().manual_seed(0)), torch.arange(600) % 20)
+print("ready", flush=True)
+for seed in range(1000):
+    evaluate(Run(dataset="toy", episodes=300, seed=seed), bank, store=Store(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.4])
+def test_a_killed_evaluation_leaves_nothing_that_looks_finished(tmp_path, delay):
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for result in Store(tmp_path):  # raises on anything half-written
+        assert result.accuracy.n == 300
+    for folder in tmp_path.iterdir():
+        assert folder.name.startswith(".") or (folder / "result.json").is_file()

@@ -1,0 +1,117 @@
+"""Any method as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import make_blobs
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from fewshot import Episodes, FewShotClassifier, create_backbone, create_method
+from fewshot.core.errors import FewshotError
+
+TRANSDUCTIVE = {"check_methods_subset_invariance": "a transductive answer depends on the other rows of the call"}
+
+
+@parametrize_with_checks(
+    [FewShotClassifier(), FewShotClassifier("protonet", transforms="l2"), FewShotClassifier("logistic_regression")],
+    expected_failed_checks=lambda estimator: TRANSDUCTIVE if estimator.method == "pt_map" else {})
+def test_what_scikit_learn_asks_of_an_estimator(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture
+def blobs():
+    return make_blobs(60, 8, centers=3, cluster_std=2.0, random_state=0)
+
+
+@pytest.mark.parametrize("method", ["pt_map", "protonet"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_probabilities_are_those_of_the_method(blobs, method, dtype):
+    X, y = blobs[0].astype(dtype), np.array(["c", "a", "b"])[blobs[1]]
+    model = FewShotClassifier(method, {"scale": 5.0} if method == "pt_map" else {"temperature": 4.0}).fit(X[:30], y[:30])
+    episodes = Episodes(torch.tensor(X[None, :30]), torch.tensor(np.searchsorted(["a", "b", "c"], y[:30])[None]),
+                        torch.tensor(X[None, 30:]), 3)
+    expected = create_method(method, **model.method_parameters)(episodes)[0].softmax(1).numpy()
+    found = model.predict_proba(X[30:])
+    assert found.dtype == dtype and np.array_equal(found, expected) and list(model.classes_) == ["a", "b", "c"]
+    assert np.array_equal(model.predict(X[30:]), model.classes_[expected.argmax(1)])
+
+
+@pytest.mark.parametrize("method", ["pt_map", "protonet"])
+def test_no_row_and_one_row(blobs, method):
+    model = FewShotClassifier(method).fit(*blobs)
+    assert model.predict(blobs[0][:0]).shape == (0,) and model.predict_proba(blobs[0][:0]).shape == (0, 3)
+    assert model.predict(blobs[0][:1]).shape == (1,)
+    with pytest.raises(ValueError, match="7 features"):
+        model.predict(blobs[0][:0, :7])
+
+
+def test_inside_scikit_learn(blobs):
+    X, y = blobs
+    model = make_pipeline(StandardScaler(), FewShotClassifier("ridge"))
+    assert cross_val_score(model, X, y, cv=3).mean() > 0.9
+    grid = GridSearchCV(FewShotClassifier("protonet"), {"transforms": ["", "l2"], "method_parameters": [
+        {"temperature": 1.0}, {"temperature": 50.0}]}, scoring="neg_log_loss", cv=3).fit(X, y)
+    assert len({round(score, 6) for score in grid.cv_results_["mean_test_score"]}) == 4
+    fitted = clone(grid.best_estimator_).fit(X, y)
+    assert np.array_equal(pickle.loads(pickle.dumps(fitted)).predict_proba(X), fitted.predict_proba(X))
+
+
+def images(classes=3, each=6, channels=3):
+    generator = np.random.default_rng(0)
+    y = np.arange(classes).repeat(each)
+    noise = generator.normal(0, 15, (len(y), channels, 12, 12))
+    return np.clip(60 + 60 * y[:, None, None, None] + noise, 0, 255).astype(np.uint8), y
+
+
+@pytest.mark.parametrize("backbone", ["pixels", "instance"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_with_a_backbone(backbone, channels):
+    X, y = images(channels=channels)
+    made = create_backbone("pixels", channels=channels, image_size=12) if backbone == "instance" else backbone
+    model = pickle.loads(pickle.dumps(clone(FewShotClassifier("protonet", backbone=made)).fit(X[::2], y[::2])))
+    plain = FewShotClassifier("protonet").fit(X[::2].reshape(9, -1).astype(np.float32) / 255, y[::2])
+    assert np.array_equal(model.predict(X[1::2]), y[1::2]) and model.n_features_in_ == channels * 144
+    assert np.allclose(model.predict_proba(X[1::2]), plain.predict_proba(X[1::2].reshape(9, -1) / 255), atol=1e-5)
+    assert model.predict(X[:0]).shape == (0,) and cross_val_score(model, X, y, cv=2).mean() == 1
+
+
+@pytest.mark.parametrize("backbone", [None, "pixels"])
+def test_statistics_of_base_classes(blobs, backbone):
+    X, y = blobs if backbone is None else images()
+    model = FewShotClassifier("simple_shot", {"norm": "cl2n"}, backbone=backbone)
+    with pytest.raises(FewshotError, match="simple_shot needs statistics of the base classes.*base="):
+        model.fit(X, y)
+    given = clone(model).set_params(base=X[:10])
+    values = torch.tensor(X, dtype=torch.float64).flatten(1) / (255 if backbone else 1)
+    centred = values - values[:10].mean(0)
+    plain = FewShotClassifier("simple_shot", {"norm": "l2n"}).fit(centred.numpy(), y)
+    assert np.allclose(given.fit(X, y).predict_proba(X), plain.predict_proba(centred.numpy()), atol=1e-5)
+    with pytest.raises(FewshotError, match=r"base has shape \(4, 3\)" if backbone is None else "expected uint8"):
+        clone(model).set_params(base=np.ones((4, 3))).fit(X, y)
+
+
+def test_wrong_input(blobs):
+    X, y = images()
+    model = FewShotClassifier("protonet", backbone="pixels")
+    for wrong in (X.astype(np.float32), X[0], X[:, :2]):
+        with pytest.raises(FewshotError, match="must be uint8 images"):
+            model.fit(wrong, y)
+    with pytest.raises(FewshotError, match="18 images and 17 labels"):
+        model.fit(X, y[1:])
+    with pytest.raises(FewshotError, match=r"images of shape \(3, 8, 8\); those of the support have \(3, 12, 12\)"):
+        model.fit(X, y).predict(X[:, :, :8, :8])
+    with pytest.raises(FewshotError, match="only one class"):
+        FewShotClassifier().fit(blobs[0], np.zeros(60))
+    with pytest.raises(FewshotError, match="did you mean 'pt_map'"):
+        FewShotClassifier("ptmap").fit(*blobs)
+    with pytest.raises(FewshotError, match="maml adapts a backbone"):
+        FewShotClassifier("maml").fit(*blobs)
