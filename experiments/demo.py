@@ -91,7 +91,7 @@ def main() -> None:
     table.print()
     write_atomically(out / "table.md", table.to_markdown().encode())
     write_atomically(out / "table.csv", table.to_csv().encode())
-    hardest = int(next(r for r in results if r.run.weights == curve[len(CURVE_SHOTS)].run.weights).correct.argmin())
+    hardest = int(next(r for r in results if r.record.weights == curve[len(CURVE_SHOTS)].record.weights).correct.argmin())
     save_figure(accuracy_dots(results), out / "accuracy")  # the report draws these dots by itself
     figures = {
         "shots": (accuracy_against_shots(curve), "5-way accuracy against the number of shots."),

@@ -75,7 +75,7 @@ def search(row: str, source: FeatureSource, store: Store) -> None:
     found = tune(run, grid, source=source, store=store, progress=True)
     record = {"method": method, "set": fixed, "chosen": found.chosen, "reason": found.reason,
               "setting": f"{run.dataset} {run.protocol}, split val", "validation_episodes": run.episodes,
-              "candidates": [[{name: r.run.parameters[name] for name in grid}, r.accuracy.percent()]
+              "candidates": [[{name: r.record.parameters[name] for name in grid}, r.accuracy.percent()]
                              for r in found.candidates]}
     TUNED.mkdir(exist_ok=True)
     write_atomically(TUNED / f"fine_tuning_{row}.json", (json.dumps(record, indent=1) + "\n").encode())
@@ -89,21 +89,21 @@ def table(results: list[Result]) -> Table:
     labels, cells, records = [], [], []
     for row in ROWS:
         seconds = [of[row, shots].seconds / of[row, shots].accuracy.n for shots in SHOTS]
-        labels.append((row, "nothing" if row in FROZEN else "backbone" if "blocks" in of[row, 1].run.parameters
-                       or of[row, 1].run.parameters.get("layers", "head") != "head" else "classifier",
+        labels.append((row, "nothing" if row in FROZEN else "backbone" if "blocks" in of[row, 1].record.parameters
+                       or of[row, 1].record.parameters.get("layers", "head") != "head" else "classifier",
                        " / ".join(f"{value:.2g}" for value in seconds)))
         entries = []
         for shots, value in zip(SHOTS, seconds, strict=True):
             result, gap = of[row, shots], None if of[row, shots] is best[shots] else compare(of[row, shots], best[shots])
-            entries.append(Cell(result.accuracy.mean, result.accuracy.half_width, "", result.run.key))
+            entries.append(Cell(result.accuracy.mean, result.accuracy.half_width, "", result.record.key))
             entries.append(gap and Cell(gap.difference.mean, gap.difference.half_width, "" if gap.significant else TIED,
-                                        result.run.key, signed=True))
-            records.append({"row": row, "shots": shots, "run": result.run.key, "seconds_per_episode": value,
+                                        result.record.key, signed=True))
+            records.append({"row": row, "shots": shots, "run": result.record.key, "seconds_per_episode": value,
                             "accuracy_percent": 100 * result.accuracy.mean,
                             "half_width_percent": 100 * result.accuracy.half_width})
         cells.append(tuple(entries))
     headings = tuple(name for shots in SHOTS
-                     for name in (f"5-way {shots}-shot", f"− best frozen ({best[shots].run.method})"))
+                     for name in (f"5-way {shots}-shot", f"− best frozen ({best[shots].record.method})"))
     notes = ["Differences are paired, in percentage points ± half width of the 95 % interval.",
              "Seconds of wall time per episode at 1, 5 and 20 shots; those of frozen features are without the backbone, "
              "which ran once an image before.",

@@ -49,7 +49,7 @@ PUBLISHED = (*numbers("protonet", "omniglot", "conv4", _SOURCE, (1, 98.8), (5, 9
 
 if __name__ == "__main__":
     results = run_experiment(__file__, RUNS, published=PUBLISHED, recipes=RECIPES)
-    seeds = [r for r in results if r.run.protocol == "5-way 1-shot" and r.run.episodes == Run.episodes]
+    seeds = [r for r in results if r.protocol == "5-way 1-shot" and r.record.episodes == Run.episodes]
     if len(seeds) == len(SEEDS):
         table = seeds_table(seeds)
         table.print()

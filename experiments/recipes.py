@@ -80,9 +80,9 @@ def recipe_table(results: dict[str, dict[str, Result]], protocol: str) -> Table:
     ranking = rank([[found[head].accuracy.mean for found in results.values()] for head in HEADS])
 
     def cell(result: Result) -> Cell:
-        top = best[result.run.method]
+        top = best[result.record.method]
         mark = BEST if result is top else "" if compare(top, result).significant else TIED
-        return Cell(result.accuracy.mean, result.accuracy.half_width, mark, result.run.key)
+        return Cell(result.accuracy.mean, result.accuracy.half_width, mark, result.record.key)
 
     cells = []
     for found in results.values():
@@ -110,7 +110,7 @@ def difference_table(results: dict[str, dict[str, Result]], protocol: str) -> Ta
                 continue
             paired = compare(found[head], results[BASE][head])
             gap = paired.difference
-            row.append(Cell(gap.mean, gap.half_width, "" if paired.significant else TIED, found[head].run.key))
+            row.append(Cell(gap.mean, gap.half_width, "" if paired.significant else TIED, found[head].record.key))
             records.append({"recipe": name, "head": head, "difference_percent": 100 * gap.mean,
                             "half_width_percent": 100 * gap.half_width, "p_value": paired.p_value})
         cells.append(tuple(row))
@@ -143,5 +143,5 @@ def write_tables(results: list[Result]) -> None:
 
 if __name__ == "__main__":
     outcome = run_experiment(__file__, RUNS, rows=("backbone", "weights", "method"), recipes=RECIPES)
-    if all(r.run.episodes == Run.episodes for r in outcome):
+    if all(r.record.episodes == Run.episodes for r in outcome):
         write_tables(outcome)

@@ -98,7 +98,7 @@ def search(method: str, source: FeatureSource, store: Store, options: argparse.N
                      source=source, store=store)
         record[setting(run)] = {
             "chosen": found.chosen, "reason": found.reason, "validation_episodes": episodes,
-            "candidates": [[{name: r.run.parameters[name] for name in GRIDS[method]}, r.accuracy.percent()]
+            "candidates": [[{name: r.record.parameters[name] for name in GRIDS[method]}, r.accuracy.percent()]
                            for r in found.candidates]}
         TUNED.mkdir(exist_ok=True)
         write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
@@ -116,13 +116,13 @@ def tables(results: list[Result]) -> None:
     """One table for each setting of which there are all results into results/, and one of the slow method."""
     planned = Counter((setting(run), run.episodes) for run in RUNS)
     for (name, episodes), count in planned.items():
-        same = [r for r in results if (setting(r.run), r.run.episodes) == (name, episodes)]
+        same = [r for r in results if (setting(r.record), r.record.episodes) == (name, episodes)]
         if len(same) < count:
             continue
         published = {run.method: run.parameters for run in PUBLISHED if (setting(run), run.episodes) == (name, episodes)}
-        default = [r for r in same if r.run.parameters == published[r.run.method]]
+        default = [r for r in same if r.record.parameters == published[r.record.method]]
         changed = [r for r in same if r not in default]
-        found = {r.run.method: searched(r.run) for r in same}
+        found = {r.record.method: searched(r.record) for r in same}
         reasons = {method: f"tuned values {record['chosen']}, {record['reason']}."
                    for method, record in found.items() if record}
         reasons |= {method: NOT_FITTED for method in found if method.startswith("unem")}

@@ -80,6 +80,7 @@ if __name__ == "__main__":
     results = run_experiment(__file__, RUNS, published=PUBLISHED)
     for dataset in ("omniglot", "caltech101"):
         for shots in (1, 5):
-            same = [r for r in results if (r.run.dataset, r.run.shots, r.run.episodes) == (dataset, shots, Run.episodes)]
+            same = [r for r in results
+                    if (r.record.dataset, r.record.shots, r.record.episodes) == (dataset, shots, Run().episodes)]
             if len(same) > 1:  # not in a trial with fewer episodes
                 write_differences(__file__, same, f"differences_{dataset}_{shots}s")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fewshot.cli.options import BackboneSettings, pairs
+from fewshot.cli.values import pairs
 
 
 def convert(checkpoint: Annotated[Path, typer.Argument(help="weight file that another project published (.pth, .tar, ...)")],
@@ -19,13 +19,15 @@ def convert(checkpoint: Annotated[Path, typer.Argument(help="weight file that an
             dataset: Annotated[str | None, typer.Option(help="what the network was trained on, e.g. mini_imagenet: decides "
                                                         "mean, deviation and size of the images")] = None,
             image_size: Annotated[int | None, typer.Option(help="side of the images (default: the project's)")] = None,
-            backbone_set: BackboneSettings = None):
+            backbone_options: Annotated[list[str] | None, typer.Option(
+                "--backbone-option", metavar="NAME=VALUE", help="an option of the backbone; repeat for more")] = None
+            ) -> None:
     """Convert the weights of FEAT, MetaOptNet, RFS, EASY, S2M2, SimpleShot, LaplacianShot, TIM or PT-MAP; the file is read
     without executing anything in it."""
     from fewshot.backbones import convert_official
 
     made = convert_official(checkpoint, out, backbone, layout, dataset=dataset, image_size=image_size,
-                            **pairs(backbone_set))
+                            **pairs(backbone_options))
     left = f"; left out: {', '.join(made['left_out'])}" if made["left_out"] else ""
     zeros = f"; {made['filled_with_zeros']} tensors it lacks are zero" if made["filled_with_zeros"] else ""
     typer.echo(f"{checkpoint.name} is {made['backbone']} as {made['layout']} names it ({made['repository']}), sha256 "

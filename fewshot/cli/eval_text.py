@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fewshot.backbones import check_backbone
-from fewshot.cli.options import literal
+from fewshot.cli.values import literal
 from fewshot.core.errors import FewshotError
+from fewshot.core.frozen import frozen
+from fewshot.core.settings import default_of, settings_of
 from fewshot.datasets import DATASETS
-from fewshot.episodes.saved import PROTOCOL
+from fewshot.episodes.protocol import EpisodicProtocol
+from fewshot.evaluation.record import Record
 from fewshot.evaluation.result import Result
-from fewshot.evaluation.run import Run
-from fewshot.methods.contract import method_parameters
+from fewshot.methods import METHODS, method_parameters
 
 
 def eval_command(result: Result, data_root: str | Path | None = None, weights: Mapping[str, Path] | None = None) -> str:
@@ -23,13 +25,13 @@ def eval_command(result: Result, data_root: str | Path | None = None, weights: M
 
     weights   identity -> file of weights at hand
     """
-    run = result.run
+    run = result.record
     words, remarks = _subject(run, data_root, weights or {})
     words += ["--method", run.method]
-    defaults = method_parameters(run.method)
+    defaults = method_parameters(run.method) if run.method in METHODS else {}
     own = "+" in (run.weights or "")  # the file brings parameters, too: only all of them are sure to win
     for name, value in run.parameters.items():
-        if own or value != (list(defaults[name]) if isinstance(defaults[name], tuple) else defaults[name]):
+        if own or name not in defaults or value != frozen(defaults[name]):
             words += ["--set", f"{name}={_text(value)}"]
     if run.transforms:
         words += ["--transforms", run.transforms]
@@ -37,9 +39,14 @@ def eval_command(result: Result, data_root: str | Path | None = None, weights: M
         words += ["--episode-file", "EPISODES"]
         remarks.append(f"EPISODES: the list of episodes with the fingerprint {run.episode_list}")
     else:
-        for name in PROTOCOL:
-            if name in ("ways", "shots", "queries", "episodes") or getattr(run, name) != getattr(Run, name):
-                words += [f"--{name.replace('_', '-')}", str(getattr(run, name))]
+        protocol = run.protocol
+        words += ["--protocol", protocol.name] if protocol.name != EpisodicProtocol.name else []
+        for name, known in settings_of(protocol).items():
+            value = getattr(protocol, name)
+            # A list of the command line may have several values by default.
+            if value != default_of(protocol, name) or (known.several and known.axis and not known.unused(protocol)):
+                words += [known.option(name), str(value)]
+        words += ["--episodes", str(run.episodes), *(["--seed", str(run.seed)] if run.seed else [])]
     words += ["--metrics"] if "nll" in result.measures else []
     if "temperature" in result.measures:
         words.append("--calibrate")
@@ -49,7 +56,7 @@ def eval_command(result: Result, data_root: str | Path | None = None, weights: M
     return "\n".join([*(f"# {remark}" for remark in remarks), shlex.join(["fewshot", "eval", *words])])
 
 
-def _subject(run: Run, data_root: str | Path | None, weights: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+def _subject(run: Record, data_root: str | Path | None, weights: Mapping[str, Path]) -> tuple[list[str], list[str]]:
     if run.dataset not in DATASETS or run.backbone == "features":
         words, remarks = ["--features", "FEATURES"], [f"FEATURES: the feature bank of {run.dataset} with the content hash "
                                                       f"{run.data}"]

@@ -9,8 +9,8 @@ from rich.table import Table
 
 
 def listing(kinds: tuple[str, ...]) -> Iterator[Table]:
-    """One table for each of "methods", "backbones" and "datasets"."""
-    makers = {"methods": _methods, "backbones": _backbones, "datasets": data_listing}
+    """One table for each of "methods", "backbones", "datasets" and "protocols"."""
+    makers = {"methods": _methods, "backbones": _backbones, "datasets": data_listing, "protocols": _protocols}
     for kind in kinds:
         yield makers[kind]()
 
@@ -32,6 +32,17 @@ def _backbones() -> Table:
     table = Table("backbone", "features", "input", "pre-trained on", title="Backbones", title_justify="left")
     for row in backbone_table():
         table.add_row(*(str(row[key]) for key in ("name", "feature_dim", "input_size", "pretrained_on")))
+    return table
+
+
+def _protocols() -> Table:
+    from fewshot.core.settings import default_of, settings_of
+    from fewshot.episodes.protocol import PROTOCOLS
+
+    table = Table("protocol", "settings", title="Protocols", title_justify="left")
+    for name in PROTOCOLS:
+        cls = PROTOCOLS[name]
+        table.add_row(name, escape(", ".join(f"{key}={default_of(cls, key)}" for key in settings_of(cls))))
     return table
 
 

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fewshot.cli.options import BaseFeatures, Method, Settings, Weights, pairs
+from fewshot.cli.options import Values, options_from_types
+from fewshot.cli.values import pairs
+from fewshot.core.errors import FewshotError
+from fewshot.core.settings import anything, setting
+from fewshot.evaluation.method_spec import MethodSpec
+from fewshot.evaluation.work import Work
 
 _LINES = 20  # of the printed table; the CSV file has all
 
 
+@dataclass
+class Labelling:
+    """What is labelled with what."""
+
+    backbone: str | None = setting(None, "backbone; left out: the one that --weights belong to, else efficientnet_lite0 "
+                                   "with ImageNet weights", anything)
+    weights: Path | None = setting(None, "weights file (.safetensors) or a name such as random", anything)
+    base_features: Path | None = setting(None, "feature bank of the base classes", anything)
+    low: float = setting(0.5, "mark answers with a probability below this", anything)
+    out: Path = setting(Path("runs/predict"), "folder for predictions.csv and predictions.html", anything)
+
+
+@options_from_types(left_out=("workers", "shard", "progress"), transforms="l2", device="auto")
 def predict(support: Annotated[Path, typer.Option(help="folder with one folder of example images per class")],
             queries: Annotated[Path, typer.Option(help="folder of images to label, at any depth; or one image")],
-            backbone: Annotated[str | None, typer.Option(help="backbone; left out: the one that --weights belong to, else "
-                                                         "efficientnet_lite0 with ImageNet weights")] = None,
-            method: Method = "protonet", weights: Weights = None,
-            transforms: Annotated[str, typer.Option(help="feature transforms before the method; '' for none")] = "l2",
-            set_: Settings = None, base_features: BaseFeatures = None,
-            low: Annotated[float, typer.Option(min=0, max=1, help="mark answers with a probability below this")] = 0.5,
-            out: Annotated[Path, typer.Option(help="folder for predictions.csv and predictions.html")]
-            = Path("runs/predict")):
+            spec: Values[MethodSpec], labelling: Labelling, work: Values[Work]) -> None:
     """Label own images from a few examples of each class: a table, a CSV file and an HTML contact sheet.
 
     protonet takes temperature=0.1 here unless --set says otherwise: with its own 1, all probabilities are nearly equal.
@@ -29,11 +41,14 @@ def predict(support: Annotated[Path, typer.Option(help="folder with one folder o
     from fewshot.data.banks import FeatureBank
     from fewshot.labelling.predict import predict_folder
 
-    base = FeatureBank.load(base_features) if base_features else None
-    found = predict_folder(support, queries, method=method, parameters=pairs(set_), backbone=backbone, weights=weights,
-                           transforms=transforms, base_bank=base, progress=True)
-    written = found.save(out, low)
-    _print(found, low)
+    if not 0 <= labelling.low <= 1:
+        raise FewshotError(f"--low={labelling.low}; a probability lies between 0 and 1")
+    base = FeatureBank.load(labelling.base_features) if labelling.base_features else None
+    found = predict_folder(support, queries, method=spec["method"], parameters=pairs(spec["parameters"]),
+                           backbone=labelling.backbone, weights=labelling.weights, transforms=spec["transforms"],
+                           base_bank=base, progress=True, device=work["device"])
+    written = found.save(labelling.out, labelling.low)
+    _print(found, labelling.low)
     for path in written:
         typer.echo(f"wrote {path}")
 

@@ -7,18 +7,21 @@ from typing import Annotated
 
 import typer
 
-from fewshot.cli.options import DataRoot, Runs
+from fewshot.cli.options import options_from_types
+from fewshot.cli.request import Places
 from fewshot.core.errors import FewshotError
 
 
+@options_from_types(left_out=("data_root",))
 def compare(results: Annotated[list[str], typer.Argument(help="two or more result folders or keys")],
             ranks: Annotated[bool, typer.Option("--ranks", help="only the mean ranks; results may be on several "
-                                                "protocols, the same methods on each")] = False, runs: Runs = Path("runs")):
+                                                "protocols, the same methods on each")] = False,
+            *, places: Places) -> None:
     """Paired differences between results on the same episodes, with corrected p-values, and the ranks of three or more."""
     from fewshot.reporting.accuracy_tables import comparison_table
     from fewshot.reporting.metric_tables import pairs_table, ranks_table
 
-    found = _results(results, runs, least=2)
+    found = _results(results, places.runs, least=2)
     if ranks:
         ranks_table(found).print()
         return
@@ -28,35 +31,37 @@ def compare(results: Annotated[list[str], typer.Argument(help="two or more resul
         ranks_table(found).print()
 
 
+@options_from_types(left_out=("data_root",))
 def plan(results: Annotated[list[str], typer.Argument(help="two results on the same episodes, as a pilot: folders or keys")],
          difference: Annotated[float, typer.Option(help="difference to see, in percentage points")],
-         power: Annotated[float, typer.Option(help="probability of seeing it")] = 0.8, runs: Runs = Path("runs")):
+         power: Annotated[float, typer.Option(help="probability of seeing it")] = 0.8, *, places: Places) -> None:
     """How many episodes a comparison of two methods needs, paired and unpaired, from a pilot."""
     from fewshot.evaluation.result import compare as paired
     from fewshot.statistics import plan_episodes
 
-    found = _results(results, runs, least=2)
+    found = _results(results, places.runs, least=2)
     if len(found) != 2:
         raise FewshotError(f"{len(found)} results; a plan is for two")
     a, b = found
     paired(a, b)  # refuses results on different episodes
     made = plan_episodes(a.correct, b.correct, difference / 100, power)
-    typer.echo(f"{made.paired} episodes show a difference of {difference:g} percentage points between {a.run.method} and "
-               f"{b.run.method} ({a.run.protocol}) with probability {power:g} (paired t-test, level 0.05).")
+    typer.echo(f"{made.paired} episodes show a difference of {difference:g} percentage points between {a.record.method} and "
+               f"{b.record.method} ({a.protocol}) with probability {power:g} (paired t-test, level 0.05).")
     typer.echo(f"On different episodes each would need {made.unpaired}: {made.factor:.1f} times as many (correlation over "
                f"the {made.pilot} episodes of the pilot: {made.correlation:.2f}).")
     typer.echo("More episodes narrow what episode sampling adds; the choice of the novel classes stays.")
 
 
+@options_from_types()
 def table(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all. Or one file "
                                                               "of experiments/: its results beside published ones")] = None,
-          runs: Runs = Path("runs"), data_root: DataRoot = None,
           interval: Annotated[str, typer.Option(help="episodes, classes (the choice of novel classes, too), or bootstrap "
                                                      "(over episodes)")] = "episodes",
           metrics: Annotated[bool, typer.Option("--metrics", help="likelihood, calibration, worst episodes")] = False,
           over_seeds: Annotated[bool, typer.Option("--over-seeds", help="mean and spread of results that differ only in "
                                                    "their weights")] = False,
-          form: Annotated[str, typer.Option("--format", help="terminal, markdown, csv, json or latex")] = "terminal"):
+          form: Annotated[str, typer.Option("--format", help="terminal, markdown, csv, json or latex")] = "terminal", *,
+          places: Places) -> None:
     """One table of stored results. Nothing is evaluated."""
     from fewshot.core.registry import unknown_message
     from fewshot.reporting.accuracy_tables import results_table
@@ -70,13 +75,13 @@ def table(results: Annotated[list[str] | None, typer.Argument(help="result folde
 
         if len(results) > 1:
             raise FewshotError(f"{len(results)} arguments beside the experiment {results[0]}; give one experiment alone")
-        made = published_table(load_experiment(results[0]), experiment_store(results[0], runs), data_root)
+        made = published_table(load_experiment(results[0]), experiment_store(results[0], places.runs), places.data_root)
     elif metrics:
-        made = metrics_table(_results(results, runs))
+        made = metrics_table(_results(results, places.runs))
     elif over_seeds:
-        made = seeds_table(_results(results, runs))
+        made = seeds_table(_results(results, places.runs))
     else:
-        made = results_table(_results(results, runs), interval=interval)
+        made = results_table(_results(results, places.runs), interval=interval)
     forms = {"markdown": made.to_markdown, "csv": made.to_csv, "json": made.to_json, "latex": made.to_latex}
     if form not in ("terminal", *forms):
         raise FewshotError(unknown_message("format", form, ["terminal", *forms]))
@@ -86,12 +91,14 @@ def table(results: Annotated[list[str] | None, typer.Argument(help="result folde
         typer.echo(forms[form](), nl=False)
 
 
+@options_from_types()
 def report(results: Annotated[list[str] | None, typer.Argument(help="result folders or keys; default: all")] = None,
-           runs: Runs = Path("runs"), out: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
-           title: Annotated[str, typer.Option(help="heading of the page")] = "Few-shot results", data_root: DataRoot = None,
+           out: Annotated[Path, typer.Option(help="HTML file to write")] = Path("report.html"),
+           title: Annotated[str, typer.Option(help="heading of the page")] = "Few-shot results",
            images: Annotated[bool, typer.Option(help="draw episodes, where the images are there")] = True,
            weights: Annotated[list[Path] | None, typer.Option(help="weights file of these results, to draw their episodes "
-                                                              "and for the commands; repeat for more")] = None):
+                                                              "and for the commands; repeat for more")] = None, *,
+           places: Places) -> None:
     """One self-contained HTML page of stored results. Nothing is evaluated but two episodes a data set, to draw them."""
     from fewshot.backbones import read_weights
     from fewshot.cli.eval_text import eval_command
@@ -99,11 +106,11 @@ def report(results: Annotated[list[str] | None, typer.Argument(help="result fold
     from fewshot.reporting.measure_figures import sweeps
     from fewshot.reporting.page import write_report
 
-    found = _results(results, runs)
+    found = _results(results, places.runs)
     files = {read_weights(path)[1]["weights_id"]: path for path in weights or []}
     path = write_report(out, title=title, results=found, figures=sweeps(found), weights=files,
-                        commands=[eval_command(r, data_root, files) for r in found],
-                        source=FeatureSource(data_root, runs / "cache") if images else None)
+                        commands=[eval_command(r, places.data_root, files) for r in found],
+                        source=FeatureSource(places.data_root, places.runs / "cache") if images else None)
     typer.echo(f"wrote {path}")
 
 

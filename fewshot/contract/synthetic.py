@@ -40,5 +40,5 @@ def above_chance(method: Method | str, dim: int = 32, **parameters) -> float:
 
     named = isinstance(method, str)
     run = Run(episodes=120, method=method if named else "protonet", parameters=parameters)
-    base = noise_bank(dim, 6, "train") if (run if named else method).needs_base else None
+    base = noise_bank(dim, 6, "train") if (run.spec if named else method).needs_base else None
     return evaluate(run, noise_bank(dim), base_bank=base, method=None if named else method).accuracy.mean - 0.2

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.plugins import load_plugins
 
 T = TypeVar("T")
 
@@ -32,7 +33,8 @@ def unknown_message(kind: str, name: object, known: list[str]) -> str:
 class Registry(Generic[T]):
     """Names for one kind of thing ("method", "backbone", "dataset").
 
-    `@registry.register("name")` on a class or function adds it; a second use of a name raises.
+    `@registry.register("name")` on a class or function adds it; a second use of a name raises. What installed packages
+    register is found, too: they are imported when a name is not known here, and for a list of all.
     """
 
     def __init__(self, kind: str):
@@ -49,15 +51,22 @@ class Registry(Generic[T]):
         return add
 
     def __getitem__(self, name: str) -> T:
-        try:
-            return self._items[name]
-        except KeyError:
-            raise UnknownName(unknown_message(self.kind, name, list(self._items))) from None
+        if name not in self:
+            raise UnknownName(f"{unknown_message(self.kind, name, list(self._items))} (one of your own is registered by a "
+                              "package with an entry point, or a file: --load FILE.py)")
+        return self._items[name]
+
+    def get(self, name: str, default: T) -> T:
+        """The item of that name, or `default`."""
+        return self._items[name] if name in self else default
 
     def __contains__(self, name: object) -> bool:
+        if name not in self._items:
+            load_plugins()
         return name in self._items
 
     def __iter__(self) -> Iterator[str]:
+        load_plugins()
         return iter(sorted(self._items))
 
     def __len__(self) -> int:

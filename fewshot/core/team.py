@@ -112,10 +112,10 @@ def joined(device: torch.device) -> Iterator[Team]:
 
 
 def own_device(name: str = "auto") -> torch.device:
-    """The device `name`; "auto" is a CUDA device where there is one, else the CPU. Of several CUDA devices each process
-    that torchrun started takes its own."""
+    """The device `name`; "auto" is a CUDA device where there is one, else Apple's, else the CPU. Of several CUDA devices
+    each process that torchrun started takes its own. Raises FewshotError for a device that is not there."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         if device.type == "cuda" and device.index is None:

@@ -45,6 +45,9 @@ class Dataset(abc.ABC):
     downloads    public files with checksums
     layout       one line per accepted layout below the data root, for people
     protocols    accepted values of the option `protocol`, if there is one
+    queries      query images a class that an evaluation takes unless it says otherwise: what the classes have images for
+    in_imagenet  "contains" where ImageNet-1k has classes like these, "may contain" where nobody can know, else ""
+    collection   where the classes come from, for data sets that split one collection in different ways
     state        what the table says when the files are there
     cached       whether decoded images are kept in root/cache unless the caller says otherwise
     """
@@ -59,6 +62,9 @@ class Dataset(abc.ABC):
     downloads: ClassVar[tuple[Download, ...]] = ()
     layout: ClassVar[tuple[str, ...]] = ()
     protocols: ClassVar[tuple[str, ...]] = ()
+    queries: ClassVar[int] = 15
+    in_imagenet: ClassVar[str] = ""
+    collection: ClassVar[str] = ""
     state: ClassVar[str] = "present"
     cached: ClassVar[bool] = True
 

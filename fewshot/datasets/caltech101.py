@@ -34,6 +34,7 @@ class Caltech101(ImageFiles):
     licence = "CC BY 4.0 (Caltech)"
     homepage = "https://data.caltech.edu/records/mzrjq-6wc02"
     image_size = 128
+    in_imagenet = "contains"
     classes = {"train": 60, "val": 16, "test": 24}
     downloads = (Download("https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
                           "3138e1922a9193bfa496528edbbc45d0"),)

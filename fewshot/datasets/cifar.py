@@ -73,6 +73,8 @@ class CifarFS(_Cifar100):
 
     name = "cifar_fs"
     description = "CIFAR-100 with its 100 classes split at random, 600 images each"
+    in_imagenet = "contains"
+    collection = "CIFAR-100"
     classes = {"train": 64, "val": 16, "test": 20}
 
 
@@ -83,6 +85,8 @@ class FC100(_Cifar100):
 
     name = "fc100"
     description = "CIFAR-100 split by super-class, 600 images per class"
+    in_imagenet = "contains"
+    collection = "CIFAR-100"
     classes = {"train": 60, "val": 20, "test": 20}
 
     def fine_classes(self, meta: dict, coarse_of: np.ndarray) -> dict[str, list[str]]:

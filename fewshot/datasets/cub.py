@@ -26,6 +26,7 @@ class CUB(ImageFiles):
     description = "11,788 photographs of 200 bird species"
     licence = "images from Flickr, non-commercial research and education only; class lists MIT, Apache-2.0"
     homepage = "https://data.caltech.edu/records/65de6-vp158"
+    in_imagenet = "contains"
     classes = {"train": 100, "val": 50, "test": 50}
     downloads = (Download("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
                           "97eceeb196236b17998738112f37df78"),)

@@ -32,6 +32,7 @@ class Folder(ImageFiles):
     homepage = ""
     layout = ("<class>/*.jpg (root is the folder of class folders itself)",)
     state = "own images"
+    in_imagenet = "may contain"
     cached = False
 
     splits: str | Path | None = None

@@ -47,6 +47,8 @@ class MiniImageNet(_ImageNetSubset):
 
     name = "mini_imagenet"
     description = "100 ImageNet classes with 600 images each, split by Ravi and Larochelle"
+    in_imagenet = "contains"
+    collection = "ImageNet-1k"
     classes = {"train": 64, "val": 16, "test": 20}
     folders = ("mini_imagenet", "mini-imagenet", "miniimagenet", "miniImageNet", "miniImagenet")
     downloads = (Download("https://www.image-net.org/download.php", note="ILSVRC2012, on registration"),
@@ -63,6 +65,8 @@ class TieredImageNet(_ImageNetSubset):
 
     name = "tiered_imagenet"
     description = "608 ImageNet classes in 34 super-classes, about 1,280 images each, split by Ren et al."
+    in_imagenet = "contains"
+    collection = "ImageNet-1k"
     classes = {"train": 351, "val": 97, "test": 160}
     folders = ("tiered_imagenet", "tiered-imagenet", "tieredimagenet", "tieredImageNet", "tieredImagenet")
     downloads = (Download("https://www.image-net.org/download.php", note="ILSVRC2012, on registration"),

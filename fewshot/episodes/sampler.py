@@ -21,9 +21,9 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.open_queries import OpenQueries
+from fewshot.episodes.query_distributions import QUERY_DISTRIBUTIONS
 from fewshot.episodes.types import Episodes
 
-QUERY_DISTRIBUTIONS = ("balanced", "dirichlet", "k_eff", "natural")
 _STREAM = "fewshot episodes 1"  # part of the generator's key: a change of the algorithm must change this name
 _BLOCK_BYTES = 64 << 20  # the shuffling tables of one internal block of episodes stay below this
 

@@ -17,8 +17,6 @@ from fewshot.core.files import read_safetensors, replacing
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.sampler import EpisodeIndices, EpisodeSampler, joined
 
-PROTOCOL = ("ways", "shots", "queries", "query_distribution", "alpha", "k_eff", "episodes", "seed", "open_classes",
-            "open_queries")
 _BLOCK = 2048  # episodes whose row numbers are drawn in one call; the fingerprint is taken over such blocks
 _BLOCK_BYTES = 64 << 20  # of row numbers and labels; only episodes of more than about 250 classes come in smaller blocks
 _FIELDS = ("support", "support_labels", "query", "query_labels", "classes")

@@ -55,13 +55,13 @@ class Episodes:
         if not isinstance(which, slice) and (not isinstance(which, Tensor) or which.ndim == 0):
             position = range(len(self))[operator.index(which)]
             which = slice(position, position + 1)
-        return self._map(lambda x: x[which])
+        return self.map(lambda x: x[which])
 
     def to(self, target: torch.device | str | torch.dtype) -> Episodes:
         """Move to a device, or cast the floating tensors to a dtype (labels stay int64)."""
         if not isinstance(target, torch.dtype):
-            return self._map(lambda x: x.to(target))
-        cast = self._map(lambda x: x.to(target) if x.is_floating_point() else x)
+            return self.map(lambda x: x.to(target))
+        cast = self.map(lambda x: x.to(target) if x.is_floating_point() else x)
         if target != self.query.dtype:  # lengths have the precision that they were computed in
             object.__setattr__(cast, "query_lengths", None)
         return cast
@@ -72,7 +72,8 @@ class Episodes:
         return Episodes.trusted(support=transform(self.support), support_labels=self.support_labels,
                                 query=transform(self.query), ways=self.ways, text=self.text, unlabelled=unlabelled)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Episodes:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Episodes:
+        """`function` of every tensor, unchecked."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return Episodes.trusted(**{k: function(v) if isinstance(v, Tensor) else v for k, v in fields.items()})
 

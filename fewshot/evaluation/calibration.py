@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
+from fewshot.episodes.types import Episodes
 from fewshot.evaluation.batching import answers
 from fewshot.evaluation.run import Run
 from fewshot.methods.contract import Method
@@ -18,7 +20,8 @@ EPISODES = 500  # of the validation classes
 _CHUNK = 16
 
 
-def validation_temperature(run: Run, bank: FeatureBank | ImageBank, method: Method, prepare) -> float:
+def validation_temperature(run: Run, bank: FeatureBank | ImageBank, method: Method,
+                           prepare: Callable[[Episodes], Episodes], device: torch.device) -> float:
     """Fit the temperature of `method` on EPISODES episodes of `bank`, the validation classes, in the protocol of `run`.
 
     prepare  Episodes -> Episodes, the transforms of the run. Raises FewshotError for a bank of another split.
@@ -29,7 +32,7 @@ def validation_temperature(run: Run, bank: FeatureBank | ImageBank, method: Meth
     sampler = dataclasses.replace(run, open_classes=0, open_queries=0).sampler(bank)
     chunks = [sampler.indices(start, min(_CHUNK, EPISODES - start)) for start in range(0, EPISODES, _CHUNK)]
     with torch.inference_mode():
-        logits = [found for found, _ in answers(method, (prepare(chunk.gather(bank)) for chunk in chunks))]
+        logits = [found.cpu() for found, _ in answers(method, (prepare(chunk.gather(bank).to(device)) for chunk in chunks))]
     return fit_temperature(torch.cat(logits), torch.cat([chunk.query_labels for chunk in chunks]))
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from fewshot.episodes.saved import EpisodeDigest
 from fewshot.evaluation.progress import Part, Parts, summed
 from fewshot.evaluation.scorer import Scorer
+from fewshot.evaluation.work import Work
 from fewshot.evaluation.workers import shared, task_size
 
 
@@ -56,13 +57,10 @@ class Fingerprint:
         return self._digest.hexdigest()
 
 
-def collect(scorer: Scorer, kept: Parts, *, shard: tuple[int, int] | None = None, workers: int = 1, progress: bool = False,
-            label: str = "") -> tuple[Rows, Fingerprint]:
-    """Score what `kept` does not hold yet and keep it there: (all rows that are known now, the fingerprint).
-
-    shard    (i, n): only the i-th of n equal ranges of episodes; rows are complete if the others are kept already
-    workers  processes that share the work, this one among them, one thread each; 1: this one alone, with its threads
-    """
+def collect(scorer: Scorer, kept: Parts, work: Work, label: str = "") -> tuple[Rows, Fingerprint]:
+    """Score what `kept` does not hold yet and keep it there: (all rows that are known now, the fingerprint). Of a shard
+    the rows are complete if the others are kept already."""
+    shard = work.shard
     rows, fingerprint, gaps, position = Rows(scorer.episodes), Fingerprint(scorer), [], 0
     first, end = scorer.cuts(shard or (0, 1))
     for part in chain(kept.read(scorer.episodes, scorer.is_border), [Part(scorer.episodes, scorer.episodes, {}, {})]):
@@ -71,9 +69,9 @@ def collect(scorer: Scorer, kept: Parts, *, shard: tuple[int, int] | None = None
         position = part.stop
     gaps = [(low, high) for low, high in gaps if low < high]
     todo = sum(high - low for low, high in gaps)
-    tasks = [task for gap in gaps for task in scorer.split(*gap, task_size(scorer, todo, workers))]
-    with (shared(scorer, tasks, workers) as scores,
-          tqdm(total=end - first, initial=end - first - todo, unit="ep", desc=label, disable=not progress,
+    tasks = [task for gap in gaps for task in scorer.split(*gap, task_size(scorer, todo, work.workers))]
+    with (shared(scorer, tasks, work.workers) as scores,
+          tqdm(total=end - first, initial=end - first - todo, unit="ep", desc=label, disable=not work.progress,
                leave=False) as bar):
         for part in scores:
             if shard is None:

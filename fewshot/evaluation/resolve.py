@@ -1,34 +1,39 @@
-"""From a `Run` to what it is evaluated on: banks, weights and the method, found in one place."""
+"""From a `Run` to what is evaluated: banks, weights and the method, found in one place, and the `Record` of it."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
+from fewshot.datasets.base import DATASETS
+from fewshot.episodes.saved import EpisodeList
 from fewshot.episodes.types import Episodes
-from fewshot.evaluation.run import Run
-from fewshot.features.transforms import parse_transforms
-from fewshot.methods.contract import METHODS, Method, create_method, method_parameters
+from fewshot.evaluation.record import Record
+from fewshot.evaluation.run import Run, on_dataset
+from fewshot.methods.contract import METHODS, Method, method_parameters
 
 if TYPE_CHECKING:
     from fewshot.features.source import FeatureSource
 
-# Data sets whose classes also occur in ImageNet-1k: an ImageNet-trained backbone has seen such objects with labels.
-SEEN_IN_IMAGENET = frozenset({"caltech101", "mini_imagenet", "tiered_imagenet", "cifar_fs", "fc100", "cub", "folder"})
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, eq=False)
 class Resolved:
     """A run whose data and weights are at hand.
 
-    run         with the identities of data and weights, as results are stored
+    run         the request, its protocol and hyper-parameters complete
+    record      what a result says of it: weights, images and features by their identity
     bank        of the evaluated classes: images for a method that adapts to images, else features
     base_bank   features of the base classes, where the run needs them
     method      not yet fitted to the base classes
@@ -37,6 +42,7 @@ class Resolved:
     """
 
     run: Run
+    record: Record
     bank: FeatureBank | ImageBank
     base_bank: FeatureBank | None
     method: Method
@@ -44,97 +50,115 @@ class Resolved:
     notes: tuple[str, ...] = ()
 
 
-def ready(resolved: Resolved) -> tuple[Method, Callable[[Episodes], Episodes], bool]:
-    """(method fitted to the base classes, what its episodes pass before, whether either looks at all queries at once)."""
-    method, chain = resolved.method, parse_transforms(resolved.run.transforms).fit(resolved.base_bank)
-    if method.needs_base:
-        method = method.fit(chain.bank(_required(resolved.base_bank, method)))
-    prepare = chain if resolved.transform is None else partial(Episodes.with_features, transform=resolved.transform)
-    return method, prepare, method.setting == "transductive" or chain.transductive
-
-
 def resolve(run: Run, bank: FeatureBank | ImageBank | None = None, base_bank: FeatureBank | None = None, *,
-            method: Method | None = None, root=None, cache=None, source: FeatureSource | None = None,
-            progress: bool = False, notes: tuple[str, ...] = ()) -> Resolved:
+            method: Method | None = None, episodes: EpisodeList | None = None, source: FeatureSource | None = None,
+            notes: tuple[str, ...] = ()) -> Resolved:
     """Find what `run` needs: the banks given or, without them, the data set, backbone and weights that it names; and its
     method, or the instance given. Raises FewshotError where these do not fit together."""
-    run = run if method is None else _of_instance(run, method)
     if bank is None:
         from fewshot.features.source import FeatureSource  # loads backbones: only where images are needed
 
-        resolved = _from_images(run, method, source or FeatureSource(root, cache, progress))
+        resolved = _from_images(run, method, source or FeatureSource())
     else:
-        method = method or create_method(run.method, **run.parameters)
-        transform = None
-        if method.inputs == "images":
-            transform = getattr(getattr(method, "backbone", None), "transform", None)
-        resolved = Resolved(_labelled(run, bank, base_bank), bank, base_bank, method, transform, notes)
-    wanted = "images" if isinstance(resolved.bank, ImageBank) else "features"
+        resolved = _from_banks(run, bank, base_bank, method)
+    values = _instance_values(method) | ({"episode_list": episodes.fingerprint} if episodes is not None else {})
+    resolved = dataclasses.replace(resolved, record=resolved.record.changed(**values),
+                                   notes=(*resolved.notes, *(note for note in notes if note not in resolved.notes)))
+    wanted, name = "images" if isinstance(resolved.bank, ImageBank) else "features", resolved.record.method
     if resolved.method.inputs != wanted:
-        raise FewshotError(f"{run.method} takes {resolved.method.inputs}, and the bank holds {wanted}; "
+        raise FewshotError(f"{name} takes {resolved.method.inputs}, and the bank holds {wanted}; "
                            + ("give a data set, or a bank of images with a trained learner as method=" if wanted ==
                               "features" else "embed the images first (fewshot.embed)"))
     if resolved.method.needs_backbone:
-        raise FewshotError(f"{run.method} with these parameters has weights of its own, which a bank does not bring along; "
+        raise FewshotError(f"{name} with these parameters has weights of its own, which a bank does not bring along; "
                            "give the trained one as method=, or leave out bank= and name the weights file in the run")
-    for name in ("transforms", "crops") if wanted == "images" else ():
-        if getattr(run, name):
-            raise FewshotError(f"{name}={getattr(run, name)!r} are for features; {run.method} takes images: leave them out")
+    for setting in ("transforms", "crops") if wanted == "images" else ():
+        if getattr(run, setting):
+            raise FewshotError(f"{setting}={getattr(run, setting)!r} are for features; {name} takes images: leave them out")
     return resolved
 
 
-def _of_instance(run: Run, method: Method) -> Run:
-    """`run` with the name and hyper-parameters of a method that was given ready made, and the backbone that it holds."""
-    settings = getattr(method, "settings", method)  # a learner keeps them apart
-    name = next((name for name in METHODS if METHODS[name] is type(settings)), None)
-    if name is not None:
-        parameters = {key: getattr(settings, key) for key in method_parameters(name)}
-        run = dataclasses.replace(run, method=name, parameters=parameters)
-    held = getattr(method, "backbone", None)
-    if hasattr(held, "weights_id"):
-        run = dataclasses.replace(run, backbone=held.name, weights=held.weights_id)
-    return run
+def as_trained(run: Run) -> Run:
+    """`run` with the hyper-parameters that the method in its weights file was trained with, where it gives no others."""
+    if run.weights is None or not run.spec.may_be_trained:
+        return run
+    from fewshot.methods.bases.own_weights import trained_parameters  # loads backbones
+
+    return dataclasses.replace(run, spec=run.spec.with_trained(trained_parameters(run.method, run.weights)))
 
 
-def _labelled(run: Run, bank: FeatureBank | ImageBank, base_bank: FeatureBank | None) -> Run:
-    """`run` with the identities of the banks it was given."""
+def ready(resolved: Resolved, device: torch.device = CPU) -> tuple[Method, Callable[[Episodes], Episodes], bool]:
+    """(method fitted to the base classes, what its episodes pass before, whether either looks at all queries at once); the
+    tensors of both on `device`."""
+    method, chain = resolved.method, resolved.run.spec.chain.fit(resolved.base_bank)
+    if method.needs_base:
+        method = method.fit(chain.bank(_required(resolved.base_bank, method)))
+    prepare = moved(chain, device) if resolved.transform is None else \
+        partial(Episodes.with_features, transform=resolved.transform)
+    return moved(method, device), prepare, method.setting == "transductive" or chain.transductive
+
+
+def moved(thing: Any, device: torch.device) -> Any:
+    """`thing`, a method or what dataclasses hold, with all its tensors on `device`; itself where that is the CPU."""
+    if device == CPU:
+        return thing
+    if isinstance(thing, nn.Module):
+        return copy.deepcopy(thing).to(device)
+    if isinstance(thing, Tensor):
+        return thing.to(device)
+    if isinstance(thing, tuple):
+        return tuple(moved(each, device) for each in thing)
+    if not dataclasses.is_dataclass(thing):
+        return thing
+    found = copy.copy(thing)
+    for field in dataclasses.fields(thing):
+        object.__setattr__(found, field.name, moved(getattr(thing, field.name), device))
+    return found
+
+
+def pretraining_notes(backbone: str, pretrained_on: str | None, dataset: str) -> tuple[str, ...]:
+    """The warning that a table must carry when the backbone has seen the evaluated kind of classes, or may have."""
+    has = DATASETS[dataset].in_imagenet if dataset in DATASETS else "may contain"
+    return (f"{backbone} was pre-trained on {pretrained_on}, which {has} classes like those of {dataset}",) \
+        if pretrained_on and has else ()
+
+
+def _from_banks(run: Run, bank: FeatureBank | ImageBank, base_bank: FeatureBank | None, method: Method | None) -> Resolved:
     for name, given, kinds in (("bank", bank, (FeatureBank, ImageBank)), ("base_bank", base_bank, FeatureBank)):
         if given is not None and not isinstance(given, kinds):
             raise FewshotError(f"{name} is a {type(given).__name__}; pass a FeatureBank (fewshot.embed(images, backbone))")
     if base_bank is not None:
-        if base_bank.split == "test" or base_bank.identity == bank.identity:
-            raise FewshotError(f"base_bank holds split {base_bank.split!r} of {base_bank.name}; statistics come from base "
-                               "classes (split 'train'), never from those that are evaluated")
-        if base_bank.features.shape[1] != bank.features.shape[1]:
-            raise FewshotError(f"base_bank has {base_bank.features.shape[1]} features an item, bank "
-                               f"{bank.features.shape[1]}; extract both with the same backbone")
+        _check_base(bank, base_bank)
+    # A copy leaves nothing to a data set any more: the run must not fill it in for its own.
+    run = dataclasses.replace(run, protocol=dataclasses.replace(on_dataset(run.protocol, bank.name)))
+    method, transform, notes = method or run.spec.make(), None, ()
+    values = {"data": bank.content_hash, "dataset": bank.name, "split": bank.split}
     if isinstance(bank, ImageBank):
-        return dataclasses.replace(run, data=bank.content_hash, dataset=bank.name, split=bank.split)
-    made_by = bank.provenance.get("backbone", "features" if run.backbone == Run.backbone else run.backbone)
-    return dataclasses.replace(run, data=bank.content_hash, dataset=bank.name, split=bank.split, backbone=made_by,
-                               weights=bank.provenance.get("weights_id", run.weights),
-                               crops=bank.provenance.get("crops", ""),
-                               base=base_bank.content_hash if base_bank is not None and run.needs_base else None)
-
-
-def _required(base_bank: FeatureBank | None, method: Method) -> FeatureBank:
-    if base_bank is None:
-        raise FewshotError(f"{type(method).__name__} needs statistics of the base classes: pass base_bank=..., or choose "
-                           "settings that do without (e.g. norm='l2n')")
-    return base_bank
+        held = getattr(method, "backbone", None)
+        transform = getattr(held, "transform", None) if method.inputs == "images" else None
+        if hasattr(held, "weights_id"):
+            notes = pretraining_notes(held.name, held.pretrained_on, bank.name)
+    else:
+        made_by = bank.provenance
+        unnamed = "features" if run.backbone == Run().backbone else run.backbone
+        values |= {"backbone": made_by.get("backbone", unnamed), "weights": made_by.get("weights_id", run.weights),
+                   "crops": made_by.get("crops", ""),
+                   "base": base_bank.content_hash if base_bank is not None and run.spec.needs_base else None}
+        notes = pretraining_notes(values["backbone"], made_by.get("pretrained_on"), bank.name)
+    return Resolved(run, run.record(**values), bank, base_bank, method, transform, notes)
 
 
 def _from_images(run: Run, method: Method | None, source: FeatureSource) -> Resolved:
-    """Of the data set, backbone and weights that `run` names. In the run of the result `weights` is the identity of the
-    weights, and `data` and `base` are the content hashes of the images, so that equal runs mean equal numbers wherever the
-    files lie."""
+    """Of the data set, backbone and weights that `run` names. In the record `weights` is the identity of the weights, and
+    `data` and `base` are the content hashes of the images, so that equal records mean equal numbers wherever files lie."""
     from fewshot.features.source import backbone_for, options_of_weights
     from fewshot.methods.bases.own_weights import FRESH, method_with_weights, with_own
 
     subject = run.subject
     images, own = source.images(subject), None
     if method is None:
-        method, own = method_with_weights(run.method, run.parameters, lambda: backbone_for(subject, images), run.ways,
+        run = as_trained(run)
+        method, own = method_with_weights(run.method, run.spec.make(), lambda: backbone_for(subject, images), run.ways,
                                           run.weights)
     if method.inputs == "images":
         bank, data, transform = images, images.content_hash, method.backbone.transform
@@ -146,16 +170,35 @@ def _from_images(run: Run, method: Method | None, source: FeatureSource) -> Reso
         notes = pretraining_notes(run.backbone, bank.provenance["pretrained_on"], run.dataset)
     if own == FRESH:
         notes += (f"{run.method} has fresh weights of its own: those of the backbone bring none for it",)
-    base = source.features(dataclasses.replace(subject, split="train")) if run.needs_base else None
-    named = dataclasses.replace(run, weights=with_own(weights, own), data=data,
-                                backbone_options={**options_of_weights(subject, images), **run.backbone_options},
-                                base=base.provenance["images_sha256"] if base else None)
-    return Resolved(named, bank, base, method, transform, notes)
+    base = source.features(dataclasses.replace(subject, split="train")) if run.spec.needs_base else None
+    values = {"weights": with_own(weights, own), "data": data, "base": base.provenance["images_sha256"] if base else None,
+              "backbone_options": {**options_of_weights(subject, images), **run.backbone_options}}
+    return Resolved(run, run.record(**values), bank, base, method, transform, notes)
 
 
-def pretraining_notes(backbone: str, pretrained_on: str | None, dataset: str) -> tuple[str, ...]:
-    """The warning that a table must carry when the backbone has seen the evaluated kind of classes."""
-    if pretrained_on and dataset in SEEN_IN_IMAGENET:
-        contains = "may contain" if dataset == "folder" else "contains"
-        return (f"{backbone} was pre-trained on {pretrained_on}, which {contains} classes like those of {dataset}",)
-    return ()
+def _instance_values(method: Method | None) -> dict[str, Any]:
+    """What a record says of a method that was given ready made: its name, hyper-parameters, and the backbone it holds."""
+    if method is None:
+        return {}
+    settings = getattr(method, "settings", method)  # a learner keeps them apart
+    name = next((name for name in METHODS if METHODS[name] is type(settings)), None)
+    values: dict[str, Any] = {} if name is None else {
+        "method": name, "parameters": {key: getattr(settings, key) for key in method_parameters(name)}}
+    held = getattr(method, "backbone", None)
+    return values | ({"backbone": held.name, "weights": held.weights_id} if hasattr(held, "weights_id") else {})
+
+
+def _check_base(bank: FeatureBank | ImageBank, base_bank: FeatureBank) -> None:
+    if base_bank.split == "test" or base_bank.identity == bank.identity:
+        raise FewshotError(f"base_bank holds split {base_bank.split!r} of {base_bank.name}; statistics come from base "
+                           "classes (split 'train'), never from those that are evaluated")
+    if isinstance(bank, FeatureBank) and base_bank.features.shape[1] != bank.features.shape[1]:
+        raise FewshotError(f"base_bank has {base_bank.features.shape[1]} features an item, bank "
+                           f"{bank.features.shape[1]}; extract both with the same backbone")
+
+
+def _required(base_bank: FeatureBank | None, method: Method) -> FeatureBank:
+    if base_bank is None:
+        raise FewshotError(f"{type(method).__name__} needs statistics of the base classes: pass base_bank=..., or choose "
+                           "settings that do without (e.g. norm='l2n')")
+    return base_bank

@@ -12,7 +12,7 @@ from fewshot.core import provenance
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 from fewshot.evaluation.measures import summary_of
-from fewshot.evaluation.run import Run
+from fewshot.evaluation.record import Record
 from fewshot.statistics import Comparison, Interval, bootstrap_interval, class_interval, mean_interval, paired_difference
 
 INTERVALS = {"episodes": "accuracy", "classes": "over_classes", "bootstrap": "bootstrapped"}
@@ -23,7 +23,7 @@ _MOST_BOOTSTRAPPED = 200_000
 class Result:
     """What an evaluation found.
 
-    run           the specification, weights as sha256
+    record        what was evaluated, weights as sha256
     correct       [E] float64, accuracy of every episode
     iterations    [E] int32 and converged [E] bool for iterative methods, else None
     fingerprint   sha256 of the episodes (data identity and row numbers); equal fingerprints can be paired
@@ -35,7 +35,7 @@ class Result:
                   bank's classes, right answers and queries of each), and with metrics=True what `measures.py` lists
     """
 
-    run: Run
+    record: Record
     correct: Tensor
     fingerprint: str
     seconds: float
@@ -48,6 +48,11 @@ class Result:
     versions: dict = field(default_factory=provenance.versions)
     commit: str | None = field(default_factory=provenance.commit)
 
+    @property
+    def protocol(self) -> str:
+        """The protocol in a few words, such as "5-way 1-shot"."""
+        return str(self.record.protocol)
+
     @cached_property
     def accuracy(self) -> Interval:
         """Mean accuracy and its 95 % Student-t interval over episodes."""
@@ -57,8 +62,8 @@ class Result:
     def over_classes(self) -> Interval:
         """Mean accuracy and its 95 % interval over novel classes and episodes (`statistics.class_interval`)."""
         if "classes" not in self.measures:
-            raise FewshotError(f"run {self.run.key} was stored without the classes of its episodes; delete it and evaluate "
-                               "again for an interval over classes")
+            raise FewshotError(f"run {self.record.key} was stored without the classes of its episodes; delete it and "
+                               "evaluate again for an interval over classes")
         return class_interval(self.correct, self.measures["classes"])
 
     @cached_property
@@ -93,19 +98,21 @@ class Result:
         return summary | summary_of(self.measures)
 
     @classmethod
-    def from_parts(cls, run: Run, arrays: dict[str, Tensor], summary: dict) -> Result:
+    def from_parts(cls, record: Record, arrays: dict[str, Tensor], summary: dict) -> Result:
         kept = {key: summary[key] for key in ("fingerprint", "seconds", "setting", "versions", "commit")}
         own = {name: arrays.pop(name) for name in ("correct", "iterations", "converged") if name in arrays}
-        return cls(run=run, assumes=tuple(summary["assumes"]), notes=tuple(summary["notes"]), measures=arrays, **own, **kept)
+        return cls(record=record, assumes=tuple(summary["assumes"]), notes=tuple(summary["notes"]), measures=arrays, **own,
+                   **kept)
 
     def __repr__(self) -> str:
-        return f"<{self.run.method} on {self.run.dataset}, {self.run.protocol}: {self.accuracy.percent()} %>"
+        return f"<{self.record.method} on {self.record.dataset}, {self.protocol}: {self.accuracy.percent()} %>"
 
 
 def compare(a: Result, b: Result, confidence: float = 0.95) -> Comparison:
     """Paired difference a - b; raises FewshotError when the results are not on the same episodes."""
     if a.fingerprint != b.fingerprint:
-        raise FewshotError(f"results are on different episodes ({a.run.protocol}, {a.run.episodes} episodes, seed "
-                           f"{a.run.seed}, data {a.run.dataset} against {b.run.protocol}, {b.run.episodes}, {b.run.seed}, "
-                           f"{b.run.dataset}); evaluate both with the same data, protocol, seed and episodes")
+        here, there = (f"{r.protocol}, {r.record.episodes} episodes, seed {r.record.seed}, data {r.record.dataset}"
+                       for r in (a, b))
+        raise FewshotError(f"results are on different episodes ({here} against {there}); evaluate both with the same data, "
+                           "protocol, seed and episodes")
     return paired_difference(a.correct, b.correct, confidence)

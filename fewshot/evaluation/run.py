@@ -1,152 +1,165 @@
-"""`Run`: the frozen specification of one evaluation. Command line, notebooks and experiments all build this."""
+"""`Run`: the request for one evaluation. Command line, notebooks and experiments all build this.
+
+Torch is not imported with this module: the command line reads the fields for its help.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from dataclasses import dataclass, field
-from pathlib import Path
-
-import numpy as np
-import torch
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.frozen import plain
 from fewshot.core.registry import unknown_message
-from fewshot.data.banks import FeatureBank, ImageBank
-from fewshot.episodes.sampler import QUERY_DISTRIBUTIONS, EpisodeSampler
-from fewshot.episodes.saved import PROTOCOL, EpisodeList
-from fewshot.features.crops import parse_crops
+from fewshot.core.settings import setting, settings_of, settle, whole
+from fewshot.episodes.protocol import EpisodicProtocol, Protocol, protocol_settings, read_protocol
+from fewshot.evaluation.method_spec import MethodSpec
+from fewshot.evaluation.record import IDENTITIES, LATER, Record, flat_key, present_parameters
 from fewshot.features.subject import Subject
-from fewshot.features.transforms import parse_transforms
-from fewshot.methods.contract import METHODS, create_method, method_parameters
 
-# Settings that came later: left out of the key where they are not used, so that earlier results keep theirs.
-_WHERE_USED = ("base", "crops", "open_classes", "open_queries", "episode_list")
+if TYPE_CHECKING:
+    from fewshot.data.banks import FeatureBank, ImageBank
+    from fewshot.episodes.sampler import EpisodeSampler
+    from fewshot.episodes.saved import EpisodeList
+
+_SUBJECT, _METHOD = tuple(settings_of(Subject)), tuple(settings_of(MethodSpec))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Run:
-    """One evaluation, written out in full.
+    """One evaluation: what is looked at, by which method, on which episodes.
 
-    dataset, split       names; data_options are passed to `load_dataset`
-    backbone, weights    backbone name (with backbone_options) and the identity of its weights: a file path when
-                         given by a user, replaced by the sha256 of the weights in stored results
-    data                 content hash of the images, or of a feature bank supplied directly (then dataset and
-                         backbone are labels only); filled in by `evaluate`
-    base                 content hash of the base classes' images or features, where the method or a transform uses them;
-                         filled in by `evaluate`
-    crops                random crops of every image instead of the whole, "mean(30)" or "keep(7)" (`features/crops.py`);
-                         those of the features where these are given; kept with all settings written out
-    transforms           feature transforms before the method, e.g. "center_base,l2"; kept with all arguments written out
-    method, parameters   every hyper-parameter; those left out are filled in: with the values a method was trained with
-                         where the file `weights` holds its own weights, else with the defaults
-    ways, shots, queries (queries per class), query_distribution, alpha, k_eff, episodes, seed: the protocol
-    open_classes, open_queries   further queries of classes outside the episode, see `EpisodeSampler`
-    episode_list         fingerprint of a saved list of episodes, where these are taken and not drawn from `seed`; filled in
-                         by `evaluate`
+    subject     data set, split, backbone, weights, crops (`Subject`)
+    spec        method, parameters, transforms (`MethodSpec`)
+    protocol    ways, shots, queries, query_distribution, alpha, k_eff, open_classes, open_queries (`EpisodicProtocol`)
+    episodes    their number;  seed  which ones
 
-    Raises FewshotError for unknown names and wrong values of the method, the transforms and the query distribution; what
-    depends on the data is checked by `evaluate`.
+    Written flat: `Run(dataset="omniglot", method="pt_map", shots=5)`, and read flat: `run.shots`. Also
+    `dataclasses.replace(run, shots=1)`; another method begins with its own defaults. Equal requests are equal, have equal
+    hashes and equal keys. Nothing is read from the disk: what depends on files is found by `evaluate`.
+
+    Raises FewshotError for unknown names and wrong values; what depends on the data is checked by `evaluate`.
     """
 
-    dataset: str = "glyphs"
-    split: str = "test"
-    backbone: str = "conv4"
-    weights: str | None = None
-    data: str | None = None
-    base: str | None = None
-    crops: str = ""
-    transforms: str = ""
-    method: str = "protonet"
-    parameters: dict = field(default_factory=dict)
-    ways: int = 5
-    shots: int = 1
-    queries: int = 15
-    query_distribution: str = "balanced"
-    alpha: float = 2.0
-    k_eff: int | None = None
-    episodes: int = 10_000
-    seed: int = 0
-    open_classes: int = 0
-    open_queries: int = 0
-    episode_list: str | None = None
-    data_options: dict = field(default_factory=dict)
-    backbone_options: dict = field(default_factory=dict)
+    subject: Subject
+    spec: MethodSpec
+    protocol: Protocol
+    episodes: int = setting(10_000, "number of episodes", whole(2))
+    seed: int = setting(0, "seed of the episodes", whole())
 
-    def __post_init__(self):
-        defaults = method_parameters(self.method)
-        for key in self.parameters:
-            if key not in defaults:
-                raise FewshotError(unknown_message(f"parameter of {self.method}", key, list(defaults)))
-        if self.weights is not None and Path(self.weights).is_file() and hasattr(METHODS[self.method], "with_backbone"):
-            from fewshot.methods.bases.own_weights import trained_parameters
+    def __init__(self, subject: Subject | None = None, spec: MethodSpec | None = None, protocol: Protocol | None = None, *,
+                 episodes: int = 10_000, seed: int = 0, **settings: Any):
+        from fewshot.datasets import DATASETS
 
-            defaults |= trained_parameters(self.method, self.weights)
-        # 10 and 10.0 are the same hyper-parameter and must give the same key.
-        given = {key: float(value) if isinstance(defaults[key], float) and type(value) is int else value
-                 for key, value in self.parameters.items()}
-        object.__setattr__(self, "parameters", {**defaults, **given})
-        create_method(self.method, **self.parameters)  # a wrong value is named now, not after the features are made
-        object.__setattr__(self, "transforms", str(parse_transforms(self.transforms)))
-        object.__setattr__(self, "crops", str(parse_crops(self.crops) or ""))
-        if self.query_distribution not in QUERY_DISTRIBUTIONS:
-            raise FewshotError(unknown_message("query distribution", self.query_distribution, list(QUERY_DISTRIBUTIONS)))
-        if isinstance(self.episodes, bool) or not isinstance(self.episodes, int) or self.episodes < 2:
-            raise FewshotError(f"episodes={self.episodes!r}; an interval needs an integer of at least 2")
+        known = {*_SUBJECT, *_METHOD, *protocol_settings()}
+        for name in settings:
+            if name not in known:
+                raise FewshotError(unknown_message("run setting", name, sorted({*known, "episodes", "seed", "protocol"})))
+        subject = _changed(Subject() if subject is None else subject, settings, _SUBJECT)
+        if subject.dataset not in DATASETS:
+            raise FewshotError(unknown_message("dataset", subject.dataset, list(DATASETS)))
+        protocol = _changed_protocol(EpisodicProtocol() if protocol is None else protocol, settings)
+        for name, value in {"subject": subject, "spec": _changed_method(spec, settings), "episodes": episodes, "seed": seed,
+                            "protocol": on_dataset(protocol, subject.dataset)}.items():
+            object.__setattr__(self, name, value)
+        settle(self)
 
-    def to_dict(self) -> dict:
-        """Plain values only, as stored in run.json; those of `_WHERE_USED` only where they matter."""
-        return {key: plain(value) for key, value in dataclasses.asdict(self).items() if key not in _WHERE_USED or value}
+    if not TYPE_CHECKING:
+        def __getattr__(self, name: str) -> Any:
+            """A setting of one of the parts."""
+            for part, names in (("subject", _SUBJECT), ("spec", _METHOD), ("protocol", protocol_settings())):
+                if name in names:
+                    return getattr(self.__dict__[part], name)
+            raise AttributeError(f"a Run has no {name!r}")
+    else:
+        def __getattr__(self, name: str) -> Any: ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by flat name, as a stored result names them."""
+        values = {**_values(self.subject), **_values(self.spec), **_values(self.protocol),
+                  "episodes": self.episodes, "seed": self.seed}
+        if self.protocol.name != EpisodicProtocol.name:
+            values["protocol"] = self.protocol.name
+        return plain(values)
 
     @classmethod
-    def from_dict(cls, values: dict) -> Run:
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise FewshotError(unknown_message("run setting", key, known))
-        return cls(**values)
+    def from_dict(cls, values: Mapping[str, Any]) -> Run:
+        """The inverse of `to_dict`; also of a `Record`'s values, whose identities of data are left out."""
+        values = {name: value for name, value in values.items() if name not in IDENTITIES}
+        if "parameters" in values:
+            values["parameters"] = present_parameters(values.get("method", MethodSpec().method), values["parameters"])
+        asked = {name: values.pop(name) for name in list(values) if name == "protocol" or name in protocol_settings()}
+        return cls(protocol=read_protocol(asked), **values)
 
-    @property
-    def subject(self) -> Subject:
-        return Subject(self.dataset, self.split, self.backbone, self.weights, self.crops, self.data_options,
-                       self.backbone_options)
+    def record(self, **identities: Any) -> Record:
+        """What a result says of it: its settings, with `identities` (of data and weights) and whatever else was found in
+        place of them. What came later is left out where it is not used."""
+        values = {name: value for name, value in self.to_dict().items() if name not in identities}
+        return Record({**values, **{name: value for name, value in identities.items() if value or name not in LATER}})
 
-    @property
-    def needs_base(self) -> bool:
-        """Whether the method or a transform needs statistics of the base classes."""
-        return create_method(self.method, **self.parameters).needs_base or parse_transforms(self.transforms).needs_base
+    @classmethod
+    def from_record(cls, record: Record) -> Run:
+        """The request that repeats `record`. The data set of features that somebody handed over is none that can be loaded:
+        it is left out, and the run needs them again. Raises FewshotError for a method that is no longer known."""
+        from fewshot.datasets import DATASETS
+
+        known = record.dataset in DATASETS
+        return cls.from_dict({name: value for name, value in record.values.items() if known or name != "dataset"})
 
     @property
     def key(self) -> str:
-        """16 hexadecimal digits that name the run's folder."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        """16 hexadecimal digits: equal for equal requests. A stored result is named by the key of its `Record`."""
+        return flat_key(self.to_dict())
 
-    @property
-    def protocol(self) -> str:
-        """`5-way 1-shot`, with the query distribution when it is not balanced."""
-        name = f"{self.ways}-way {self.shots}-shot"
-        extra = {"balanced": "", "dirichlet": f", Dirichlet({self.alpha:g})", "k_eff": f", {self.k_eff} classes present",
-                 "natural": ", natural"}
-        return name + extra[self.query_distribution] + (f", {self.open_classes} open classes" if self.open_classes else "")
-
-    def sampler(self, bank) -> EpisodeSampler:
-        """The sampler of this protocol on `bank`."""
-        return EpisodeSampler(bank, ways=self.ways, shots=self.shots, queries=self.queries, seed=self.seed,
-                              query_distribution=self.query_distribution, alpha=self.alpha, k_eff=self.k_eff,
-                              open_classes=self.open_classes, open_queries=self.open_queries)
+    def sampler(self, bank: ImageBank | FeatureBank) -> EpisodeSampler:
+        """What draws the episodes from `bank`."""
+        return on_dataset(self.protocol, bank.name).sampler(bank, self.seed)
 
     def drawn(self, bank: ImageBank | FeatureBank) -> EpisodeList:
         """The episodes that evaluating this on `bank` draws."""
-        return EpisodeList.draw(self.sampler(bank), self.episodes, bank, {name: getattr(self, name) for name in PROTOCOL})
+        from fewshot.episodes.saved import EpisodeList
+
+        about = {**on_dataset(self.protocol, bank.name).settings(), "episodes": self.episodes, "seed": self.seed}
+        return EpisodeList.draw(self.sampler(bank), self.episodes, bank, about)
 
 
-def plain(value):
-    """Tensors and tuples as lists, NumPy numbers as Python's, all the way down: what JSON can hold."""
-    if isinstance(value, (torch.Tensor, np.generic)):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(v) for v in value]
-    return value
+def on_dataset(protocol: Protocol, name: str) -> Protocol:
+    """`protocol` with what it leaves to the data set `name`, which need not be a registered one."""
+    from fewshot.datasets import DATASETS, Dataset
+
+    return protocol.filled(queries=DATASETS.get(name, Dataset).queries)
+
+
+def _values(spec: object) -> dict[str, Any]:
+    """Name -> value of the settings; those that came later only where they are used."""
+    return {name: getattr(spec, name) for name, known in settings_of(spec).items()
+            if not known.later or getattr(spec, name)}
+
+
+def _changed(spec: Any, settings: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    given = {name: settings[name] for name in names if name in settings}
+    return dataclasses.replace(spec, **given) if given else spec
+
+
+def _changed_method(spec: MethodSpec | None, settings: Mapping[str, Any]) -> MethodSpec:
+    given = {name: settings[name] for name in _METHOD if name in settings}
+    if spec is None:
+        return MethodSpec(**given)
+    if given.get("method", spec.method) != spec.method:  # the parameters of another method say nothing here
+        given.setdefault("parameters", {})
+    if "parameters" in given:
+        given["chosen"] = None
+    return dataclasses.replace(spec, **given) if given else spec
+
+
+def _changed_protocol(protocol: Protocol, settings: Mapping[str, Any]) -> Protocol:
+    given = {name: settings[name] for name in protocol_settings() if name in settings}
+    if not given:
+        return protocol
+    for name in given:
+        if name not in settings_of(protocol):
+            known = list(settings_of(protocol))
+            raise FewshotError(unknown_message(f"setting of the protocol {protocol.name}", name, known))
+    return type(protocol)(**{**protocol.settings(), **dict.fromkeys(protocol.open_settings), **given})

@@ -18,6 +18,7 @@ from fewshot.evaluation.progress import Part
 from fewshot.methods.contract import Method, TwoStageMethod
 
 _CHUNK_BYTES = 10 << 20  # features of one method call: more would not stay in the caches, less costs calls of operators
+_DEVICE_BYTES = 256 << 20  # the same of a GPU, which wants more at once and has no cache to speak of
 _UNIT = 256  # episodes of a unit, at most, where a method takes chunk after chunk
 _UNIT_CHUNKS = 6  # chunks of it at most: threads that share a run should end at about the same time
 
@@ -34,6 +35,7 @@ class Scorer:
     method         fitted; prepare: what its episodes pass before
     episodes       of the run
     scores, temperature   what `Measures` takes
+    device         of the method; the items stay where they are
 
     Episodes are drawn in blocks (those of the fingerprint), and a method sees a block in chunks. A unit is the smallest
     piece that can be left out or scored elsewhere without any other number changing in its last bit: whole chunks, or the
@@ -47,6 +49,7 @@ class Scorer:
     episodes: int
     scores: bool = False
     temperature: float | None = None
+    device: torch.device = torch.device("cpu")
     _drawn: tuple[int, EpisodeIndices] | None = None
     _received: tuple[int, EpisodeIndices] | None = None
 
@@ -61,7 +64,8 @@ class Scorer:
         items, queries = one.support.shape[1] + one.query.shape[1], one.query.shape[1]
         item = self.bank.images[0].numel() * 4 if isinstance(self.bank, ImageBank) else self.bank.features[0].nbytes
         # Images become float32. With hundreds of classes it is the logits that are large.
-        return max(1, _CHUNK_BYTES // max(item * items, 4 * queries * one.ways))
+        room = _CHUNK_BYTES if self.device.type == "cpu" else _DEVICE_BYTES
+        return max(1, room // max(item * items, 4 * queries * one.ways))
 
     @cached_property
     def unit(self) -> int:
@@ -116,17 +120,19 @@ class Scorer:
 
         def chunks() -> Iterator[Episodes]:
             room = None
-            if isinstance(self.bank, FeatureBank) and not isinstance(self.method, TwoStageMethod):
+            here = self.device.type == "cpu"
+            if here and isinstance(self.bank, FeatureBank) and not isinstance(self.method, TwoStageMethod):
                 # An answer is copied before the next chunk is gathered: its features can lie in the same, warm memory.
                 items = indices.support.shape[1] + indices.query.shape[1]
                 room = self.bank.features.new_empty(min(self.chunk, len(indices)) * items, self.bank.features.shape[1])
             for chunk in indices.split(self.chunk):
                 if not going():
                     raise Cancelled
-                yield self.prepare(chunk.gather(self.bank, room))
+                yield self.prepare(self._over(chunk.gather(self.bank, room)))
 
         with torch.inference_mode():
             for logits, found in answers(self.method, chunks()):
+                logits, found = logits.cpu(), {name: values.cpu() for name, values in found.items()}
                 here = indices[done : done + len(logits)]
                 for name, values in (found | measures(logits, here.query_labels, here.classes)).items():
                     # Written into one array: small tensors kept alive among the freed features of each chunk would split
@@ -136,3 +142,12 @@ class Scorer:
                     rows[name][done : done + len(here)] = values
                 done += len(here)
         return Part(start, start + len(indices), rows, measures.totals)
+
+    def _over(self, episodes: Episodes) -> Episodes:
+        """The episodes on the device of the method."""
+        if self.device.type == "cpu":
+            return episodes
+        if self.device.type == "cuda":
+            # From pinned memory the copy does not wait, and this thread can gather the next chunk meanwhile.
+            return episodes.map(lambda x: x.pin_memory().to(self.device, non_blocking=True))
+        return episodes.to(self.device)

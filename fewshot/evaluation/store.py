@@ -17,9 +17,10 @@ import safetensors
 from fewshot.core import provenance
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import save_tensors
+from fewshot.core.frozen import FrozenDict
 from fewshot.evaluation.progress import Parts
+from fewshot.evaluation.record import Record
 from fewshot.evaluation.result import Result
-from fewshot.evaluation.run import Run
 
 
 class Store:
@@ -30,13 +31,16 @@ class Store:
 
     def __init__(self, root: str | Path = "runs", kept: str | Path | None = None):
         self.root, self._kept = Path(root), None if kept is None else Store(kept)
+        self._known: dict[str, FrozenDict] = {}  # folder -> what its record is compared by
 
-    def folder(self, run: Run) -> Path:
-        return self.root / run.key
+    def folder(self, record: Record) -> Path:
+        """Where the result of `record` is put."""
+        return self.root / record.key
 
-    def parts(self, run: Run, **measured) -> Parts:
-        """Where the finished episodes of `run` are kept until all are; `measured`: what else tells their rows apart."""
-        return Parts(self.root / f".{run.key}.parts", {**provenance.versions(), "commit": provenance.commit(), **measured})
+    def parts(self, record: Record, **measured: object) -> Parts:
+        """Where the finished episodes of `record` are kept until all are; `measured`: what else tells their rows apart."""
+        made_by = {**provenance.versions(), "commit": provenance.commit(), **measured}
+        return Parts(self.root / f".{record.key}.parts", made_by)
 
     def prepare(self) -> None:
         """Make the folder; raises FewshotError where results cannot be written, best asked before hours of work."""
@@ -50,14 +54,17 @@ class Store:
     def save(self, result: Result) -> Path:
         """Write the folder beside its place and move it there in one step; an earlier result of the run is replaced."""
         self.prepare()
-        place = self.folder(result.run)
+        place, earlier = self.folder(result.record), self._alike(result.record)
         temporary = self.root / f".{place.name}-{uuid.uuid4().hex[:8]}"
         try:
             temporary.mkdir()
-            _write_json(temporary / "run.json", result.run.to_dict())
+            _write_json(temporary / "run.json", result.record.to_dict())
             save_tensors(temporary / "episodes.safetensors", result.arrays())
             _write_json(temporary / "result.json", result.summary())
             _put(temporary, place)
+            for folder in earlier:  # the same evaluation under other names of its settings
+                if folder != place:
+                    shutil.rmtree(folder, ignore_errors=True)
         except (OSError, safetensors.SafetensorError) as error:
             raise FewshotError(f"could not write the result to {place} ({error}); free disk space or choose another "
                                "folder for the results; nothing was kept") from error
@@ -65,36 +72,52 @@ class Store:
             shutil.rmtree(temporary, ignore_errors=True)
         return place
 
-    def load(self, run: Run) -> Result | None:
-        """The stored result of `run`, or None where there is none."""
-        if (self.folder(run) / "result.json").is_file():
-            return self.read(self.folder(run))
-        return None if self._kept is None else self._kept.load(run)
+    def load(self, record: Record) -> Result | None:
+        """The stored result of `record`, or None where there is none. One that was stored before its method gained a
+        hyper-parameter, or renamed one, is the result of the same evaluation and is found."""
+        for folder in self._alike(record):
+            return self.read(folder)
+        return None if self._kept is None else self._kept.load(record)
 
     def __iter__(self) -> Iterator[Result]:
-        """All readable results. Others, such as those of a method that has lost a hyper-parameter since, are named in a
-        warning; folders without run.json (a training run also has a result.json) are none of ours."""
-        for path in sorted(self.root.glob("*/run.json")):
-            if path.parent.name.startswith(".") or not (path.parent / "result.json").is_file():
-                continue
+        """All readable results; others are named in a warning. Folders without run.json (a training run also has a
+        result.json) are none of ours."""
+        for folder in self._folders():
             try:
-                yield self.read(path.parent)
+                yield self.read(folder)
             except FewshotError as error:
                 warnings.warn(f"left out: {error}", stacklevel=2)
         for result in self._kept or ():
-            if not self.folder(result.run).is_dir():
+            if not self._alike(result.record):
                 yield result
+
+    def _folders(self) -> list[Path]:
+        return [path.parent for path in sorted(self.root.glob("*/run.json"))
+                if not path.parent.name.startswith(".") and (path.parent / "result.json").is_file()]
+
+    def _alike(self, record: Record) -> list[Path]:
+        """The folders of results of the same evaluation, that under its own key first."""
+        if (self.folder(record) / "result.json").is_file():
+            return [self.folder(record)]
+        found = []
+        for folder in self._folders():
+            if folder.name not in self._known:  # a folder is named by its content
+                with contextlib.suppress(OSError, ValueError):
+                    self._known[folder.name] = Record(json.loads((folder / "run.json").read_text())).comparable
+            if self._known.get(folder.name) == record.comparable:
+                found.append(folder)
+        return found
 
     @staticmethod
     def read(folder: str | Path) -> Result:
         """The result in one folder; raises FewshotError where there is none or it cannot be read."""
         folder = Path(folder)
         try:
-            run = Run.from_dict(json.loads((folder / "run.json").read_text()))
+            record = Record(json.loads((folder / "run.json").read_text()))
             summary = json.loads((folder / "result.json").read_text())
             with safetensors.safe_open(folder / "episodes.safetensors", framework="pt") as handle:
                 arrays = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
-            return Result.from_parts(run, arrays, summary)
+            return Result.from_parts(record, arrays, summary)
         except (OSError, ValueError, TypeError, KeyError, safetensors.SafetensorError) as error:
             raise FewshotError(f"{folder} holds no readable result ({type(error).__name__}: {error}); delete it and "
                                "evaluate again") from error

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.plugins import load_plugins
 from fewshot.data.banks import FeatureBank
 from fewshot.episodes.sampler import EpisodeIndices, joined
 from fewshot.evaluation.progress import Part
@@ -48,7 +49,7 @@ def shared(scorer: Scorer, tasks: list[tuple[int, int]], workers: int) -> Abstra
         return _by_processes(scorer, tasks, workers)
     units = sum(-(-(stop - start) // scorer.unit) for start, stop in tasks)
     threads = torch.get_num_threads()
-    if scorer.method.inputs == "features" and min(threads, units) > 1:
+    if scorer.method.inputs == "features" and scorer.device.type == "cpu" and min(threads, units) > 1:
         return _by_threads(scorer, tasks, threads)
     return contextlib.nullcontext(part for task in tasks for part in scorer.score(*task))
 
@@ -155,6 +156,7 @@ def _begin(setting: str, ended: multiprocessing.connection.Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the keyboard reaches all processes; the first one decides
     torch.set_num_threads(1)
     threading.Thread(target=lambda: (multiprocessing.connection.wait([ended]), os._exit(1)), daemon=True).start()
+    load_plugins()  # a method may come from one of them
     _scorer = pickle.loads(Path(setting).read_bytes())
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.frozen import FrozenDict, frozen, frozen_dict
+from fewshot.evaluation.record import Record
+from fewshot.evaluation.resolve import as_trained
 from fewshot.evaluation.result import Result
-from fewshot.evaluation.run import Run, plain
+from fewshot.evaluation.run import Run
+from fewshot.features.source import options_of_weights
 from fewshot.methods.bases.own_weights import FRESH, trained_method, with_own
-from fewshot.methods.contract import method_parameters
+from fewshot.methods.contract import complete_parameters, method_parameters
 from fewshot.reporting.accuracy_tables import result_notes
 from fewshot.reporting.naming import parameter_text
 from fewshot.reporting.table import TIED, Cell, Table
@@ -50,11 +53,11 @@ class Published:
         extra = {"balanced": "", "dirichlet": ", Dirichlet(2)", "k_eff": ", few classes present", "natural": ", natural"}
         return f"{self.ways or 'all'}-way {self.shots}-shot{extra[self.query_distribution]}"
 
-    def matches(self, run: Run) -> bool:
+    def matches(self, run: Run | Record) -> bool:
         """Whether `run` measures this number (with the backbone's weights and the protocol's details as `run` has them)."""
         names = ("method", "dataset", "backbone", "ways", "shots", "query_distribution")
         return (all(getattr(self, name) == getattr(run, name) for name in names)
-                and plain(run.parameters) == plain({**method_parameters(self.method), **self.parameters}))
+                and run.parameters == frozen_dict(complete_parameters(self.method, self.parameters)))
 
 
 def numbers(method: str, dataset: str, backbone: str, source: str, *values: tuple, ways: int | None = 5,
@@ -134,8 +137,8 @@ def find_results(runs: Iterable[Run], results: Iterable[Result]) -> dict[str, Re
     """
     stored = defaultdict(list)
     for result in results:
-        weights = result.run.weights and result.run.weights.removesuffix(f"+{FRESH}")
-        stored[_specification(result.run), weights].append(result)
+        weights = result.record.weights and result.record.weights.removesuffix(f"+{FRESH}")
+        stored[_specification(result.record), weights].append(result)
     found = {}
     for run in runs:
         try:
@@ -143,7 +146,7 @@ def find_results(runs: Iterable[Run], results: Iterable[Result]) -> dict[str, Re
         except FewshotError:  # the weights are not here, so nothing can be known to come from them
             continue
         if len(same) > 1:
-            raise FewshotError(f"runs {', '.join(r.run.key for r in same)} differ only in the images; keep one of them")
+            raise FewshotError(f"runs {', '.join(r.record.key for r in same)} differ only in the images; keep one of them")
         if same:
             found[run.key] = same[0]
     return found
@@ -156,8 +159,8 @@ def published_table(experiment: Experiment, results: Iterable[Result], root: str
     for number in experiment.published:
         matching = [found[run.key] for run in experiment.runs if run.key in found and number.matches(run)]
         rows += [(number, number, result) for result in matching or [None]]
-    beside = {result.run.key for _, _, result in rows if result is not None}
-    rows += [(result.run, None, result) for result in found.values() if result.run.key not in beside]
+    beside = {result.record.key for _, _, result in rows if result is not None}
+    rows += [(result.record, None, result) for result in found.values() if result.record.key not in beside]
     labels = _labels([entry for entry, _, _ in rows])
     headings = ("data set", "backbone", "method", "protocol")
     sources = list(dict.fromkeys(number.source for number in experiment.published))
@@ -177,24 +180,25 @@ def published_table(experiment: Experiment, results: Iterable[Result], root: str
     return Table(headings, tuple(labels), ("published", "measured"), cells, legend, tuple(notes), records, together=2)
 
 
-def _specification(run: Run) -> str:
-    from fewshot.features.source import options_of_weights
+def _specification(run: Run | Record) -> FrozenDict:
+    """What a request and its record have in common."""
+    record = as_trained(run).record() if isinstance(run, Run) else run
+    options = dict(record.backbone_options)
+    if isinstance(run, Run):  # a record names the options of its weights file, too, with those that follow from its images
+        options = {**options_of_weights(run.subject), **options}
+    options = {key: value for key, value in options.items() if key not in ("channels", "image_size")}
+    others = dict.fromkeys(("weights", "data", "base"))  # compared by their content, or not known before the evaluation
+    return frozen_dict({**record.comparable, **others, "backbone_options": options})
 
-    values = {key: value for key, value in run.to_dict().items() if key not in ("weights", "data", "base")}
-    # A stored run names the options of its weights file, too, with those that follow from its images.
-    options = {**options_of_weights(run.subject), **values["backbone_options"]}
-    values["backbone_options"] = {key: value for key, value in options.items() if key not in ("channels", "image_size")}
-    return json.dumps(values, sort_keys=True)
 
-
-def _labels(entries: Sequence[Run | Published]) -> list[tuple[str, ...]]:
+def _labels(entries: Sequence[Run | Record | Published]) -> list[tuple[str, ...]]:
     """Data set, backbone, method and protocol; with parameters only where rows would look the same without."""
-    short = [(entry.dataset, entry.backbone, entry.method, entry.protocol) for entry in entries]
+    short = [(entry.dataset, entry.backbone, entry.method, str(entry.protocol)) for entry in entries]
     count = Counter(short)
     labels = []
     for entry, label in zip(entries, short, strict=True):
         defaults = method_parameters(entry.method)
-        changed = {k: v for k, v in entry.parameters.items() if plain(v) != plain(defaults[k])}
+        changed = {k: v for k, v in entry.parameters.items() if k not in defaults or frozen(v) != frozen(defaults[k])}
         method = f"{entry.method} ({parameter_text(changed)})" if changed and count[label] > 1 else entry.method
         labels.append((*label[:2], method, label[3]))
     return labels
@@ -211,7 +215,7 @@ def _measured_cell(number: Published | None, result: Result | None) -> Cell | No
         return None
     accuracy = result.accuracy
     away = number is not None and differs(number, result)
-    return Cell(accuracy.mean, accuracy.half_width, TIED if away else "", result.run.key)
+    return Cell(accuracy.mean, accuracy.half_width, TIED if away else "", result.record.key)
 
 
 def differs(number: Published, result: Result) -> bool:
@@ -243,7 +247,7 @@ def _record(label: Sequence[str], number: Published | None, result: Result | Non
               "published_percent": number and number.accuracy, "published_half_width_percent": number and number.interval,
               "source": number and number.source}
     if result is not None:
-        record |= {"measured_percent": 100 * result.accuracy.mean, "run": result.run.key, "commit": result.commit,
+        record |= {"measured_percent": 100 * result.accuracy.mean, "run": result.record.key, "commit": result.commit,
                    "measured_half_width_percent": 100 * result.accuracy.half_width, "episodes": result.accuracy.n,
                    "differs": number and differs(number, result)}
     return record

@@ -120,9 +120,9 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     if whole:
         write_atomically(path.parent / "results" / f"{path.stem}.md", table.to_markdown().encode())
         write_atomically(path.parent / "results" / f"{path.stem}.csv", table.to_csv().encode())
-        for protocol in dict.fromkeys(r.run.protocol for r in results) if differences else ():
+        for protocol in dict.fromkeys(r.protocol for r in results) if differences else ():
             name = "differences_" + re.sub("[^a-z0-9]+", "_", protocol.lower()).strip("_")
-            write_differences(file, [r for r in results if r.run.protocol == protocol], name)
+            write_differences(file, [r for r in results if r.protocol == protocol], name)
         if published:
             beside = published_table(Experiment(Path("experiments") / path.name, tuple(runs), tuple(published)), results,
                                      arguments.data_root)
@@ -132,7 +132,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
 
 def _keep(result: Result, kept: Store) -> None:
     """Save `result` unless it is there: written again it could differ in bytes, which nobody should have to commit."""
-    known = kept.load(result.run)
+    known = kept.load(result.record)
     if known is None or known.summary() != result.summary():
         kept.save(result)
 

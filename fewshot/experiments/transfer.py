@@ -9,15 +9,13 @@ from pathlib import Path
 from fewshot.backbones.base import BACKBONES
 from fewshot.backbones.weights import describe_weights, read_weights
 from fewshot.core.errors import FewshotError
-from fewshot.evaluation.resolve import SEEN_IN_IMAGENET
+from fewshot.datasets import DATASETS
 from fewshot.evaluation.result import Result
 from fewshot.evaluation.run import Run
 from fewshot.reporting.accuracy_tables import result_notes
 from fewshot.reporting.table import TIED, Cell, Table
 
 ACROSS, WITHIN, SIMILAR, TRAINED = "across", "within", "similar", "trained"
-# Data sets that take classes from one collection, split in different ways: a test class of one may train the other.
-_SHARED = ({"mini_imagenet", "tiered_imagenet"}, {"cifar_fs", "fc100"})
 
 
 @dataclass(frozen=True)
@@ -60,16 +58,16 @@ class Source:
         "trained"   their classes made or chose the weights, or may have: the same images, the same split (or one of them
                     "all"), another split of the same collection (mini- and tieredImageNet, CIFAR-FS and FC100), or weights
                     of a folder tested on a folder with other images. Accuracy on them is not few-shot accuracy
-        "similar"   pre-training saw classes like these (`SEEN_IN_IMAGENET`)
+        "similar"   pre-training saw classes like these (`Dataset.in_imagenet`)
         "within"    other classes of the same data set
         "across"    another data set
         """
         for name, part, images in self.data:
             if images == content or (name == dataset and (part == split or "all" in (part, split) or name == "folder")):
                 return TRAINED
-            if name != dataset and any({name, dataset} <= group for group in _SHARED):
-                return TRAINED
-        if self.pretrained_on and dataset in SEEN_IN_IMAGENET:
+            if name != dataset and _collection(name) and _collection(name) == _collection(dataset):
+                return TRAINED  # split in different ways: a test class of one may train the other
+        if self.pretrained_on and DATASETS[dataset].in_imagenet:
             return SIMILAR
         return WITHIN if any(name == dataset for name, _, _ in self.data) else ACROSS
 
@@ -81,7 +79,7 @@ class Source:
         data set, where the network was not trained."""
         run = Run(dataset=dataset, backbone=self.backbone, weights=self.weights, backbone_options=self.options,
                   method=method, **settings)
-        if run.needs_base:
+        if run.spec.needs_base:
             raise FewshotError(f"{method} with these parameters takes statistics of base classes, and would take those of "
                                f"{dataset}; choose e.g. norm='l2n', which needs none")
         return run
@@ -93,9 +91,9 @@ def domain_table(entries: Sequence[tuple[Source, str, Result]], left_out: Sequen
     entries    (source, its relation to the test images, result)
     left_out   one sentence for each pair without a number
     """
-    labels = list(dict.fromkeys((source.name, source.backbone, r.run.method) for source, _, r in entries))
+    labels = list(dict.fromkeys((source.name, source.backbone, r.record.method) for source, _, r in entries))
     columns = list(dict.fromkeys(_column(r) for _, _, r in entries))
-    found = {((source.name, source.backbone, r.run.method), _column(r)): (relation, r) for source, relation, r in entries}
+    found = {((source.name, source.backbone, r.record.method), _column(r)): (relation, r) for source, relation, r in entries}
     cells, records = [], []
     for label in labels:
         row = []
@@ -105,11 +103,11 @@ def domain_table(entries: Sequence[tuple[Source, str, Result]], left_out: Sequen
                 row.append(None)
                 continue
             row.append(Cell(result.accuracy.mean, result.accuracy.half_width, "" if relation == ACROSS else TIED,
-                            result.run.key))
-            records.append({"trained_on": label[0], "relation": relation, "protocol": result.run.protocol,
+                            result.record.key))
+            records.append({"trained_on": label[0], "relation": relation, "protocol": result.protocol,
                             "accuracy_percent": 100 * result.accuracy.mean,
-                            "half_width_percent": 100 * result.accuracy.half_width, "run": result.run.key,
-                            **result.run.to_dict(), "commit": result.commit})
+                            "half_width_percent": 100 * result.accuracy.half_width, "run": result.record.key,
+                            **result.record.to_dict(), "commit": result.commit})
         cells.append(tuple(row))
     legend = {TIED: "not across data sets: tested on other classes of the data set that trained the backbone, or on classes "
                     "like those of its pre-training."}
@@ -119,4 +117,8 @@ def domain_table(entries: Sequence[tuple[Source, str, Result]], left_out: Sequen
 
 
 def _column(result: Result) -> str:
-    return f"{result.run.dataset}, {result.run.protocol}"
+    return f"{result.record.dataset}, {result.protocol}"
+
+
+def _collection(dataset: str) -> str:
+    return DATASETS[dataset].collection if dataset in DATASETS else ""

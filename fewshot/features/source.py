@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fewshot.backbones import Backbone, create_backbone, default_options, input_for
 from fewshot.backbones.weights import describe_weights
+from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.datasets import load_dataset
 from fewshot.features.extract import embed
@@ -18,10 +19,12 @@ class FeatureSource:
     """Loads images and embeds them, and remembers both: many runs on the same data and backbone pay once.
 
     root      folder of the data sets;  cache: folder of extracted features;  progress: show bars
+    device    where backbones compute: cpu, cuda, cuda:1, mps, or auto, a GPU where there is one
     """
 
-    def __init__(self, root: str | Path | None = None, cache: str | Path | None = None, progress: bool = False):
-        self.root, self.cache, self.progress = root, CACHE if cache is None else Path(cache), progress
+    def __init__(self, root: str | Path | None = None, cache: str | Path | None = None, progress: bool = False,
+                 device: str = "cpu"):
+        self.root, self.cache, self.progress, self.device = root, CACHE if cache is None else Path(cache), progress, device
         self._images: dict[str, ImageBank] = {}
         self._features: dict[str, FeatureBank] = {}
 
@@ -38,7 +41,7 @@ class FeatureSource:
         if key not in self._features:
             images = self.images(subject)
             self._features[key] = embed(images, backbone_for(subject, images), cache=self.cache, progress=self.progress,
-                                        crops=subject.crops)
+                                        crops=subject.crops, device=own_device(self.device))
         return self._features[key]
 
 

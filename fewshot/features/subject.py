@@ -1,11 +1,29 @@
-"""`Subject`: what is looked at, which images through which eyes."""
+"""`Subject`: what is looked at, which images through which eyes.
+
+Torch is not imported with this module: the command line reads the fields for its help.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
-from fewshot.features.crops import parse_crops
+from fewshot.core.frozen import FrozenDict
+from fewshot.core.settings import options, setting, settle, text
+
+
+def _split(name: str, value: Any) -> str:
+    from fewshot.datasets.base import check_split
+
+    check_split(value)
+    return value
+
+
+def _crops(name: str, value: Any) -> str:
+    from fewshot.features.crops import parse_crops
+
+    return str(parse_crops(value) or "")
 
 
 @dataclass(frozen=True)
@@ -19,16 +37,22 @@ class Subject:
                          kept with all settings written out
     """
 
-    dataset: str = "glyphs"
-    split: str = "test"
-    backbone: str = "conv4"
-    weights: str | None = None
-    crops: str = ""
-    data_options: dict = field(default_factory=dict)
-    backbone_options: dict = field(default_factory=dict)
+    dataset: str = setting("glyphs", "data set, see `fewshot data`; or the path of a folder of class folders", text(),
+                           shown=True)
+    split: str = setting("test", "train, val, test or all (default: test; all for a folder without a split file)", _split,
+                         shown=True)
+    backbone: str = setting("conv4", "backbone, see `fewshot list backbones`", text(), shown=True)
+    weights: str | None = setting(None, "weights file (.safetensors) or a name such as random; left out: those of ImageNet "
+                                  "for efficientnet_lite0, else untrained", text(or_none=True))
+    crops: str = setting("", "random crops of every image: mean(30) averages their features, keep(7) has them side by side",
+                         _crops, shown=True, later=True)
+    data_options: FrozenDict = setting({}, "an option of the data set, e.g. protocol=vinyals, splits=FILE; repeat for more",
+                                       options, flag="--data-option", metavar="NAME=VALUE")
+    backbone_options: FrozenDict = setting({}, "an option of the backbone, e.g. width=32, reduce=flatten; repeat for more",
+                                           options, flag="--backbone-option", metavar="NAME=VALUE")
 
-    def __post_init__(self):
-        object.__setattr__(self, "crops", str(parse_crops(self.crops) or ""))
+    def __post_init__(self) -> None:
+        settle(self)
 
     @property
     def images_key(self) -> str:

@@ -16,6 +16,7 @@ from fewshot.backbones import Backbone, create_backbone
 from fewshot.backbones.weights import describe_weights
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
+from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.datasets.files import Folder as FolderTree
 from fewshot.datasets.folder import Folder
@@ -45,7 +46,8 @@ class Predictions(Answers):
 
 def predict_folder(support: str | Path, queries: str | Path, *, method: str = "protonet", parameters: dict | None = None,
                    backbone: str | Backbone | None = None, weights: str | Path | None = None, transforms: str = "l2",
-                   base_bank: FeatureBank | None = None, batch_size: int = 64, progress: bool = False) -> Predictions:
+                   base_bank: FeatureBank | None = None, batch_size: int = 64, progress: bool = False,
+                   device: str = "cpu") -> Predictions:
     """Label the images of `queries` with the classes of `support`, all as one episode.
 
     support      folder with one folder of images per class; shots may be unequal
@@ -57,6 +59,7 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     weights      of the backbone, as for `create_backbone`
     transforms   feature transforms before the method
     base_bank    features of base classes, for methods and transforms that need their statistics
+    device       where the backbone computes: cpu, cuda, mps, or auto
 
     Images are decoded as by the data set "folder": EXIF orientation applied, transparency on white, centre square. An
     unreadable query is left out with a warning; an unreadable support image, a class without images, fewer than two
@@ -67,7 +70,7 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     chosen, chain = fitted_method(method, parameters, transforms, base_bank)
     listing = _support_listing(support)
     tree, names = _query_files(queries, support)
-    network = _network(backbone, weights)
+    network, where = _network(backbone, weights), own_device(device)
     size, channels = network.input_size or Folder.image_size, network.transform.channels
     examples, bad = _read(listing.files, size, channels)
     if bad:
@@ -84,7 +87,8 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
                       tuple(name for _, name in listing.files))
     asked = ImageBank(images, torch.zeros(len(images), dtype=torch.int64), None, "queries", "all", files)
     repeated = _repeated(known, asked)
-    values = [embed(bank, network, batch_size=batch_size, progress=progress).features for bank in (known, asked)]
+    values = [embed(bank, network, batch_size=batch_size, progress=progress, device=where).features
+              for bank in (known, asked)]
     probabilities = answer(values[0], known.labels, values[1], len(known.class_names), chosen, chain)
     transductive = chosen.setting == "transductive" or chain.transductive or network.batch_norm == "batch"
     setting = "transductive" if transductive else "inductive"

@@ -51,6 +51,7 @@ class Method(abc.ABC):
     needs_backbone   True when `with_backbone(backbone, ways)` must be called first: these are the hyper-parameters of a
                      method with weights of its own, which that makes
     source       paper and official code
+    renamed      earlier names of hyper-parameters -> present ones, so that results and weights stored under them are found
     """
 
     setting: ClassVar[str] = "inductive"
@@ -59,6 +60,7 @@ class Method(abc.ABC):
     needs_base: ClassVar[bool] = False
     needs_backbone: ClassVar[bool] = False
     source: ClassVar[str] = ""
+    renamed: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **options):
         super().__init_subclass__(**options)
@@ -69,6 +71,11 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def __call__(self, episodes: Episodes) -> Tensor:
         """Logits [E, Q, N]: softmax over N gives class probabilities, argmax the prediction."""
+
+    @classmethod
+    def present_names(cls, parameters: Mapping[str, object]) -> dict[str, object]:
+        """Stored hyper-parameters under the names that they have today."""
+        return {cls.renamed.get(name, name): value for name, value in parameters.items()}
 
     def fit(self, base_bank: FeatureBank) -> Method:
         """A copy that knows the statistics of the base classes; methods without any return themselves."""
@@ -165,10 +172,21 @@ def create_method(name: str, **params) -> Method:
     cls = METHODS[name]
     known = method_parameters(name)
     for key in params:
+        if key in cls.renamed:
+            raise FewshotError(f"the parameter {key} of {name} is called {cls.renamed[key]} now")
         if key not in known:
             raise FewshotError(unknown_message(f"parameter of {name}", key, list(known)))
     check_types(name, cls, params)
     return cls(**params)
+
+
+def complete_parameters(name: str, given: Mapping[str, object]) -> dict[str, object]:
+    """Every hyper-parameter of the method `name`: those given, the others at their defaults. 10 for one that is 10.0 by
+    default is 10.0, so that equal settings are equal; other values are not checked here."""
+    defaults = method_parameters(name)
+    alike = {key: float(value) if isinstance(defaults.get(key), float) and type(value) is int else value
+             for key, value in given.items()}
+    return {**defaults, **alike}
 
 
 def method_parameters(name: str) -> dict[str, object]:

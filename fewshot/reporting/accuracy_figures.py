@@ -17,8 +17,10 @@ from matplotlib.lines import Line2D
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.registry import unknown_message
+from fewshot.core.settings import settings_of
+from fewshot.episodes.protocol import protocol_settings
 from fewshot.evaluation.result import Result
-from fewshot.reporting.naming import PROTOCOL, distinct_labels, natural, unique_results
+from fewshot.reporting.naming import distinct_labels, in_protocol, natural, unique_results
 
 BLUE, ORANGE, GREEN, PINK, SKY, RED, YELLOW, BLACK = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00",
                                                       "#F0E442", "#000000")
@@ -26,9 +28,6 @@ COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK)  # yellow is too pale for
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 GREY = "#5f6368"
-AXES = {"shots": "shots per class", "ways": "ways", "queries": "queries per class",
-        "alpha": "alpha of the Dirichlet queries (smaller: less balanced)"}
-_IN_TITLES = ("dataset", "split", *PROTOCOL)  # what panel titles name, so labels need not
 # Names from data sets may hold `$`: mathematics in texts is off.
 STYLE = {
     "backend": "agg", "figure.dpi": 100, "figure.facecolor": "white", "savefig.facecolor": "white",
@@ -40,6 +39,16 @@ STYLE = {
     "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.6, "lines.markersize": 5.5,
     "errorbar.capsize": 3, "pdf.fonttype": 42, "svg.fonttype": "none",
 }
+
+
+def axes_of_protocols() -> dict[str, str]:
+    """Setting -> label of the axis, of what accuracy can be drawn against."""
+    return {name: known.axis for name, known in protocol_settings().items() if known.axis}
+
+
+def _in_titles() -> tuple[str, ...]:
+    """What titles of panels name, so that labels need not."""
+    return "dataset", "split", *in_protocol()
 
 
 def styled(draw: Callable) -> Callable:
@@ -61,29 +70,26 @@ def accuracy_against_shots(results: Iterable[Result]) -> Figure:
 
 @styled
 def accuracy_against(results: Iterable[Result], axis: str) -> Figure:
-    """Accuracy with 95 % intervals over "shots", "ways", "queries" or "alpha" (of Dirichlet queries): a line per method (and
-    backbone, seed, ... where they vary), a panel per data set and what else of the protocol varies.
+    """Accuracy with 95 % intervals over a setting of the protocol ("shots", "ways", "queries", "alpha"): a line per method
+    (and backbone, seed, ... where they vary), a panel per data set and what else of the protocol varies.
 
-    Raises FewshotError for no results, for another axis, for a range on the axis, which has no place there, and over
-    alpha for results whose queries follow no Dirichlet distribution.
+    Raises FewshotError for no results, for another axis, and for results whose protocol has no use for it (alpha without
+    Dirichlet queries).
     """
-    if axis not in AXES:
-        raise FewshotError(unknown_message("axis", axis, list(AXES)))
+    titles = axes_of_protocols()
+    if axis not in titles:
+        raise FewshotError(unknown_message("axis", axis, list(titles)))
     results = unique_results(results)
-    several = len({r.run.queries for r in results}) > 1 and axis != "queries"
+    several = len({r.record.queries for r in results}) > 1 and axis != "queries"
     panels: dict[tuple[str, ...], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
-    for label, result in zip(distinct_labels(results, (*_IN_TITLES, "queries")), results, strict=True):
-        value = getattr(result.run, axis)
-        if not isinstance(value, (int, float)):
-            raise FewshotError(f"{axis}={value!r} is a range; this figure needs a fixed number of {axis}")
-        if axis == "alpha" and result.run.query_distribution != "dirichlet":
-            raise FewshotError(f"{label} has {result.run.query_distribution} queries; alpha means something for Dirichlet "
-                               "queries only: leave it out")
-        own = {"shots": f" {value}-shot", "ways": f"{value}-way ", "queries": "", "alpha": f"({value:g})"}[axis]
-        protocol = result.run.protocol.replace(own, "", 1) + (f", {result.run.queries} queries a class" if several else "")
+    for label, result in zip(distinct_labels(results, (*_in_titles(), "queries")), results, strict=True):
+        protocol = result.record.protocol
+        if axis not in settings_of(protocol) or settings_of(protocol)[axis].unused(protocol):
+            raise FewshotError(f"{label}, {protocol}: {axis} has no effect there; leave it out of a figure against {axis}")
+        protocol = protocol.text(without=axis) + (f", {result.record.queries} queries a class" if several else "")
         panels[(*_place(result, results), protocol)][label].append(result)
     labels = sorted({label for panel in panels.values() for label in panel}, key=natural)
-    places = sorted({getattr(r.run, axis) for r in results})
+    places = sorted({getattr(r.record, axis) for r in results})
     across, legend_columns = min(2, len(panels)), _legend_columns(labels)
     down = -(-len(panels) // across)
     figure = Figure(figsize=(6.4, 3.1 * down + 0.5 + 0.2 * -(-len(labels) // legend_columns)), layout="constrained")
@@ -93,8 +99,8 @@ def accuracy_against(results: Iterable[Result], axis: str) -> Figure:
     order = sorted(panels, key=lambda key: [natural(part) for part in key])
     for axes, key in zip(grid.flat, order, strict=False):
         for label, line in panels[key].items():
-            line.sort(key=lambda r: getattr(r.run, axis))
-            axes.errorbar([getattr(r.run, axis) for r in line], [100 * r.accuracy.mean for r in line],
+            line.sort(key=lambda r: getattr(r.record, axis))
+            axes.errorbar([getattr(r.record, axis) for r in line], [100 * r.accuracy.mean for r in line],
                           [100 * r.accuracy.half_width for r in line], label=label, **_look(labels.index(label)))
         axes.set_title(", ".join(key))
         axes.set_xscale("log", base=2)  # the gain of a shot shrinks: 1 to 5 deserves more room than 16 to 20
@@ -104,7 +110,7 @@ def accuracy_against(results: Iterable[Result], axis: str) -> Figure:
     drawn = list(grid.flat[:len(panels)])
     _chance_lines(drawn, results)
     for axes in drawn[-across:]:
-        axes.set_xlabel(AXES[axis])
+        axes.set_xlabel(titles[axis])
         axes.tick_params(labelbottom=True)  # also above an empty place
     for axes in grid[:, 0]:
         axes.set_ylabel("accuracy (%)")
@@ -120,8 +126,8 @@ def accuracy_dots(results: Iterable[Result]) -> Figure:
     results = unique_results(results)
     panels: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for result in results:
-        panels[(*_place(result, results), result.run.protocol)].append(result)
-    names = dict(zip((r.run.key for r in results), distinct_labels(results, _IN_TITLES), strict=True))
+        panels[(*_place(result, results), result.protocol)].append(result)
+    names = dict(zip((r.record.key for r in results), distinct_labels(results, _in_titles()), strict=True))
     order = sorted(panels, key=lambda key: [natural(part) for part in key])
     heights = [len(panels[key]) + 1.4 for key in order]
     figure = Figure(figsize=(6.4, 0.9 + 0.27 * sum(heights)), layout="constrained")
@@ -132,7 +138,7 @@ def accuracy_dots(results: Iterable[Result]) -> Figure:
             accuracy = result.accuracy
             axes.errorbar(100 * accuracy.mean, y, xerr=100 * accuracy.half_width, fmt="o", color=BLUE,
                           markerfacecolor="white" if result.setting == "transductive" else BLUE)
-        axes.set_yticks(range(len(panel)), [short(names[r.run.key], 44) for r in panel])
+        axes.set_yticks(range(len(panel)), [short(names[r.record.key], 44) for r in panel])
         axes.set_ylim(-0.7, len(panel) - 0.3)
         axes.set_title(", ".join(key))
         axes.tick_params(axis="y", length=0)
@@ -205,8 +211,8 @@ def figure_bytes(figure: Figure, suffix: str = "png", metadata: dict | None = No
 
 def _place(result: Result, results: list[Result]) -> tuple[str, ...]:
     """Data set and split, for a title, where they vary."""
-    several = len({(r.run.dataset, r.run.split) for r in results}) > 1
-    return (f"{result.run.dataset} ({result.run.split})",) if several else ()
+    several = len({(r.record.dataset, r.record.split) for r in results}) > 1
+    return (f"{result.record.dataset} ({result.record.split})",) if several else ()
 
 
 def _look(i: int) -> dict:
@@ -222,7 +228,7 @@ def _legend_columns(labels: list[str]) -> int:
 
 def _chance_lines(panels: list[Axes], results: list[Result]) -> None:
     """Where chance is, unless that would take more than half of the axis."""
-    ways, means = {r.run.ways for r in results}, [r.accuracy.mean for r in results]
+    ways, means = {r.record.ways for r in results}, [r.accuracy.mean for r in results]
     if len(ways) != 1 or not isinstance(way := ways.pop(), int) or 1 / way < 2 * min(means) - max(means):
         return
     for axes in panels:

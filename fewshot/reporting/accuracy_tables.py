@@ -36,14 +36,14 @@ def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", 
         label, name = (tuple(result_field(result, n) for n in which) for which in (headings, columns))
         known = grid[label].setdefault(", ".join(name), result)
         if not known.correct.equal(result.correct):
-            raise FewshotError(f"runs {known.run.key} and {result.run.key} differ in nothing that a table shows; "
+            raise FewshotError(f"runs {known.record.key} and {result.record.key} differ in nothing that a table shows; "
                                "keep one of them")
     labels = sorted(grid, key=lambda label: [natural(text) for text in label])
     names = sorted({name for row in grid.values() for name in row}, key=natural)
     marks: dict[str, str] = {}
     for name in names:
         marks |= _marks([row[name] for row in grid.values() if name in row])
-    cells = tuple(tuple(Cell(r.accuracy.mean, r.interval(interval).half_width, marks.get(r.run.key, ""), r.run.key)
+    cells = tuple(tuple(Cell(r.accuracy.mean, r.interval(interval).half_width, marks.get(r.record.key, ""), r.record.key)
                         if (r := grid[label].get(name)) else None for name in names) for label in labels)
     ordered = [grid[label][name] for label in labels for name in names if name in grid[label]]
     legend = {BEST: "best of the column on the same episodes; the 95 % interval of its paired difference to each other "
@@ -51,7 +51,7 @@ def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", 
               TIED: "not distinguishable from the best of the column: the 95 % interval of the paired difference on "
                     "the same episodes includes zero (no correction for several comparisons)."}
     return Table(tuple(name.replace("_", " ") for name in headings), tuple(labels), tuple(names), cells, legend,
-                 tuple(result_notes(results, interval)), tuple(_record(r, marks.get(r.run.key, "")) for r in ordered))
+                 tuple(result_notes(results, interval)), tuple(_record(r, marks.get(r.record.key, "")) for r in ordered))
 
 
 def comparison_table(results: Iterable[Result]) -> Table:
@@ -68,12 +68,12 @@ def comparison_table(results: Iterable[Result]) -> Table:
     for (i, a), (j, b) in itertools.combinations(enumerate(results), 2):
         found = compare(a, b)
         gap, mark = found.difference, "" if found.significant else TIED
-        cells[i][j] = Cell(gap.mean, gap.half_width, mark, f"{a.run.key} - {b.run.key}")
-        cells[j][i] = Cell(-gap.mean, gap.half_width, mark, f"{b.run.key} - {a.run.key}")
+        cells[i][j] = Cell(gap.mean, gap.half_width, mark, f"{a.record.key} - {b.record.key}")
+        cells[j][i] = Cell(-gap.mean, gap.half_width, mark, f"{b.record.key} - {a.record.key}")
         records.append({"a": labels[i], "b": labels[j], "difference_percent": 100 * gap.mean,
                         "half_width_percent": 100 * gap.half_width, "excludes_zero": found.significant,
                         "share_better": found.better, "share_ties": found.ties, "p_value": found.p_value,
-                        "episodes": gap.n, "fingerprint": a.fingerprint, "run_a": a.run.key, "run_b": b.run.key})
+                        "episodes": gap.n, "fingerprint": a.fingerprint, "run_a": a.record.key, "run_b": b.record.key})
     notes = [f"Accuracy of the row minus accuracy of the column, percentage points ± half width of the 95 % interval "
              f"over {len(results[0].correct)} paired episodes (Student t); it covers episode sampling.",
              *result_notes(results)[1:]]
@@ -94,21 +94,21 @@ def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[
         kind = "bootstrap, half its length," if interval == "bootstrap" else "Student t"
         notes = [f"Accuracy in percent ± half width of the 95 % interval ({kind} over {_join(sizes)} episodes); the "
                  f"interval covers {covers}, not the choice of classes, backbone or training seed."]
-    sets = sorted({f"{r.run.dataset}, split {r.run.split}" for r in results})
-    queries, seeds = sorted({r.run.queries for r in results}), sorted({r.run.seed for r in results})
-    average = "" if all(r.run.query_distribution == "balanced" for r in results) else " (a mean where not balanced)"
+    sets = sorted({f"{r.record.dataset}, split {r.record.split}" for r in results})
+    queries, seeds = sorted({r.record.queries for r in results}), sorted({r.record.seed for r in results})
+    average = "" if all(r.record.query_distribution == "balanced" for r in results) else " (a mean where not balanced)"
     notes.append(f"Data: {'; '.join(sets)}. Queries per class: {_join(queries)}{average}. Episode seed {_join(seeds)}.")
-    for protocol in sorted({r.run.protocol for r in results}, key=natural):
-        if len({r.fingerprint for r in results if r.run.protocol == protocol}) > 1:
+    for protocol in sorted({r.protocol for r in results}, key=natural):
+        if len({r.fingerprint for r in results if r.protocol == protocol}) > 1:
             notes.append(f"{protocol}: results are on different episodes; only those on the same ones are compared.")
-    changed = sorted({f"{r.run.method}: {result_field(r, 'parameters')}" for r in results
+    changed = sorted({f"{r.record.method}: {result_field(r, 'parameters')}" for r in results
                       if result_field(r, "parameters") != "defaults"}, key=natural)
     notes += [f"Parameters other than the defaults: {'; '.join(changed)}."] if changed else []
     assumptions = sorted({what for r in results for what in r.assumes})
-    notes += [f"Assuming {what}: {_join(sorted({r.run.method for r in results if what in r.assumes}))}."
+    notes += [f"Assuming {what}: {_join(sorted({r.record.method for r in results if what in r.assumes}))}."
               for what in assumptions]
-    uneven = {r.run.method for r in results if r.run.query_distribution != "balanced"}
-    lacking = sorted({r.run.method for r in results if r.setting == "transductive"} - uneven)
+    uneven = {r.record.method for r in results if r.record.query_distribution != "balanced"}
+    lacking = sorted({r.record.method for r in results if r.setting == "transductive"} - uneven)
     notes += [f"Transductive, evaluated with balanced queries only: {', '.join(lacking)}."] if lacking else []
     for text in dict.fromkeys(note for r in results for note in r.notes):
         subject = _subject([r for r in results if text in r.notes], results)
@@ -116,7 +116,7 @@ def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[
     for r, label in zip(results, distinct_labels(results, ("protocol",)), strict=True):
         failed = 0 if r.converged is None else int((~r.converged).sum())
         if failed:
-            notes.append(f"{label}, {r.run.protocol}: {failed} of {len(r.correct)} episodes did not converge.")
+            notes.append(f"{label}, {r.protocol}: {failed} of {len(r.correct)} episodes did not converge.")
     commits = sorted({r.commit or "unknown" for r in results})
     changes = " (+: with uncommitted changes)" if any(c.endswith("+") for c in commits) else ""
     return [*notes, f"Commit {_join(commits)}{changes}."]
@@ -133,7 +133,7 @@ def _marks(results: list[Result]) -> dict[str, str]:
             continue
         best = max(group, key=lambda r: r.accuracy.mean)
         tied = [r for r in group if r is not best and not compare(best, r).significant]
-        marks |= {r.run.key: TIED for r in [best, *tied]} if tied else {best.run.key: BEST}
+        marks |= {r.record.key: TIED for r in [best, *tied]} if tied else {best.record.key: BEST}
     return marks
 
 
@@ -141,8 +141,8 @@ def _record(result: Result, mark: str) -> dict:
     """One row of the long form."""
     summary = result.summary()
     accuracy, half = summary.pop("accuracy"), summary.pop("interval95")
-    return {"run": result.run.key, "protocol": result.run.protocol, "accuracy_percent": 100 * accuracy,
-            "half_width_percent": 100 * half, "mark": mark, **result.run.to_dict(), **summary}
+    return {"run": result.record.key, "protocol": result.protocol, "accuracy_percent": 100 * accuracy,
+            "half_width_percent": 100 * half, "mark": mark, **result.record.to_dict(), **summary}
 
 
 def _subject(carriers: list[Result], results: Sequence[Result]) -> str:
@@ -153,8 +153,8 @@ def _subject(carriers: list[Result], results: Sequence[Result]) -> str:
         values = {result_field(r, name) for r in carriers}
         if len(carriers) == sum(result_field(r, name) in values for r in results):
             return _join(sorted(values))
-    keys = {r.run.key for r in carriers}
-    return _join(n for n, r in zip(distinct_labels(results), results, strict=True) if r.run.key in keys)
+    keys = {r.record.key for r in carriers}
+    return _join(n for n, r in zip(distinct_labels(results), results, strict=True) if r.record.key in keys)
 
 
 def _join(values: Iterable) -> str:

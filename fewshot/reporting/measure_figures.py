@@ -14,36 +14,40 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.settings import settings_of
 from fewshot.data.banks import ImageBank
 from fewshot.datasets import DATASETS
 from fewshot.episodes.types import Episodes
 from fewshot.evaluation.batching import answers
 from fewshot.evaluation.measures import BINS, calibration_error
+from fewshot.evaluation.record import Record
 from fewshot.evaluation.resolve import ready, resolve
 from fewshot.evaluation.result import Result
+from fewshot.evaluation.run import Run
 from fewshot.features.source import FeatureSource, backbone_for
+from fewshot.features.subject import Subject
 from fewshot.methods.contract import IterativeMethod, Method
-from fewshot.reporting.accuracy_figures import AXES, BLUE, COLOURS, GREY, ORANGE, accuracy_against, styled
+from fewshot.reporting.accuracy_figures import BLUE, COLOURS, GREY, ORANGE, accuracy_against, axes_of_protocols, styled
 from fewshot.reporting.episode_figure import episode_figure
 from fewshot.reporting.feature_space import movement_figure, projection_figure
 from fewshot.reporting.naming import unique_results
 
 LARGEST = 30  # classes of a confusion matrix that can still be read
 _NUMBERS = 12  # ... with a number in every cell
-_OF_A_LINE = ("dataset", "split", "backbone", "method", "ways", "shots", "queries", "query_distribution", "alpha", "k_eff",
-              "open_classes")
 
 
 def sweeps(results: Iterable[Result]) -> dict[str, tuple[Figure, str]]:
     """axis -> (accuracy against it, caption), for every axis along which results differ in nothing else of the protocol."""
     found = {}
-    for axis in AXES:
+    for axis in axes_of_protocols():
         lines: dict[tuple, list[Result]] = defaultdict(list)
         for result in unique_results(results):
-            run = result.run
-            if isinstance(getattr(run, axis), (int, float)) and (axis != "alpha" or run.query_distribution == "dirichlet"):
-                lines[tuple(str(getattr(run, name)) for name in _OF_A_LINE if name != axis)].append(result)
-        swept = [r for line in lines.values() if len({getattr(r.run, axis) for r in line}) > 1 for r in line]
+            protocol, record = result.record.protocol, result.record
+            known = settings_of(protocol)
+            if axis in known and not known[axis].unused(protocol):
+                others = tuple(str(value) for name, value in protocol.settings().items() if name != axis)
+                lines[(record.dataset, record.split, record.backbone, record.method, *others)].append(result)
+        swept = [r for line in lines.values() if len({getattr(r.record, axis) for r in line}) > 1 for r in line]
         if swept:
             found[axis] = accuracy_against(swept, axis), (f"Accuracy against {axis}. 95 % intervals over episodes; the "
                                                           "horizontal axis is logarithmic.")
@@ -134,13 +138,13 @@ def calibration_figure(histograms: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def evaluated_images(run, source: FeatureSource) -> ImageBank:
-    """The images that `run` was evaluated on; raises FewshotError, saying why, where they are not at hand."""
-    if run.dataset not in DATASETS:
-        raise FewshotError(f"{run.dataset} is no data set of `fewshot data`")
-    images = source.images(run.subject)
-    if images.content_hash != run.data:
-        raise FewshotError(f"the images of {run.dataset} found here are not those evaluated, or features were evaluated")
+def evaluated_images(record: Record, source: FeatureSource) -> ImageBank:
+    """The images of `record`; raises FewshotError, saying why, where they are not at hand."""
+    if record.dataset not in DATASETS:
+        raise FewshotError(f"{record.dataset} is no data set of `fewshot data`")
+    images = source.images(Subject(record.dataset, record.split, data_options=record.data_options))
+    if images.content_hash != record.data:
+        raise FewshotError(f"the images of {record.dataset} found here are not those evaluated, or features were evaluated")
     return images
 
 
@@ -151,15 +155,16 @@ def drawn_episodes(result: Result, source: FeatureSource,
     weights   identity -> file of weights at hand. Raises FewshotError, saying why, where the images, weights or episodes of
     the result are not at hand.
     """
-    run = result.run
-    if run.episode_list:
+    record = result.record
+    if record.episode_list:
         raise FewshotError("its episodes came from a file")
-    images = evaluated_images(run, source)
-    method, prepare, bank = _answering(run, images, source, weights or {})
+    images = evaluated_images(record, source)
+    run = Run.from_record(record)
+    method, prepare, bank = _answering(run, record, images, source, weights or {})
     if run.drawn(bank).fingerprint != result.fingerprint:
         raise FewshotError("this version draws other episodes than the one that evaluated it")
     sampler, picks = run.sampler(bank), {"hardest": int(result.correct.argmin())}
-    picks["random"] = int(run.key, 16) % len(result.correct)  # the same in every report
+    picks["random"] = int(record.key, 16) % len(result.correct)  # the same in every report
     drawn = []
     for name, i in picks.items():
         indices = sampler.indices(i, 1)
@@ -196,16 +201,16 @@ def _in_feature_space(method: Method, episode: Episodes, indices, images: ImageB
              "The same step by step.")]
 
 
-def _answering(run, images: ImageBank, source: FeatureSource, weights: Mapping[str, Path]):
-    identity = (run.weights or "none").split("+")[0]
-    file = weights.get(run.weights, weights.get(identity))
+def _answering(run: Run, record: Record, images: ImageBank, source: FeatureSource, weights: Mapping[str, Path]):
+    identity = (record.weights or "none").split("+")[0]
+    file = weights.get(record.weights, weights.get(identity))
     named = identity == "none" or identity.startswith("random:")
     found = replace(run, weights=str(file) if file else identity if named else None)
     if backbone_for(found.subject, images).weights_id != identity:
         raise FewshotError(f"its weights ({identity[:12]}) are not at hand; name their file with --weights")
     resolved = resolve(found, source=source)
-    if resolved.run.weights != run.weights:
-        raise FewshotError(f"the weights of {run.method} itself are not at hand; name their file with --weights")
+    if resolved.record.weights != record.weights:
+        raise FewshotError(f"the weights of {record.method} itself are not at hand; name their file with --weights")
     method, prepare, _ = ready(resolved)
     return method, prepare, resolved.bank
 

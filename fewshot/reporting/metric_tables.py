@@ -15,11 +15,10 @@ from fewshot.core.errors import FewshotError
 from fewshot.evaluation.measures import calibration_error, macro_accuracy
 from fewshot.evaluation.result import Result, compare
 from fewshot.reporting.accuracy_tables import result_notes
-from fewshot.reporting.naming import PROTOCOL, distinct_labels, natural, unique_results
+from fewshot.reporting.naming import distinct_labels, episode_fields, in_protocol, natural, unique_results
 from fewshot.reporting.table import BEST, TIED, Cell, Table
 from fewshot.statistics import class_interval, holm, mean_interval, rank, seed_spread, worst_share
 
-_EPISODES = (*PROTOCOL, "dataset", "split", "queries", "episodes", "seed", "data_options", "open_queries", "episode_list")
 _UNSEEDED = ("weights", "data", "base")  # what another training seed changes in a run
 
 
@@ -37,7 +36,7 @@ def pairs_table(results: Iterable[Result]) -> Table:
     rows, records = [], []
     for (i, j), comparison, p in zip(pairs, found, corrected, strict=True):
         a, b, gap = results[i], results[j], comparison.difference
-        key, mark = f"{a.run.key} - {b.run.key}", "" if p < 0.05 else TIED
+        key, mark = f"{a.record.key} - {b.record.key}", "" if p < 0.05 else TIED
         wide = _over_classes(a, b)
         rows.append((Cell(gap.mean, gap.half_width, mark, key, signed=True),
                      None if wide is None else Cell(gap.mean, wide, "", key, signed=True),
@@ -48,7 +47,7 @@ def pairs_table(results: Iterable[Result]) -> Table:
                         "half_width_classes_percent": None if wide is None else 100 * wide,
                         "probability_better": comparison.probability, "share_better": comparison.better,
                         "share_ties": comparison.ties, "p_value": comparison.p_value, "p_holm": float(p),
-                        "episodes": gap.n, "fingerprint": a.fingerprint, "run_a": a.run.key, "run_b": b.run.key})
+                        "episodes": gap.n, "fingerprint": a.fingerprint, "run_a": a.record.key, "run_b": b.record.key})
     notes = [f"First minus second in percentage points ± half width of the 95 % interval over {len(results[0].correct)} "
              "paired episodes (Student t); the column over classes covers the choice of the novel classes, too (leaving out "
              "one class at a time).",
@@ -64,16 +63,16 @@ def ranks_table(results: Iterable[Result]) -> Table:
     sets. Every method must have a result on each; methods within the critical difference of the best are marked."""
     results = unique_results(results)
     groups: dict[str, dict[str, Result]] = defaultdict(dict)
-    for label, result in zip(distinct_labels(results, _EPISODES), results, strict=True):
+    for label, result in zip(distinct_labels(results, episode_fields()), results, strict=True):
         if label in groups[result.fingerprint]:
             raise FewshotError(f"two results of {label} on the same episodes; rank one of them")
         groups[result.fingerprint][label] = result
     names = sorted({label for group in groups.values() for label in group}, key=natural)
     for group in groups.values():
         if missing := [name for name in names if name not in group]:
-            one = next(iter(group.values())).run
-            raise FewshotError(f"no result of {missing[0]} on {one.dataset}, {one.protocol}, seed {one.seed}; ranks need "
-                               "every method on the same episodes of every protocol")
+            one = next(iter(group.values()))
+            raise FewshotError(f"no result of {missing[0]} on {one.record.dataset}, {one.protocol}, seed "
+                               f"{one.record.seed}; ranks need every method on the same episodes of every protocol")
     if len(groups) == 1:
         values = np.stack([next(iter(groups.values()))[name].correct.numpy() for name in names])
     else:
@@ -102,7 +101,7 @@ def metrics_table(results: Iterable[Result]) -> Table:
     results = unique_results(results)
     rows = [_row(result) for result in results]
     columns = [name for name in _COLUMNS if any(name in row for row in rows)]
-    labels = [(label, r.run.protocol) for label, r in zip(distinct_labels(results, PROTOCOL), results, strict=True)]
+    labels = [(label, r.protocol) for label, r in zip(distinct_labels(results, in_protocol()), results, strict=True)]
     order = sorted(range(len(rows)), key=lambda i: (natural(labels[i][1]), natural(labels[i][0])))
     cells = tuple(tuple(rows[i].get(name) for name in columns) for i in order)
     notes = result_notes(results) + [_COLUMNS[name] for name in columns if _COLUMNS[name]]
@@ -110,7 +109,7 @@ def metrics_table(results: Iterable[Result]) -> Table:
         notes.append("Probabilities were not measured: evaluate with --metrics.")
     notes += [f"{labels[i][0]}, {labels[i][1]}: temperature {float(results[i].measures['temperature']):.3g}."
               for i in order if "temperature" in results[i].measures]
-    records = tuple({"run": results[i].run.key, "protocol": labels[i][1], "method": labels[i][0],
+    records = tuple({"run": results[i].record.key, "protocol": labels[i][1], "method": labels[i][0],
                      **{name: rows[i][name].mean for name in columns if name in rows[i]}} for i in order)
     return Table(("method", "protocol"), tuple(labels[i] for i in order), tuple(columns), cells, {}, tuple(notes), records)
 
@@ -121,11 +120,11 @@ def seeds_table(results: Iterable[Result]) -> Table:
     results = unique_results(results)
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in results:
-        rest = {k: v for k, v in result.run.to_dict().items() if k not in _UNSEEDED}
+        rest = {k: v for k, v in result.record.to_dict().items() if k not in _UNSEEDED}
         groups[json.dumps(rest, sort_keys=True)].append(result)
-    unseeded = dict.fromkeys(_UNSEEDED)
-    firsts = [dataclasses.replace(group[0], run=dataclasses.replace(group[0].run, **unseeded)) for group in groups.values()]
-    labels = [(label, r.run.protocol) for label, r in zip(distinct_labels(firsts, PROTOCOL), firsts, strict=True)]
+    firsts = [dataclasses.replace(group[0], record=group[0].record.changed(**dict.fromkeys(_UNSEEDED)))
+              for group in groups.values()]
+    labels = [(label, r.protocol) for label, r in zip(distinct_labels(firsts, in_protocol()), firsts, strict=True)]
     cells, records = [], []
     for (label, protocol), group in zip(labels, groups.values(), strict=True):
         if len(group) < 2:
@@ -139,7 +138,7 @@ def seeds_table(results: Iterable[Result]) -> Table:
         records.append({"method": label, "protocol": protocol, "accuracy_percent": 100 * found.interval.mean,
                         "half_width_percent": 100 * found.interval.half_width, "seeds": len(group),
                         "spread_percent": 100 * found.spread, "lowest_percent": 100 * found.lowest,
-                        "highest_percent": 100 * found.highest, "runs": " ".join(r.run.key for r in group)})
+                        "highest_percent": 100 * found.highest, "runs": " ".join(r.record.key for r in group)})
     notes = ["Mean accuracy over training seeds in percent ± half width of its 95 % interval (Student t over seeds); it "
              "covers the training seed, not the choice of classes. Spread: standard deviation between seeds. Over episodes: "
              "the widest half width of a single seed's interval; this error is part of the spread.",
@@ -170,7 +169,7 @@ _COLUMNS = {
 
 
 def _row(result: Result) -> dict[str, Cell]:
-    measures, key = result.measures, result.run.key
+    measures, key = result.measures, result.record.key
 
     def mean(values: Tensor | Sequence[float], factor: float = 100, digits: int = 2) -> Cell:
         found = mean_interval(values)

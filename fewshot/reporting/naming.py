@@ -7,35 +7,55 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.frozen import frozen
 from fewshot.core.registry import unknown_message
+from fewshot.core.settings import settings_of
+from fewshot.episodes.protocol import protocol_settings
+from fewshot.evaluation.method_spec import MethodSpec
+from fewshot.evaluation.record import IDENTITIES
 from fewshot.evaluation.result import Result
-from fewshot.evaluation.run import Run
-from fewshot.methods.contract import method_parameters
+from fewshot.features.subject import Subject
+from fewshot.methods.contract import METHODS, method_parameters
 
-# Shown whenever they vary, and in the order in which labels and row headings name them.
-_VISIBLE = ("dataset", "split", "backbone", "crops", "transforms")
-# What may tell two results of one cell apart; the first that does becomes a row heading.
-_SEPARATING = (*_VISIBLE, "weights", "backbone_options", "method", "parameters", "query_distribution", "ways", "shots",
-               "alpha", "k_eff", "queries", "open_classes", "open_queries", "episode_list", "episodes", "seed",
-               "data_options", "setting", "data", "base")
-PROTOCOL = ("protocol", "query_distribution", "ways", "shots", "alpha", "k_eff", "open_classes")
+_SUBJECT, _METHOD = settings_of(Subject), settings_of(MethodSpec)
+
+
+def in_protocol() -> tuple[str, ...]:
+    """"protocol", and the settings that its text names."""
+    return "protocol", *(name for name, known in protocol_settings().items() if known.named)
+
+
+def episode_fields() -> tuple[str, ...]:
+    """All settings that say which episodes a result is on."""
+    return ("protocol", *protocol_settings(), "dataset", "split", "episodes", "seed", "data_options", "episode_list")
+
+
+def _visible() -> tuple[str, ...]:
+    """Shown whenever they vary, and in the order in which labels and row headings name them."""
+    return tuple(name for name, known in {**_SUBJECT, **_METHOD}.items() if known.shown)
+
+
+def _separating() -> tuple[str, ...]:
+    """What may tell two results of one cell apart; the first that does becomes a row heading."""
+    last = ("data_options", "setting", "data", "base")
+    names = (*_visible(), *_SUBJECT, *_METHOD, *protocol_settings(), "episode_list", "episodes", "seed")
+    return (*dict.fromkeys(name for name in names if name not in last), *last)
 
 
 def result_field(result: Result, name: str) -> str:
     """A run setting, "protocol" or "setting" of a result as text; parameters: those not at their default."""
-    run = result.run
-    if name == "setting":
-        return result.setting
-    known = [f.name for f in fields(Run)] + ["protocol", "setting"]
+    record = result.record
+    if name in ("setting", "protocol"):
+        return getattr(result, name)
+    known = [*_SUBJECT, *_METHOD, *protocol_settings(), "episodes", "seed", *IDENTITIES, "protocol", "setting"]
     if name not in known:
         raise FewshotError(unknown_message("table field", name, known))
-    value = getattr(run, name)
+    value = getattr(record, name)
     if name == "parameters":
-        defaults = method_parameters(run.method)
-        value = {key: v for key, v in value.items() if _listed(v) != _listed(defaults.get(key))}
+        defaults = method_parameters(record.method) if record.method in METHODS else {}
+        value = {key: v for key, v in value.items() if key not in defaults or v != frozen(defaults[key])}
         return parameter_text(value) or "defaults"
     if isinstance(value, dict):
         return parameter_text(value) or "none"
@@ -52,12 +72,12 @@ def separating_fields(results: Sequence[Result], names: tuple[str, ...],
     """What must be named beside `names` so that different results have different labels (`without` is never added)."""
     used = (*names, *without)
     if "protocol" in used:
-        used += PROTOCOL
+        used += in_protocol()
     added = []
-    for name in _VISIBLE:
+    for name in _visible():
         if name not in used and len({result_field(r, name) for r in results}) > 1:
             added.append(name)
-    for name in _SEPARATING:
+    for name in _separating():
         if name in used or name in added:
             continue
         values = defaultdict(set)
@@ -85,9 +105,9 @@ def unique_results(results: Iterable[Result]) -> list[Result]:
     """The results without repetitions of a run; raises FewshotError for none, and when repetitions disagree."""
     found: dict[str, Result] = {}
     for result in results:
-        known = found.setdefault(result.run.key, result)
+        known = found.setdefault(result.record.key, result)
         if not known.correct.equal(result.correct):
-            raise FewshotError(f"two results of run {result.run.key} ({result.run.method}, {result.run.protocol}) "
+            raise FewshotError(f"two results of run {result.record.key} ({result.record.method}, {result.protocol}) "
                                f"differ: {known.accuracy.percent()} and {result.accuracy.percent()}; keep one of them")
     if not found:
         raise FewshotError("no results; evaluate a run first")
@@ -103,11 +123,6 @@ def _with_name(result: Result, name: str) -> str:
     text = result_field(result, name)
     plain = name in ("parameters", "setting", "protocol") or text.startswith("untrained")
     return text if plain else f"{name.replace('_', ' ')} {text}"
-
-
-def _listed(value):
-    """A stored run has lists where its method's defaults have tuples."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def parameter_text(values: dict) -> str:

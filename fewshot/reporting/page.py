@@ -32,7 +32,7 @@ from fewshot.reporting.measure_figures import (
     evaluated_images,
 )
 from fewshot.reporting.metric_tables import metrics_table, pairs_table, ranks_table
-from fewshot.reporting.naming import PROTOCOL, distinct_labels, natural, unique_results
+from fewshot.reporting.naming import distinct_labels, in_protocol, natural, unique_results
 
 _DOTS = ("Accuracy with 95 % intervals over episodes, sorted; the numbers are those of the table. Open dots are "
          "transductive methods.")
@@ -85,7 +85,7 @@ def write_report(path: str | Path, *, title: str, results: Iterable[Result],
 
 def _subtitle(results: list[Result]) -> str:
     episodes = sum(len(r.correct) for r in results)
-    sets = sorted({f"{r.run.dataset} ({r.run.split})" for r in results}, key=natural)
+    sets = sorted({f"{r.record.dataset} ({r.record.split})" for r in results}, key=natural)
     written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     counted = "1 result" if len(results) == 1 else f"{len(results)} results"
     return f"{counted} on {', '.join(sets)}, {episodes:,} episodes in all. Written {written}."
@@ -97,15 +97,15 @@ def _comparisons(results: list[Result]) -> list[str]:
     for result in results:
         groups[result.fingerprint].append(result)
     parts = []
-    several = len({(r.run.dataset, r.run.split) for r in results}) > 1
-    unlike = len({r.run.queries for r in results}) > 1
-    order = sorted(groups.values(), key=lambda g: natural(f"{g[0].run.dataset} {g[0].run.protocol} {g[0].run.queries}"))
+    several = len({(r.record.dataset, r.record.split) for r in results}) > 1
+    unlike = len({r.record.queries for r in results}) > 1
+    order = sorted(groups.values(), key=lambda g: natural(f"{g[0].record.dataset} {g[0].protocol} {g[0].record.queries}"))
     for group in order:
         if len(group) > 1:
-            place = f"{group[0].run.dataset} ({group[0].run.split}), " if several else ""
+            place = f"{group[0].record.dataset} ({group[0].record.split}), " if several else ""
             best = sorted(group, key=lambda r: -r.accuracy.mean)[:_MATRIX]
-            queries = f", {group[0].run.queries} queries a class" if unlike else ""
-            heading = f"{place}{group[0].run.protocol}{queries}, {len(group[0].correct)} episodes"
+            queries = f", {group[0].record.queries} queries a class" if unlike else ""
+            heading = f"{place}{group[0].protocol}{queries}, {len(group[0].correct)} episodes"
             heading += f", the best {_MATRIX} of {len(group)} results" if len(group) > _MATRIX else ""
             parts += [f"<h3>{escape(heading)}</h3>", comparison_table(best).to_html("sortable matrix", notes=False)]
             parts += _pairs_and_ranks(best[:_PAIRS])
@@ -129,14 +129,14 @@ def _measured(results: list[Result], source: FeatureSource | None) -> list[str]:
     found = [r for r in results if "calibration" in r.measures or "confusion" in r.measures]
     if not found:
         return []
-    label = dict(zip((r.run.key for r in results), distinct_labels(results, PROTOCOL), strict=True))
-    found.sort(key=lambda r: (natural(r.run.protocol), -r.accuracy.mean))
+    label = dict(zip((r.record.key for r in results), distinct_labels(results, in_protocol()), strict=True))
+    found.sort(key=lambda r: (natural(r.protocol), -r.accuracy.mean))
     parts = ["<h2>Probabilities and confusion</h2>", metrics_table(found).to_html("sortable")]
     if len(found) > _MEASURED:
         parts.append(f'<p class="soft">Drawn are the first {_MEASURED} of {len(found)} results, by protocol and accuracy; a '
                      "report of fewer results draws the others.</p>")
     for result in found[:_MEASURED]:
-        measures, title = result.measures, f"{label[result.run.key]}, {result.run.protocol}"
+        measures, title = result.measures, f"{label[result.record.key]}, {result.protocol}"
         parts.append(f"<h3>{escape(title)}</h3>")
         histograms = {"as answered": measures.get("calibration")}
         if "calibration_calibrated" in measures:
@@ -153,13 +153,13 @@ def _confusion(result: Result, title: str, source: FeatureSource | None) -> str:
     matrix, names, numbered = result.measures["confusion"], None, ""
     try:
         if source is not None:
-            names = evaluated_images(result.run, source).class_names
+            names = evaluated_images(result.record, source).class_names
     except FewshotError as error:
         numbered = f" Classes have numbers: {error}."
     pairs = confused_pairs(matrix, names)
     caption = f"Most confused: {'; '.join(pairs)}." if pairs else "No query was given a wrong class."
-    if len(matrix) > result.run.ways:
-        caption += (f" Shares are of all queries of the class; an episode has {result.run.ways} of the {len(matrix)} "
+    if len(matrix) > result.record.ways:
+        caption += (f" Shares are of all queries of the class; an episode has {result.record.ways} of the {len(matrix)} "
                     "classes, and only these can be taken for each other.")
     return _figure(f"confusion of {title}", confusion_figure(matrix, names), caption + numbered)
 
@@ -171,11 +171,11 @@ def _episodes(results: list[Result], source: FeatureSource | None, weights: Mapp
     best: dict[str, Result] = {}
     for result in sorted(results, key=lambda r: -r.accuracy.mean):
         best.setdefault(result.fingerprint, result)
-    labels = dict(zip((r.run.key for r in results), distinct_labels(results, PROTOCOL), strict=True))
+    labels = dict(zip((r.record.key for r in results), distinct_labels(results, in_protocol()), strict=True))
     parts = ["<h2>Episodes</h2>"]
-    chosen = sorted(best.values(), key=lambda r: natural(f"{r.run.dataset} {r.run.protocol}"))
+    chosen = sorted(best.values(), key=lambda r: natural(f"{r.record.dataset} {r.protocol}"))
     for result in chosen[:_DRAWN]:
-        parts.append(f"<h3>{escape(f'{labels[result.run.key]} on {result.run.dataset}, {result.run.protocol}')}</h3>")
+        parts.append(f"<h3>{escape(f'{labels[result.record.key]} on {result.record.dataset}, {result.protocol}')}</h3>")
         try:
             parts += [_figure(name, figure, caption) for name, figure, caption in drawn_episodes(result, source, weights)]
         except FewshotError as error:
@@ -243,12 +243,12 @@ def _runs(results: list[Result]) -> str:
     head = ("run", "result", "protocol", "episodes", "seed", "fingerprint", "weights", "commit", "seconds")
     rows, settings = [], {}
     named = zip(distinct_labels(results, ("protocol",)), results, strict=True)
-    for label, r in sorted(named, key=lambda pair: natural(f"{pair[0]} {pair[1].run.protocol}")):
-        cells = [_code(r.run.key), escape(label), escape(r.run.protocol), str(len(r.correct)), str(r.run.seed),
-                 _code(r.fingerprint, 12), _code(r.run.weights or "none", 12), _code(r.commit or "unknown"),
+    for label, r in sorted(named, key=lambda pair: natural(f"{pair[0]} {pair[1].protocol}")):
+        cells = [_code(r.record.key), escape(label), escape(r.protocol), str(len(r.correct)), str(r.record.seed),
+                 _code(r.fingerprint, 12), _code(r.record.weights or "none", 12), _code(r.commit or "unknown"),
                  f"{r.seconds:.2f}"]
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-        settings[r.run.key] = r.run.to_dict()
+        settings[r.record.key] = r.record.to_dict()
     titles = "".join(f'<th scope="col">{name}</th>' for name in head)
     return ('<h3>Runs</h3>\n<p class="soft">Results with the same fingerprint are on the same episodes.</p>\n'
             '<div class="scroll" tabindex="0" role="region" aria-label="runs"><table class="sortable"><thead><tr>'

@@ -31,7 +31,7 @@ def reference_table(default: Iterable[Result], tuned: Iterable[Result], referenc
             if not inductive:
                 raise FewshotError("no result of an inductive method to compare with; evaluate one, such as protonet")
             top = max(inductive, key=lambda r: r.accuracy.mean)
-            against[f"− best inductive ({top.run.method})"] = top
+            against[f"− best inductive ({top.record.method})"] = top
         elif name in best:
             against[f"− {name}"] = best[name]
         else:
@@ -42,9 +42,9 @@ def reference_table(default: Iterable[Result], tuned: Iterable[Result], referenc
         gaps = [None if r is best[name] else compare(best[name], r) for r in against.values()]
         cells.append((_cell(plain[name]), _cell(chosen.get(name)),
                       *(gap and Cell(gap.difference.mean, gap.difference.half_width, "" if gap.significant else TIED,
-                                     best[name].run.key, signed=True) for gap in gaps)))
+                                     best[name].record.key, signed=True) for gap in gaps)))
         records += [_record(r, which) for r, which in ((plain[name], "default"), (chosen.get(name), "tuned")) if r]
-    used = list({r.run.key: r for r in [*plain.values(), *chosen.values()]}.values())
+    used = list({r.record.key: r for r in [*plain.values(), *chosen.values()]}.values())
     notes = ["Differences are paired, of the tuned result where there is one, in percentage points ± half width of the 95 % "
              "interval.", *(f"{name}: {reason}" for name, reason in (reasons or {}).items() if name in best)]
     legend = {TIED: "the interval of the difference includes zero (no correction for several comparisons)."}
@@ -56,17 +56,17 @@ def reference_table(default: Iterable[Result], tuned: Iterable[Result], referenc
 def _by_method(results: Iterable[Result]) -> dict[str, Result]:
     found: dict[str, Result] = {}
     for result in results:
-        if result.run.method in found:
-            raise FewshotError(f"runs {found[result.run.method].run.key} and {result.run.key} are both of "
-                               f"{result.run.method}; give one of them")
-        found[result.run.method] = result
+        if result.record.method in found:
+            raise FewshotError(f"runs {found[result.record.method].record.key} and {result.record.key} are both of "
+                               f"{result.record.method}; give one of them")
+        found[result.record.method] = result
     return found
 
 
 def _cell(result: Result | None) -> Cell | None:
-    return result and Cell(result.accuracy.mean, result.accuracy.half_width, "", result.run.key)
+    return result and Cell(result.accuracy.mean, result.accuracy.half_width, "", result.record.key)
 
 
 def _record(result: Result, which: str) -> dict:
-    return {"method": result.run.method, "parameters": which, "accuracy_percent": 100 * result.accuracy.mean,
-            "half_width_percent": 100 * result.accuracy.half_width, "run": result.run.key}
+    return {"method": result.record.method, "parameters": which, "accuracy_percent": 100 * result.accuracy.mean,
+            "half_width_percent": 100 * result.accuracy.half_width, "run": result.record.key}

@@ -19,10 +19,10 @@ def search_table(found: TuneResult) -> Table:
         mark = "" if gaps[i].significant else BEST if alone else TIED
         role = ", ".join(["chosen"] * (i == number) + ["start"] * (i == 0))
         labels.append((*(str(tried[i][name]) for name in names), role))
-        cells.append((Cell(accuracy.mean, accuracy.half_width, mark, results[i].run.key),
-                      None if i == order[0] else Cell(gap.mean, gap.half_width, "", results[i].run.key)))
+        cells.append((Cell(accuracy.mean, accuracy.half_width, mark, results[i].record.key),
+                      None if i == order[0] else Cell(gap.mean, gap.half_width, "", results[i].record.key)))
         records.append({**tried[i], "role": role, **candidate_numbers(results[i], gaps[i])})
-    first = results[0].run
+    first = results[0].record
     notes = [f"{first.method} on {first.dataset}, split {first.split}, {first.protocol}: accuracy in percent ± half width "
              f"of the 95 % interval over {first.episodes} episodes, seed {first.seed}; the second column is the paired "
              "difference to the highest mean. Intervals cover episode sampling only.",

@@ -10,21 +10,24 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
+from fewshot.core.frozen import plain
 from fewshot.core.provenance import commit, versions
+from fewshot.core.registry import unknown_message
+from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank
 from fewshot.evaluation.evaluate import evaluate_resolved
+from fewshot.evaluation.record import Record
 from fewshot.evaluation.resolve import resolve
 from fewshot.evaluation.result import Result, compare
-from fewshot.evaluation.run import Run, plain
+from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store
-from fewshot.features.transforms import parse_transforms
-from fewshot.methods.contract import create_method
+from fewshot.evaluation.work import Work, source_taken_from
 from fewshot.statistics import Comparison
 from fewshot.tuning.unrolled import FitResult, fit_method
 
@@ -82,8 +85,8 @@ class TuneResult:
 
 def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mapping[str, Range] | None = None,
          samples: int | None = None, seed: int = 0, bank: FeatureBank | None = None, base_bank: FeatureBank | None = None,
-         store: Store | None = None, root=None, cache=None, source: FeatureSource | None = None,
-         progress: bool = False) -> TuneResult:
+         store: Store | None = None, source: FeatureSource | None = None, work: Work | None = None,
+         **settings: Any) -> TuneResult:
     """Evaluate candidates for some parameters of `run.method`, all on the same validation episodes, and choose one.
 
     run       split="val"; its parameters are the first candidate, its ways, shots, ... the protocol for all
@@ -93,7 +96,7 @@ def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mappin
     bank      features of the validation classes, split="val"; without it the data set is loaded and embedded
     store     where results and, as `<method>-<digest>.json`, the record of the search are kept. Use another folder than
               that of final results, so that tables of those do not list the candidates
-    source    a `FeatureSource` shared by many searches, so that each image and feature is loaded once
+    source, work   as for `evaluate`; settings: `root` and `cache` of a source, `workers`, `device`, `progress` of work
 
     Chosen is the candidate of highest mean, unless candidates that differ less from the run's own values cannot be
     distinguished from it (the 95 % interval of the paired difference includes zero; no correction for several
@@ -101,18 +104,17 @@ def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mappin
 
     Raises FewshotError for any other split, nothing to search, unknown parameters and values a method refuses.
     """
+    work = Work.taken_from(settings, work)
+    source = source_taken_from(settings, work, source)
+    refuse_unknown(settings)
     check_validation(run, bank)
     tried = _candidates(run, dict(grid or {}), dict(ranges or {}), samples, seed)
     names = list(tried[0])
     runs = [dataclasses.replace(run, parameters={**run.parameters, **values}) for values in tried]
     if store is not None:
         store.prepare()
-    if bank is None and source is None:
-        from fewshot.features.source import FeatureSource  # loads torchvision and timm: only where images are needed
-
-        source = FeatureSource(root, cache, progress)
     found = [resolve(candidate, bank, base_bank, source=source) for candidate in runs]
-    results = [evaluate_resolved(candidate, store=store, progress=progress) for candidate in found]
+    results = [evaluate_resolved(candidate, store=store, work=work) for candidate in found]
     top = max(results, key=lambda r: r.accuracy.mean)
     gaps = [compare(r, top) for r in results]
     kept = [sum(plain(values[name]) == plain(tried[0][name]) for name in names) for values in tried]
@@ -124,29 +126,35 @@ def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mappin
     if store is not None:
         search = {"grid": {k: list(v) for k, v in (grid or {}).items()},
                   "ranges": {k: dataclasses.asdict(v) for k, v in (ranges or {}).items()}, "samples": samples, "seed": seed}
-        record = _write(store.root, found[0].run, search, tried, results, gaps, number, reason)
+        record = _write(store.root, found[0].record, search, tried, results, gaps, number, reason)
     return TuneResult(runs[number], tried[number], reason, tuple(results), tuple(tried), tuple(gaps), record)
 
 
-def fit_run(run: Run, *, bank: FeatureBank | None = None, base_bank: FeatureBank | None = None, root=None, cache=None,
-            progress: bool = False, progress_epochs: Callable[[int, float], None] | None = None,
-            **settings) -> FitResult:
+def fit_run(run: Run, *, bank: FeatureBank | None = None, base_bank: FeatureBank | None = None,
+            source: FeatureSource | None = None, work: Work | None = None,
+            progress_epochs: Callable[[int, float], None] | None = None, **settings: Any) -> FitResult:
     """Learn the values of an unrolled method (`unem_gaussian`, `unem_dirichlet`) on the episodes of `run`, split="val".
 
-    progress          show the progress of an extraction;  progress_epochs  called as progress_epochs(epoch, loss)
-    settings          of `fit_method`: epochs, lr, halve_every, batch, loss, seed
+    source, work      as for `tune`;  progress_epochs  called as progress_epochs(epoch, loss)
+    settings          of `fit_method`: epochs, lr, halve_every, batch, loss, seed; and as for `tune`
 
     `Run(method=run.method, parameters=found.parameters, ...)` evaluates what was learned.
     """
     check_validation(run, bank)
-    method = create_method(run.method, **run.parameters)
-    found = resolve(run, bank, base_bank, root=root, cache=cache, progress=progress)
-    bank, base_bank, resolved = found.bank, found.base_bank, found.run
-    episodes, labels = run.sampler(bank).sample(bank, 0, run.episodes)
-    episodes = parse_transforms(run.transforms).fit(base_bank)(episodes)
-    described = {key: value for key, value in resolved.to_dict().items() if key not in ("parameters", "seed", "queries")}
-    described |= {"episode_seed": run.seed, "queries_per_class": run.queries, "initial": resolved.to_dict()["parameters"]}
-    return fit_method(method, episodes, labels, provenance=described, progress=progress_epochs, **settings)
+    work = Work.taken_from(settings, work)
+    found = resolve(run, bank, base_bank, source=source_taken_from(settings, work, source))
+    device, run, record = own_device(work.device), found.run, found.record
+    episodes, labels = run.sampler(found.bank).sample(found.bank, 0, run.episodes)
+    episodes = run.spec.chain.fit(found.base_bank)(episodes).to(device)
+    described = {key: value for key, value in record.to_dict().items() if key not in ("parameters", "seed", "queries")}
+    described |= {"episode_seed": run.seed, "queries_per_class": run.queries, "initial": record.to_dict()["parameters"]}
+    return fit_method(found.method, episodes, labels.to(device), provenance=described, progress=progress_epochs, **settings)
+
+
+def refuse_unknown(settings: Mapping[str, object]) -> None:
+    """Raise FewshotError for keywords that nothing took."""
+    for name in settings:
+        raise FewshotError(unknown_message("keyword", name, [*(f.name for f in dataclasses.fields(Work)), "root", "cache"]))
 
 
 def check_validation(run: Run, bank: FeatureBank | None = None) -> None:
@@ -198,12 +206,12 @@ def _reason(is_top: bool, is_start: bool, ties: int, gap: Comparison) -> str:
 
 def candidate_numbers(result: Result, gap: Comparison) -> dict:
     """What the record and the table say of one candidate."""
-    return {"run": result.run.key, "accuracy": result.accuracy.mean, "interval95": result.accuracy.half_width,
+    return {"run": result.record.key, "accuracy": result.accuracy.mean, "interval95": result.accuracy.half_width,
             "difference_to_best": gap.difference.mean, "difference_interval95": gap.difference.half_width,
             "distinguishable": gap.significant, "p_value": gap.p_value}
 
 
-def _write(folder: Path, run: Run, search: dict, tried, results, gaps, number: int, reason: str) -> Path:
+def _write(folder: Path, run: Record, search: dict, tried, results, gaps, number: int, reason: str) -> Path:
     """One file a search: the same search again replaces it."""
     described = run.to_dict()
     fixed = {key: value for key, value in described.pop("parameters").items() if key not in tried[0]}

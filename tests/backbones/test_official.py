@@ -303,7 +303,7 @@ def test_a_converted_file_is_used_like_any_other(tmp_path, monkeypatch):
     convert_official(path, "flat.safetensors", dataset="cifar_fs", reduce="flatten")
     source, runs = FeatureSource(cache=tmp_path / "cache"), []
     for weights in ("w.safetensors", "flat.safetensors"):
-        runs.append(evaluate(Run(weights=weights, episodes=5, queries=3), source=source).run)
+        runs.append(evaluate(Run(weights=weights, episodes=5, queries=3), source=source).record)
     assert runs[0].weights == runs[1].weights and runs[0].key != runs[1].key
     assert runs[1].backbone_options == {"channels": 3, "image_size": 32, "pools": 3, "reduce": "flatten"}
 

@@ -18,7 +18,7 @@ from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store
 from tests.evaluation.test_evaluate import toy_bank
 
-RUN = Run(dataset="toy", episodes=2100, seed=3, shots=2)  # more than one block of the fingerprint
+RUN = Run(episodes=2100, seed=3, shots=2)  # more than one block of the fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def test_a_saved_list_gives_the_results_of_the_episodes_drawn(saved, tmp_path):
     drawn, listed = evaluate(RUN, toy_bank()), evaluate(bank=toy_bank(), episodes_file=saved, store=store)
     assert torch.equal(drawn.correct, listed.correct) and drawn.fingerprint == listed.fingerprint
     assert compare(drawn, listed).difference.mean == 0
-    assert (listed.run.shots, listed.run.episodes, listed.run.seed) == (2, 2100, 3)
-    assert listed.run.episode_list == EpisodeList.load(saved).fingerprint == drawn.fingerprint
+    assert (listed.record.shots, listed.record.episodes, listed.record.seed) == (2, 2100, 3)
+    assert listed.record.episode_list == EpisodeList.load(saved).fingerprint == drawn.fingerprint
     assert evaluate(bank=toy_bank(), episodes_file=saved, store=store).seconds == listed.seconds, "found in the store"
     other = evaluate(bank=toy_bank(dim=40, seed=4), episodes_file=saved)
     assert other.fingerprint == drawn.fingerprint, "features of another backbone"

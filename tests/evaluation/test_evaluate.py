@@ -31,7 +31,7 @@ def toy_bank(dim=16, classes=12, images=30, spread=1.0, seed=0, **fields):
     return FeatureBank(features.relu(), labels, name="toy", split="test", **fields)
 
 
-RUN = Run(dataset="toy", backbone="none", episodes=200)
+RUN = Run(backbone="none", episodes=200)
 
 
 def test_agrees_with_a_plain_loop():
@@ -99,20 +99,20 @@ def test_stored_results_are_returned(tmp_path):
     first = evaluate(RUN, bank, store=store)
     again = evaluate(RUN, bank, store=store)
     assert again.seconds == first.seconds and torch.equal(again.correct, first.correct)  # a second run has another time
-    assert again.accuracy == first.accuracy and again.fingerprint == first.fingerprint and again.run == first.run
-    assert [r.run.key for r in store] == [first.run.key]
-    assert evaluate(RUN, toy_bank(seed=1), store=store).run.key != first.run.key, "other features are another run"
+    assert again.accuracy == first.accuracy and again.fingerprint == first.fingerprint and again.record == first.record
+    assert [r.record.key for r in store] == [first.record.key]
+    assert evaluate(RUN, toy_bank(seed=1), store=store).record.key != first.record.key, "other features are another run"
 
 
 def test_a_second_folder_of_results_is_read_where_the_first_has_none(tmp_path):
     bank, kept, own = toy_bank(), Store(tmp_path / "kept"), Store(tmp_path / "own", kept=tmp_path / "kept")
     first = evaluate(RUN, bank, store=kept)
-    assert own.load(first.run) is not None and [r.run for r in own] == [first.run]
+    assert own.load(first.record) is not None and [r.record for r in own] == [first.record]
     assert evaluate(RUN, bank, store=own).seconds == first.seconds and not own.root.exists(), "found, not made again"
     own.save(first)
     other = evaluate(dataclasses.replace(RUN, seed=9), bank, store=own)
-    assert {r.run.key for r in own} == {first.run.key, other.run.key} and len(list(own)) == 2
-    assert [r.run for r in kept] == [first.run], "only read"
+    assert {r.record.key for r in own} == {first.record.key, other.record.key} and len(list(own)) == 2
+    assert [r.record for r in kept] == [first.record], "only read"
 
 
 def test_iterative_methods_store_their_convergence(tmp_path):
@@ -165,8 +165,8 @@ def test_failed_write_keeps_the_earlier_result(tmp_path, monkeypatch):
     monkeypatch.setattr("fewshot.evaluation.store._write_json", full_disk)
     with pytest.raises(FewshotError, match="No space left.*free disk space"):
         store.save(first)
-    assert [p.name for p in tmp_path.iterdir()] == [first.run.key]
-    assert torch.equal(store.load(first.run).correct, first.correct)
+    assert [p.name for p in tmp_path.iterdir()] == [first.record.key]
+    assert torch.equal(store.load(first.record).correct, first.correct)
 
 
 class _NoLogits(Method):
@@ -182,7 +182,7 @@ def test_logits_that_are_not_finite_stop_the_evaluation():
 
 
 def test_methods_that_need_base_statistics_say_so():
-    run = Run(dataset="toy", method="simple_shot", episodes=50)
+    run = Run(method="simple_shot", episodes=50)
     with pytest.raises(FewshotError, match="base_bank"):
         evaluate(run, toy_bank())
     assert evaluate(run, toy_bank(), base_bank=base_of(toy_bank(seed=4))).accuracy.n == 50
@@ -195,9 +195,9 @@ def base_of(bank):
 def test_base_statistics_are_part_of_the_run(tmp_path):
     run, store = Run(method="simple_shot", episodes=50), Store(tmp_path)
     a, b = (evaluate(run, toy_bank(), base_bank=base_of(toy_bank(seed=s)), store=store) for s in (4, 5))
-    assert a.run.key != b.run.key and len(list(store)) == 2
+    assert a.record.key != b.record.key and len(list(store)) == 2
     plain = Run(method="protonet", episodes=50)
-    assert evaluate(plain, toy_bank(), base_bank=base_of(toy_bank(seed=4))).run == evaluate(plain, toy_bank()).run
+    assert evaluate(plain, toy_bank(), base_bank=base_of(toy_bank(seed=4))).record == evaluate(plain, toy_bank()).record
 
 
 @pytest.mark.parametrize(("base", "message"), [
@@ -209,13 +209,13 @@ def test_base_banks_of_the_wrong_kind_are_refused(base, message):
 
 def test_results_are_labelled_by_the_bank_they_come_from():
     result = evaluate(toy_bank_run := Run(episodes=50), toy_bank(provenance={"backbone": "resnet12", "weights_id": "abc"}))
-    assert (result.run.dataset, result.run.backbone, result.run.weights) == ("toy", "resnet12", "abc")
-    assert evaluate(toy_bank_run, toy_bank()).run.backbone == "features"
+    assert (result.record.dataset, result.record.backbone, result.record.weights) == ("toy", "resnet12", "abc")
+    assert evaluate(toy_bank_run, toy_bank()).record.backbone == "features"
 
 
 def test_a_method_can_be_named_like_any_other_setting():
     result = evaluate(bank=toy_bank(), method="nearest_neighbour", episodes=50)
-    assert result.run.method == "nearest_neighbour"
+    assert result.record.method == "nearest_neighbour"
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +240,7 @@ from fewshot.evaluation.store import Store
 bank = FeatureBank(torch.randn(600, 256, generator=torch.Generator().manual_seed(0)), torch.arange(600) % 20)
 print("ready", flush=True)
 for seed in range(1000):
-    evaluate(Run(dataset="toy", episodes=300, seed=seed), bank, store=Store(sys.argv[1]))
+    evaluate(Run(episodes=300, seed=seed), bank, store=Store(sys.argv[1]))
 """
 
 

@@ -97,9 +97,9 @@ def test_per_class_counts_are_kept_and_stored(tmp_path):
 
 def test_results_stored_before_there_were_measures_still_load(tmp_path):
     result = evaluate(RUN, toy_bank())
-    old = Result(result.run, result.correct, result.fingerprint, 1.0)
+    old = Result(result.record, result.correct, result.fingerprint, 1.0)
     Store(tmp_path).save(old)
-    found = Store(tmp_path).load(result.run)
+    found = Store(tmp_path).load(result.record)
     assert found.measures == {} and found.accuracy == result.accuracy
     with pytest.raises(FewshotError, match="evaluate again"):
         found.over_classes  # noqa: B018
@@ -109,7 +109,7 @@ def test_metrics_are_measured_when_asked_for_also_where_a_result_is_stored_witho
     store, bank = Store(tmp_path), toy_bank()
     plain = evaluate(RUN, bank, store=store)
     result = evaluate(RUN, bank, store=store, metrics=True)
-    assert torch.equal(plain.correct, result.correct) and plain.run.key == result.run.key
+    assert torch.equal(plain.correct, result.correct) and plain.record.key == result.record.key
     found = evaluate(RUN, bank, store=store)
     assert found.seconds == result.seconds and found.measures["nll"].shape == (200,), "the richer result is kept"
     confusion = found.measures["confusion"]
@@ -143,9 +143,9 @@ def test_open_set_evaluation():
     assert result.measures["auroc_logit"].mean() > 0.95 and result.measures["accepted_logit"].mean() > 0.9
     noise = FeatureBank(torch.randn(360, 16, generator=torch.Generator().manual_seed(0)), toy_bank().labels)
     assert abs(float(evaluate(run, noise).measures["auroc_probability"].mean()) - 0.5) < 0.02
-    assert result.run.key != evaluate(base, bank).run.key and "3 open classes" in result.run.protocol
+    assert result.record.key != evaluate(base, bank).record.key and "3 open classes" in result.protocol
     assert "open_classes" not in Run().to_dict(), "keys of results without open queries stay what they were"
-    assert Run.from_dict(result.run.to_dict()) == result.run
+    assert Run.from_record(result.record).protocol == run.protocol and Run.from_record(result.record).spec == run.spec
 
 
 def test_chunks_add_up():

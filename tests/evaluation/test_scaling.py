@@ -28,7 +28,7 @@ from fewshot.evaluation.store import Store
 from fewshot.methods.protonet import ProtoNet
 from tests.evaluation.test_evaluate import toy_bank
 
-RUN = Run(dataset="toy", episodes=300)
+RUN = Run(episodes=300)
 METHODS = ("protonet", "logistic_regression", "soft_kmeans", "pt_map",
            *(pytest.param(name, marks=pytest.mark.slow) for name in ("paddle", "tim_adm", "laplacian_shot", "bd_cspn")))
 
@@ -43,7 +43,7 @@ def small(monkeypatch):
 
 def assert_same(a, b):
     """All that was found, to the last bit; times differ."""
-    assert a.run == b.run and a.fingerprint == b.fingerprint
+    assert a.record == b.record and a.fingerprint == b.fingerprint
     a, b = a.arrays(), b.arrays()
     assert a.keys() == b.keys()
     for name in a:
@@ -95,10 +95,10 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, small, stopping):
         calls += made
         assert (result is None) == bool(parts_of(tmp_path))
     assert_same(result, whole)
-    assert_same(Store(tmp_path).load(result.run), whole)
+    assert_same(Store(tmp_path).load(result.record), whole)
     # Of each stop at most the chunks of one unit are repeated.
     assert RUN.episodes <= sum(calls) <= RUN.episodes + 2 * 10
-    assert [path.name for path in tmp_path.iterdir()] == [whole.run.key], "parts are removed when the result is there"
+    assert [path.name for path in tmp_path.iterdir()] == [whole.record.key], "parts are removed when the result is there"
 
 
 def test_short_runs_keep_no_parts(tmp_path, stopping):
@@ -331,15 +331,15 @@ def test_two_results_at_the_same_moment(tmp_path, monkeypatch):
     result, replaced = evaluate(RUN, toy_bank()), os.replace
 
     def late(source, target):
-        if str(target).endswith(result.run.key):
+        if str(target).endswith(result.record.key):
             monkeypatch.setattr("os.replace", replaced)
             Store(tmp_path).save(result)  # the other host is quicker
         return replaced(source, target)
 
     monkeypatch.setattr("os.replace", late)
     Store(tmp_path).save(result)
-    assert_same(Store(tmp_path).load(result.run), result)
-    assert [path.name for path in tmp_path.iterdir()] == [result.run.key]
+    assert_same(Store(tmp_path).load(result.record), result)
+    assert [path.name for path in tmp_path.iterdir()] == [result.record.key]
 
 
 # -- the command line -----------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_shards_from_the_command_line(tmp_path, capsys, small):
     assert _main(*command, "--shard", "0/2") == 0
     assert "protonet" in capsys.readouterr().out
     (stored,) = Store(tmp_path / "runs")
-    assert_same(stored, evaluate(stored.run, toy_bank()))
+    assert_same(stored, evaluate(stored.record, toy_bank()))
     assert _main(*command, "--shard", "2/2") == 2
     assert "--shard='2/2'; expected I/N with I from 0 to N-1" in capsys.readouterr().err
 

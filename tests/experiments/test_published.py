@@ -36,7 +36,7 @@ NUMBER = Published("pt_map", "glyphs", "conv4", 5, 5, "balanced", 60.0, 0.5, "a 
 def result(run=RUN, accuracy=0.6, weights="random:0", data="d" * 64) -> Result:
     """Half width 0.98 percentage points."""
     noise = torch.linspace(-1, 1, 400, dtype=torch.float64).mul(0.1725)
-    return Result(run=dataclasses.replace(run, weights=weights, data=data), correct=accuracy + noise, fingerprint="e",
+    return Result(record=run.record(weights=weights, data=data), correct=accuracy + noise, fingerprint="e",
                   seconds=1.0)
 
 
@@ -133,5 +133,6 @@ def test_the_table_command_shows_stored_results_and_evaluates_nothing(tmp_path, 
 
 def test_results_with_base_statistics_are_found():
     run = dataclasses.replace(RUN, method="simple_shot", parameters={})
-    made = result(dataclasses.replace(run, base="b" * 64))
+    made = result(run)
+    made = dataclasses.replace(made, record=made.record.changed(base="b" * 64))
     assert find_results([run], [made]) == {run.key: made}

@@ -25,7 +25,7 @@ def test_a_part_is_evaluated_and_not_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["small", "--runs", str(tmp_path / "runs"), "--shots", "1", "5",
                                       "--distribution", "dirichlet"])
     found = run_experiment(str(file), runs)
-    assert [(r.run.shots, r.run.query_distribution) for r in found] == [(1, "dirichlet"), (5, "dirichlet")]
+    assert [(r.record.shots, r.record.query_distribution) for r in found] == [(1, "dirichlet"), (5, "dirichlet")]
     assert "2-shot" not in capsys.readouterr().out and not (tmp_path / "results").exists()
     monkeypatch.setattr(sys, "argv", ["small", "--runs", str(tmp_path / "runs"), "--shots", "1", "2", "5"])
     assert len(run_experiment(str(file), runs)) == 6
@@ -38,9 +38,9 @@ def test_what_is_kept_is_not_written_again(tmp_path, monkeypatch):
     for folder in ("one", "one", "two"):  # found in its folder, found among what is kept
         monkeypatch.setattr(sys, "argv", ["small", "--runs", str(tmp_path / folder), "--keep"])
         (result,) = run_experiment(str(file), runs)
-        written.append((tmp_path / "kept" / result.run.key / "episodes.safetensors").stat().st_mtime_ns)
+        written.append((tmp_path / "kept" / result.record.key / "episodes.safetensors").stat().st_mtime_ns)
     assert len(set(written)) == 1
-    summary = tmp_path / "kept" / result.run.key / "result.json"
+    summary = tmp_path / "kept" / result.record.key / "result.json"
     right = summary.read_text()
     summary.write_text(json.dumps({**json.loads(right), "seconds": 1e6}))  # of an earlier measurement
     monkeypatch.setattr(sys, "argv", ["small", "--runs", str(tmp_path / "one"), "--keep"])
@@ -49,7 +49,7 @@ def test_what_is_kept_is_not_written_again(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "kept")
     shutil.rmtree(tmp_path / "one")
     (result,) = run_experiment(str(file), runs)  # measured again
-    assert (tmp_path / "kept" / result.run.key / "episodes.safetensors").stat().st_mtime_ns > written[0]
+    assert (tmp_path / "kept" / result.record.key / "episodes.safetensors").stat().st_mtime_ns > written[0]
 
 
 def test_tables_of_settings_that_are_complete(tmp_path):

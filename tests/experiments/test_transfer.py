@@ -63,7 +63,7 @@ def test_base_statistics_of_the_tested_data_are_refused():
         source.run("glyphs", "simple_shot")
     with pytest.raises(FewshotError, match="would take those of glyphs"):
         source.run("glyphs", "protonet", transforms="center_base")
-    assert not source.run("glyphs", "simple_shot", parameters={"norm": "l2n"}).needs_base
+    assert not source.run("glyphs", "simple_shot", parameters={"norm": "l2n"}).spec.needs_base
 
 
 def conv4_block(inputs: int) -> dict:
@@ -79,9 +79,9 @@ def test_a_network_keeps_the_input_it_was_trained_with(tmp_path):
     folder = write_class_folders(tmp_path / "own", {name: 8 for name in "abcde"})
     small = {"episodes": 10, "queries": 4}
     on_folder = evaluate(grey.run("folder", "protonet", split="all", data_options={"image_size": 40}, **small), root=folder)
-    assert on_folder.run.backbone_options == {"channels": 1, "image_size": 28}
+    assert on_folder.record.backbone_options == {"channels": 1, "image_size": 28}
     on_glyphs = evaluate(Source.of_file(tmp_path / "colour").run("glyphs", "protonet", **small))
-    assert on_glyphs.run.backbone_options == {"channels": 3, "image_size": 32}
+    assert on_glyphs.record.backbone_options == {"channels": 3, "image_size": 32}
 
 
 def test_the_table_marks_what_is_not_across(tmp_path):

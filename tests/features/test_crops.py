@@ -111,14 +111,14 @@ def test_runs_name_their_crops(tmp_path):
     result = evaluate(run, cache=tmp_path / "cache", store=store)
     plain = evaluate(Run(**PROTOCOL), cache=tmp_path / "cache", store=store)
     assert result.fingerprint == plain.fingerprint and not torch.equal(result.correct, plain.correct)
-    assert "crops" not in plain.run.to_dict() and len(list(store.root.glob("*/result.json"))) == 2
+    assert "crops" not in plain.record.to_dict() and len(list(store.root.glob("*/result.json"))) == 2
     assert "--crops 'mean(count=4,flip=False,smallest=0.08,seed=0)'" in eval_command(result)
     from fewshot.datasets import load_dataset
 
     images = load_dataset("glyphs", "test")
     features = embed(images, create_backbone("conv4", channels=1, image_size=28), crops="mean(4)", progress=False)
     given = evaluate(Run(**PROTOCOL), features)
-    assert given.run.crops == run.crops and torch.equal(given.correct, result.correct)
+    assert given.record.crops == run.crops and torch.equal(given.correct, result.correct)
     with pytest.raises(FewshotError, match=r"crops='mean.*are for features; maml takes images"):
         evaluate(Run(method="maml", crops="mean(2)", **PROTOCOL), cache=tmp_path / "cache")
 
@@ -133,7 +133,7 @@ def test_an_ensemble_of_backbones():
     assert joined.provenance["crops"] == parts[0].provenance["crops"]
     assert concatenate(parts[:2]).provenance["weights_id"] != concatenate(parts[1:]).provenance["weights_id"]
     result = evaluate(Run(ways=3, shots=1, queries=4, episodes=20), joined)
-    assert result.run.backbone == "conv4 + conv4 + conv4" and result.run.crops.startswith("mean(count=2")
+    assert result.record.backbone == "conv4 + conv4 + conv4" and result.record.crops.startswith("mean(count=2")
     mixed = concatenate([parts[0], embed(bank, conv4(1), progress=False)])
     assert "crops" not in mixed.provenance
     with pytest.raises(FewshotError, match="1 feature bank given"):

@@ -234,7 +234,7 @@ def test_its_backbone_trains_and_is_evaluated(l2l, tmp_path):
     run = {"ways": 5, "shots": 1, "queries": 5, "episodes": 200}
     before, after = (evaluate(bank=embed(digits("test"), network, progress=False), **run)
                      for network in (backbone, trained.backbone))
-    assert after.accuracy.mean > before.accuracy.mean + 0.05 and after.run.backbone == "CNN4Backbone"
+    assert after.accuracy.mean > before.accuracy.mean + 0.05 and after.record.backbone == "CNN4Backbone"
     load_weights(backbone, trained.weights)
     assert torch.equal(evaluate(bank=embed(digits("test"), backbone, progress=False), **run).correct, after.correct)
 

@@ -102,7 +102,7 @@ def test_trained_and_found_in_its_weights_file(tmp_path):
     torch.testing.assert_close(result.method.base, method.base)
     run = Run(method="base_transformer", weights=str(result.weights), ways=3, queries=4, episodes=20)
     found = evaluate(run)
-    assert found.notes == () and found.run.parameters["base_classes"] == len(base.class_names)
+    assert found.notes == () and found.record.parameters["base_classes"] == len(base.class_names)
     test = embed(load_dataset("glyphs", "test"), result.backbone, progress=False)
     given = evaluate(Run(ways=3, queries=4, episodes=20), test, method=result.method.eval())
     assert torch.equal(given.correct, found.correct)

@@ -15,11 +15,13 @@ from fewshot.core.errors import FewshotError
 from fewshot.datasets import load_dataset
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.resolve import resolve
 from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store
 from fewshot.experiments.published import find_results
 from fewshot.features.source import FeatureSource
 from fewshot.features.subject import Subject
+from fewshot.methods import create_method
 from fewshot.methods.bases.own_weights import method_with_weights
 from fewshot.training import TrainConfig, train
 
@@ -53,15 +55,19 @@ def test_the_stored_learner_is_evaluated(trained):
     assert torch.equal(result.correct, (predicted == labels).double().mean(1))
     assert result.setting == "transductive" and result.notes == ()
     given = evaluate(Run(**PROTOCOL), bank, method=learner)
-    assert given.run.method == "maml" and given.run.parameters == result.run.parameters and given.run.backbone == "conv4"
-    assert given.run.weights == result.run.weights.partition("+")[0]
+    assert given.record.method == "maml" and given.record.parameters == result.record.parameters
+    assert given.record.backbone == "conv4"
+    assert given.record.weights == result.record.weights.partition("+")[0]
     assert torch.equal(given.correct, result.correct) and given.fingerprint == result.fingerprint
 
 
 def test_parameters_default_to_those_of_the_training(trained):
-    assert run_of(trained).parameters["inner_lr"] == 0.2 and run_of(trained).parameters["eval_steps"] == 2
-    assert run_of(trained, parameters={"eval_steps": 5}).parameters == {**run_of(trained).parameters, "eval_steps": 5}
-    assert run_of(trained, method="anil").parameters["inner_lr"] == 0.01
+    def parameters(**changes):
+        return resolve(run_of(trained, **changes)).record.parameters
+
+    assert parameters()["inner_lr"] == 0.2 and parameters()["eval_steps"] == 2
+    assert parameters(parameters={"eval_steps": 5}) == {**parameters(), "eval_steps": 5}
+    assert parameters(method="anil")["inner_lr"] == 0.01
 
 
 def test_weights_of_the_method_are_part_of_the_key(trained, tmp_path):
@@ -72,15 +78,15 @@ def test_weights_of_the_method_are_part_of_the_key(trained, tmp_path):
     save_weights(backbone, tmp_path / "alone.safetensors")
     whole = evaluate(run_of(trained), source=source)
     alone = evaluate(run_of(trained, weights=str(tmp_path / "alone.safetensors"), parameters=STEPS), source=source)
-    assert whole.run.parameters == alone.run.parameters and whole.run.key != alone.run.key
-    assert whole.run.weights.partition("+")[0] == alone.run.weights.partition("+")[0]
+    assert whole.record.parameters == alone.record.parameters and whole.record.key != alone.record.key
+    assert whole.record.weights.partition("+")[0] == alone.record.weights.partition("+")[0]
     assert "fresh weights" in alone.notes[0]
 
 
 def test_values_of_hyper_parameters_are_no_weights():
     """UNEM is a module, but what it learns is in the run's parameters: nothing of it is fresh."""
     result = evaluate(Run(method="unem_gaussian", backbone="pixels", ways=3, queries=4, episodes=20))
-    assert result.run.weights == create_backbone("pixels").weights_id and not result.notes
+    assert result.record.weights == create_backbone("pixels").weights_id and not result.notes
 
 
 def test_notes_name_no_files(trained, tmp_path):
@@ -94,7 +100,7 @@ def test_stored_results_are_found_again(trained, tmp_path):
     store, run = Store(tmp_path), run_of(trained)
     first = evaluate(run, store=store)
     assert torch.equal(evaluate(run, store=store).correct, first.correct)
-    assert find_results([run], store)[run.key].run == first.run
+    assert find_results([run], store)[run.key].record == first.record
     fresh = run_of(trained, weights=None, backbone_options={"strided": True, "width": 8})
     evaluate(fresh, store=store)
     assert find_results([fresh], store)[fresh.key].notes
@@ -125,12 +131,12 @@ def test_metric_learners_with_weights_are_evaluated(tmp_path, name, parameters, 
     backbone = create_backbone("conv4", channels=1, image_size=28, pools=pools, width=8)
     trained = train(config, load_dataset("glyphs", "train"), None, backbone, out=tmp_path, progress=False)
     run = run_of(trained, method=name, ways=4)  # ways other than those of the training will do
-    assert run.parameters.items() >= parameters.items()
     result, source = evaluate(run), FeatureSource()
+    assert result.record.parameters.items() >= parameters.items()
     features = source.features(run.subject)
     given = evaluate(run, features, method=trained.method)
     assert torch.equal(result.correct, given.correct) and result.notes == () and result.setting == "inductive"
-    fresh, _ = method_with_weights(name, parameters, lambda: backbone, 4, None)
+    fresh, _ = method_with_weights(name, create_method(name, **parameters), lambda: backbone, 4, None)
     assert not torch.equal(fresh(one_episode(features)), trained.method(one_episode(features)))
 
 
@@ -141,7 +147,7 @@ def test_a_damaged_method_is_refused(trained, tmp_path):
     data[8 + length + start] ^= 1
     (tmp_path / "w.safetensors").write_bytes(data)
     with pytest.raises(FewshotError, match="checksum"):
-        Run(method="maml", weights=str(tmp_path / "w.safetensors"))
+        evaluate(run_of(trained, weights=str(tmp_path / "w.safetensors")))
 
 
 def test_the_command_line_evaluates_it(trained, tmp_path):

@@ -56,4 +56,4 @@ def test_learn2learn_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = {}
     exec(compile("\n".join(blocks), "learn2learn.md", "exec"), found)
-    assert found["result"].setting == "transductive" and found["result"].run.backbone == "omniglot_cnn"
+    assert found["result"].setting == "transductive" and found["result"].record.backbone == "omniglot_cnn"

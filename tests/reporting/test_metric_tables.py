@@ -26,7 +26,7 @@ METHODS = ("protonet", "pt_map", "bd_cspn")
 
 @pytest.fixture(scope="module")
 def evaluated():
-    run, bank = Run(dataset="toy", episodes=150), toy_bank()
+    run, bank = Run(episodes=150), toy_bank()
     val = dataclasses.replace(toy_bank(seed=5), split="val")
     return [evaluate(run, bank, method="protonet", calibrate=val), evaluate(run, bank, method="nearest_neighbour")]
 
@@ -34,7 +34,7 @@ def evaluated():
 def test_pairs_hold_the_differences_and_corrected_p_values():
     results = [made(0.004 * i, i, method=m) for i, m in enumerate(METHODS)]
     table = pairs_table(results)
-    by_name = {r.run.method: r for r in results}
+    by_name = {r.record.method: r for r in results}
     found = [compare(by_name[a], by_name[b]) for a, b in table.labels]
     p = holm([c.p_value for c in found])
     for row, record, comparison, corrected in zip(table.cells, table.records, found, p, strict=True):
@@ -94,7 +94,7 @@ def test_the_bootstrap_interval_is_shown_and_named(evaluated):
 
 
 def test_open_set_measures_are_shown():
-    result = evaluate(Run(dataset="toy", episodes=50, open_classes=2, open_queries=5), toy_bank())
+    result = evaluate(Run(episodes=50, open_classes=2, open_queries=5), toy_bank())
     table = metrics_table([result])
     row = dict(zip(table.columns, table.cells[0], strict=True))
     assert row["AUROC (logit)"].mean == pytest.approx(float(result.measures["auroc_logit"].mean()))
@@ -103,7 +103,7 @@ def test_open_set_measures_are_shown():
 
 def test_the_interval_over_classes_is_shown_and_named(evaluated):
     table = results_table(evaluated, interval="classes")
-    by_method = {r.run.method: r.over_classes.half_width for r in evaluated}
+    by_method = {r.record.method: r.over_classes.half_width for r in evaluated}
     for label, (cell,) in zip(table.labels, table.cells, strict=True):
         assert cell.half_width == by_method[label[table.headings.index("method")]]
     assert "choice of the novel classes (12 classes), not the backbone" in table.notes[0]
@@ -117,7 +117,7 @@ def test_the_interval_over_classes_is_shown_and_named(evaluated):
 def test_seeds_are_a_table_of_their_own():
     results = [made(0.02 * s, weights=f"random:{s}", method=m) for s in range(3) for m in ("protonet", "pt_map")]
     table = seeds_table(results)
-    means = [r.accuracy.mean for r in results if r.run.method == "pt_map"]
+    means = [r.accuracy.mean for r in results if r.record.method == "pt_map"]
     row = table.cells[table.labels.index(("pt_map", "5-way 1-shot"))]
     assert row[0].mean == pytest.approx(np.mean(means)) and row[1].mean == pytest.approx(np.std(means, ddof=1))
     assert (row[2].mean, row[3].mean) == (min(means), max(means))

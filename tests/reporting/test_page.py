@@ -130,12 +130,12 @@ def test_tables_hold_the_numbers_and_what_they_rest_on(report):
     assert accuracy[0] == ["backbone", "method", "setting", "5-way 1-shot", "5-way 5-shot"]
     cells = {row[1]: row[3:] for row in accuracy[1:]}
     for result in found:
-        assert result.accuracy.percent() in cells[result.run.method][(1, 5).index(result.run.shots)]
+        assert result.accuracy.percent() in cells[result.record.method][(1, 5).index(result.record.shots)]
     assert len(matrices) == 2 and all(len(m) == 4 and all(len(row) == 4 for row in m) for m in matrices)
     assert matrices[0][1][:2] == [matrices[0][0][1], "–"]
     assert all(p[0] == ["first", "second", "difference", "over classes", "P(better)", "p", "p (Holm)"] for p in pairs)
     assert [len(p) for p in pairs] == [4, 4] and [r[0] for r in ranks] == [["method", "mean rank", "mean accuracy"]] * 2
-    assert sorted(row[0] for row in runs[1:]) == sorted(r.run.key for r in found)
+    assert sorted(row[0] for row in runs[1:]) == sorted(r.record.key for r in found)
     assert {(row[3], row[4], row[5], row[7]) for row in runs[1:]} == {("400", "0", "fingerprint-"[:12], "abc123")}
     titles = {attrs["title"] for tag, attrs in page.tags if tag == "span" and "title" in attrs}
     assert {"fingerprint-1", "fingerprint-5"} <= titles
@@ -174,7 +174,7 @@ def test_a_browser_loads_it_without_complaint_and_sorts(report, tmp_path):
         heads[column].querySelector("button").click();
         state.push(order() + " " + heads[column].getAttribute("aria-sort"));
       }""", tmp_path)
-    by_mean = [r.run.method for r in sorted(results(), key=lambda r: -r.accuracy.mean) if r.run.shots == 1]
+    by_mean = [r.record.method for r in sorted(results(), key=lambda r: -r.accuracy.mean) if r.record.shots == 1]
     assert state == ["3", " ".join(by_mean) + " descending", " ".join(by_mean[::-1]) + " ascending",
                                    "bd_cspn protonet pt_map ascending", "true"]
 
@@ -196,7 +196,7 @@ def test_measures_and_episodes_are_on_the_page(measured):
     alts = [image["alt"] for image in page.all("img")]
     assert [alt.split(":")[0].split(" of ")[0] for alt in alts] == ["accuracy", "calibration", "confusion",
                                                                   "hardest episode", "random episode"]
-    names = source.images(result.run.subject).class_names
+    names = source.images(Run.from_record(result.record).subject).class_names
     first = confused_pairs(result.measures["confusion"], names)[0]
     assert first in page.words and any(first.startswith(f"{name} taken for") for name in names)
     worst = result.correct.min().item()
@@ -205,7 +205,7 @@ def test_measures_and_episodes_are_on_the_page(measured):
 
 def test_without_images_the_page_says_why(measured, tmp_path):
     folder, source, result = measured
-    elsewhere = dataclasses.replace(result, run=dataclasses.replace(result.run, data="0" * 64))
+    elsewhere = dataclasses.replace(result, record=result.record.changed(data="0" * 64))
     page = Page(write_report(tmp_path / "r.html", title="t", results=[elsewhere], source=source).read_text())
     assert "Not drawn: the images of glyphs found here are not those evaluated" in page.words
     assert "Classes have numbers" in page.words
@@ -215,7 +215,7 @@ def test_without_images_the_page_says_why(measured, tmp_path):
                             ({"episode_list": "e" * 64}, "episodes came from a file"),
                             ({"dataset": "mine"}, "mine is no data set")):
         with pytest.raises(FewshotError, match=message):
-            drawn_episodes(dataclasses.replace(result, run=dataclasses.replace(result.run, **change)), source)
+            drawn_episodes(dataclasses.replace(result, record=result.record.changed(**change)), source)
     with pytest.raises(FewshotError, match="draws other episodes"):
         drawn_episodes(dataclasses.replace(result, fingerprint="0" * 64), source)
 
@@ -224,7 +224,7 @@ def test_drawn_episodes_are_those_evaluated(measured):
     """The title of the figure counts the right answers given again; it must agree with the stored accuracy."""
     _, source, result = measured
     for (_, figure, caption), i in zip(drawn_episodes(result, source), (int(result.correct.argmin()),
-                                                                       int(result.run.key, 16) % 60), strict=True):
+                                                                       int(result.record.key, 16) % 60), strict=True):
         right = round(25 * float(result.correct[i]))
         assert any(f"{right} of 25 correct" in text.get_text() for text in figure.texts) and "rounding" not in caption
 
@@ -237,7 +237,7 @@ def test_the_command_gives_the_same_result_again(measured):
         main([*words[1:], "--runs", str(folder / "again")])
     assert not stop.value.code
     again = list(Store(folder / "again"))
-    assert [r.run.key for r in again] == [result.run.key] and again[0].correct.equal(result.correct)
+    assert [r.record.key for r in again] == [result.record.key] and again[0].correct.equal(result.correct)
     assert again[0].fingerprint == result.fingerprint and again[0].measures.keys() == result.measures.keys()
 
 
@@ -257,15 +257,15 @@ def test_the_command_parses_back_into_the_run(settings, monkeypatch):
 
     monkeypatch.setattr(sys.modules["fewshot.evaluation.evaluate"], "evaluate", stop)  # fewshot.evaluate is the function
     run = Run(**settings)
-    stored = dataclasses.replace(run, weights={"random": "random:0"}.get(run.weights, run.weights))
+    stored = run.record(weights={"random": "random:0"}.get(run.weights, run.weights))
     with pytest.raises(Seen) as seen:
-        main(shlex.split(eval_command(dataclasses.replace(made(), run=stored)))[1:])
+        main(shlex.split(eval_command(dataclasses.replace(made(), record=stored)))[1:])
     assert seen.value.args[0] == run
 
 
 def test_what_a_result_does_not_know_is_named_above_its_command(tmp_path):
     file = tmp_path / "w.safetensors"
-    trained = dataclasses.replace(made(), run=Run(weights="a" * 64))
+    trained = dataclasses.replace(made(), record=Run(weights="a" * 64).record())
     remark, command = eval_command(trained).split("\n")
     assert remark == f"# WEIGHTS: the weights file with the identity {'a' * 64}" and "--weights WEIGHTS" in command
     assert f"--weights {file}" in eval_command(trained, weights={"a" * 64: file})
@@ -327,7 +327,7 @@ def test_a_report_over_real_images_loads_with_every_picture(dataset, backbone, w
     found = [evaluate(run, source=source, method=method, shots=shots, metrics=True)
              for method in ("protonet", "soft_kmeans") for shots in (1, 5)]
     found.append(evaluate(run, source=source, method="soft_kmeans", open_classes=2, open_queries=3, metrics=True))
-    known = {found[0].run.weights: file} if file else {}
+    known = {found[0].record.weights: file} if file else {}
     page = write_report(tmp_path / "r.html", title=dataset, results=found, figures=sweeps(found), source=source,
                         weights=known)
     text = page.read_text()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from fewshot.core.errors import FewshotError
 from fewshot.evaluation.evaluate import evaluate
 from fewshot.evaluation.result import compare
-from fewshot.evaluation.run import Run
 from fewshot.reporting.reference_table import reference_table
 from tests.evaluation.test_evaluate import RUN, toy_bank
 
@@ -16,7 +17,7 @@ from tests.evaluation.test_evaluate import RUN, toy_bank
 def results():
     bank = toy_bank(spread=2.0)
     default = [evaluate(RUN, bank, method=name) for name in ("protonet", "ridge", "soft_kmeans")]
-    tuned = evaluate(Run(**{**RUN.to_dict(), "method": "soft_kmeans", "parameters": {"scale": 2.5}}), bank)
+    tuned = evaluate(dataclasses.replace(RUN, method="soft_kmeans", parameters={"scale": 2.5}), bank)
     return default, tuned
 
 
@@ -24,7 +25,7 @@ def test_differences_are_those_of_the_tuned_results(results):
     default, tuned = results
     table = reference_table(default, [tuned], ("soft_kmeans", "best inductive"), {"soft_kmeans": "scale 2.5."})
     best = max(default[:2], key=lambda r: r.accuracy.mean)
-    assert table.columns[2:] == ("− soft_kmeans", f"− best inductive ({best.run.method})")
+    assert table.columns[2:] == ("− soft_kmeans", f"− best inductive ({best.record.method})")
     rows = {label[0]: cells for label, cells in zip(table.labels, table.cells, strict=True)}
     assert rows["soft_kmeans"][1].mean == tuned.accuracy.mean and rows["soft_kmeans"][2] is None
     assert rows["soft_kmeans"][3].mean == pytest.approx(compare(tuned, best).difference.mean)

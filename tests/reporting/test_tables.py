@@ -33,8 +33,9 @@ def made(shift=0.0, noise_seed=None, noise=0.02, *, fingerprint="e", setting="in
     own = np.random.default_rng(noise_seed).normal(0, noise, episodes) if noise_seed is not None else 0
     correct = torch.from_numpy(difficulty + shift + own)
     iterations = None if converged is None else torch.ones(episodes, dtype=torch.int64)
-    return Result(run=Run(episodes=episodes, **run), correct=correct, fingerprint=fingerprint, seconds=1.0,
-                  setting=setting, assumes=assumes, notes=notes, commit=commit, versions={"torch": "2"},
+    found = {name: run.pop(name) for name in ("dataset", "data", "base", "weights", "episode_list") if name in run}
+    return Result(record=Run(episodes=episodes, **run).record(**found), correct=correct, fingerprint=fingerprint,
+                  seconds=1.0, setting=setting, assumes=assumes, notes=notes, commit=commit, versions={"torch": "2"},
                   converged=converged, iterations=iterations)
 
 
@@ -67,18 +68,18 @@ def test_long_csv_has_one_row_a_result_with_all_fields_and_wide_csv_names_the_ru
     results = [made(shots=k, method=m) for k in (1, 5) for m in ("protonet", "pt_map")]
     table = results_table(results)
     long = pd.read_csv(io.StringIO(table.to_csv()))
-    assert sorted(long["run"]) == sorted(r.run.key for r in results)
-    by_key = {r.run.key: r for r in results}
+    assert sorted(long["run"]) == sorted(r.record.key for r in results)
+    by_key = {r.record.key: r for r in results}
     for _, row in long.iterrows():
-        run = by_key[row["run"]].run
-        assert (row["method"], row["shots"], row["queries"], row["seed"]) == (run.method, run.shots, 15, 0)
+        run = by_key[row["run"]].record
+        assert (row["method"], row["shots"], row["queries"], row["seed"]) == (run.method, run.shots, 7, 0)
         assert json.loads(row["parameters"]) == run.parameters
         assert row["fingerprint"] == "e" and row["commit"] == "abc123"
     wide = pd.read_csv(io.StringIO(table.to_csv(wide=True)))
     assert len(wide) == 2
     for _, row in wide.iterrows():
         for k in (1, 5):
-            run = by_key[row[f"5-way {k}-shot run"]].run
+            run = by_key[row[f"5-way {k}-shot run"]].record
             assert (run.method, run.shots) == (row["method"], k)
     assert wide["5-way 1-shot accuracy_percent"].dtype == float
 
@@ -107,7 +108,7 @@ def test_a_best_result_tied_with_the_third_but_not_the_second_is_not_bold():
                made(0.0, 3, 0.3, method="bd_cspn")]
     assert compare(results[0], results[1]).significant and not compare(results[0], results[2]).significant
     table = results_table(results)
-    best = max(results, key=lambda r: r.accuracy.mean).run.method
+    best = max(results, key=lambda r: r.accuracy.mean).record.method
     assert BEST not in {c.mark for row in table.cells for c in row}
     assert cell(table, best).mark == TIED
 
@@ -165,7 +166,7 @@ def test_notes_carry_what_a_reader_must_know():
     table = results_table(results)
     notes = "\n".join(table.notes)
     assert f"Student t over {EPISODES} episodes" in notes and "covers episode sampling, not" in notes
-    assert "glyphs, split val" in notes and "Queries per class: 15." in notes and "Episode seed 0." in notes
+    assert "glyphs, split val" in notes and "Queries per class: 7." in notes and "Episode seed 0." in notes
     assert "Assuming balanced queries: pt_map." in notes
     assert "vit: pre-trained on ImageNet-1k." in notes
     assert f"vit pt_map, 5-way 1-shot: 3 of {EPISODES} episodes did not converge." in notes
@@ -241,7 +242,7 @@ def test_differences_are_those_of_compare_and_antisymmetric():
     table = comparison_table(results)
     names = [label[0] for label in table.labels]
     assert names[-1] == "protonet" and list(table.columns) == names
-    by_name = {r.run.method: r for r in results}
+    by_name = {r.record.method: r for r in results}
     for i, a in enumerate(names):
         assert table.cells[i][i] is None
         for j, b in enumerate(names):
@@ -268,9 +269,9 @@ def test_results_of_evaluate_make_a_table_and_a_matrix():
     labels = torch.arange(8).repeat_interleave(30)
     features = torch.randn(8, 16, generator=generator)[labels] + 2 * torch.randn(240, 16, generator=generator)
     bank = FeatureBank(features.relu(), labels, name="synthetic", split="test")
-    results = [evaluate(Run(dataset="synthetic", method="protonet", transforms=t, shots=k, episodes=60), bank)
+    results = [evaluate(Run(method="protonet", transforms=t, shots=k, episodes=60), bank)
                for t in ("", "l2") for k in (1, 5)]
     table = results_table(results)
     assert table.columns == ("5-way 1-shot", "5-way 5-shot") and "transforms" in table.headings
-    assert [r["run"] for r in table.records] == [results[i].run.key for i in (2, 3, 0, 1)]
+    assert [r["run"] for r in table.records] == [results[i].record.key for i in (2, 3, 0, 1)]
     assert comparison_table(results[::2]).cells[0][1].mean >= 0

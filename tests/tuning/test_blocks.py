@@ -35,7 +35,7 @@ class Source(FeatureSource):
 
 
 def run_of(**parameters) -> Run:
-    return Run(dataset="patterns", split="val", backbone_options={"width": 8}, method="film",
+    return Run(split="val", backbone_options={"width": 8}, method="film",
                parameters=parameters, ways=4, queries=3, episodes=30)
 
 
@@ -47,11 +47,11 @@ def test_a_block_that_does_harm_is_left_out(monkeypatch):
             return {name: 0 * value if name.startswith("blocks.1.") else value for name, value in weights.items()}
 
     monkeypatch.setitem(METHODS._items, "harmful", Harmful)
-    found = tune_placement(dataclasses.replace(run_of(lr=1e-9, steps=1), method="harmful"), source=Source())
+    found = tune_placement(dataclasses.replace(run_of(), method="harmful", parameters={"lr": 1e-9, "steps": 1}), source=Source())
     assert len(found) == 2 and found[0].chosen == found[1].chosen == {"blocks": "none"}
     assert found[-1].best.parameters["blocks"] == "none" and found[-1].best.split == "val"
     assert len({result.fingerprint for each in found for result in each.candidates}) == 1
-    tried = [{r.run.parameters["blocks"]: r.accuracy.mean for r in each.candidates} for each in found]
+    tried = [{r.record.parameters["blocks"]: r.accuracy.mean for r in each.candidates} for each in found]
     assert list(tried[0]) == ["0,1,2,3", "none", "1,2,3", "0,2,3", "0,1,3", "0,1,2"]
     assert list(tried[1]) == ["none", "0", "1", "2", "3"]
     assert all((accuracy < 0.3) == ("1" in blocks) for each in tried for blocks, accuracy in each.items())
@@ -63,14 +63,14 @@ def test_without_a_difference_it_stays_where_it_starts():
     layers = dataclasses.replace(run_of(), method="finetune", parameters={"steps": 0, "layers": "last_block"})
     found = tune_placement(layers, source=Source(), rounds=1)
     assert found[0].chosen == {"layers": "3"}
-    assert [r.run.parameters["layers"] for r in found[0].candidates] == ["3", "head", "0,1,2,3", "0,3", "1,3", "2,3"]
+    assert [r.record.parameters["layers"] for r in found[0].candidates] == ["3", "head", "0,1,2,3", "0,3", "1,3", "2,3"]
 
 
 def test_learning_rates_are_tuned_on_images():
     """Also the rate 0, which is no fine-tuning."""
     run = dataclasses.replace(run_of(), method="pmf", parameters={"steps": 1})
     found = tune(run, {"lr": [0, 1e4]}, source=Source())
-    assert [r.run.parameters["lr"] for r in found.candidates] == [1e-4, 0.0, 1e4]
+    assert [r.record.parameters["lr"] for r in found.candidates] == [1e-4, 0.0, 1e4]
     assert found.chosen["lr"] in (0.0, 1e-4)
 
 
@@ -78,8 +78,8 @@ def test_it_is_evaluated_by_the_one_way_for_all():
     """The stored parameters make the same method again, and frozen features give the same answers as a bank of them."""
     result = evaluate(run_of(lr=0.0), source=Source())
     assert result.setting == "inductive" and result.correct.mean() > 0.3
-    again = evaluate(Run.from_dict(result.run.to_dict()), source=Source())
-    assert torch.equal(again.correct, result.correct) and again.run.key == result.run.key
+    again = evaluate(result.record, source=Source())
+    assert torch.equal(again.correct, result.correct) and again.record.key == result.record.key
 
 
 @pytest.mark.parametrize(("run", "message"), [

@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from fewshot.cli.main import app
-from fewshot.cli.options import pairs, value_lists
+from fewshot.cli.values import pairs, value_lists
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank
 from fewshot.evaluation.evaluate import evaluate
@@ -23,7 +23,7 @@ from fewshot.statistics import paired_difference
 from fewshot.tuning.search import Range, fit_run, tune
 from fewshot.tuning.unrolled import load_fitted, save_fitted
 
-RUN = Run(dataset="toy", split="val", backbone="none", method="soft_kmeans", episodes=100)
+RUN = Run(split="val", backbone="none", method="soft_kmeans", episodes=100)
 
 
 def toy_bank(split="val", dim=16, classes=12, images=30, spread=1.0, seed=0):
@@ -38,7 +38,7 @@ def test_every_candidate_sees_the_same_episodes_and_the_better_value_is_chosen()
     # With scale 0.001 every query counts for every class: the means move to the centre, so large scales must win.
     found = tune(dataclasses.replace(RUN, parameters={"scale": 0.001}), {"scale": [0.001, 0.1, 5.0, 10.0]}, bank=toy_bank())
     assert len({r.fingerprint for r in found.candidates}) == 1
-    assert [r.run.parameters["scale"] for r in found.candidates] == [0.001, 0.1, 5.0, 10.0]
+    assert [r.record.parameters["scale"] for r in found.candidates] == [0.001, 0.1, 5.0, 10.0]
     best = max(found.candidates, key=lambda r: r.accuracy.mean)
     assert found.chosen["scale"] in (5.0, 10.0) and found.best.parameters["scale"] == found.chosen["scale"]
     assert paired_difference(best.correct, found.candidates[0].correct).significant
@@ -60,7 +60,7 @@ def test_of_indistinguishable_candidates_the_one_closest_to_the_start_wins():
     run = dataclasses.replace(RUN, parameters={"iterations": 1}, shots=1, episodes=600)
     found = tune(run, {"iterations": [1, 200], "scale": [5.0, 5.001]}, bank=toy_bank())
     assert found.chosen == {"iterations": 200, "scale": 5.0}
-    tied = [r for r in found.candidates if r.run.parameters["iterations"] == 200]
+    tied = [r for r in found.candidates if r.record.parameters["iterations"] == 200]
     assert not paired_difference(tied[0].correct, tied[1].correct).significant
 
 
@@ -92,7 +92,7 @@ def test_random_search_is_reproducible_and_stays_in_its_ranges():
     search = {"ranges": {"scale": Range(0.1, 100.0, log=True), "iterations": Range(2, 4)}, "samples": 12}
     run, bank = dataclasses.replace(RUN, episodes=5), toy_bank()
     a, b, other = (tune(run, bank=bank, seed=seed, **search) for seed in (3, 3, 4))
-    drawn = [[(r.run.parameters["scale"], r.run.parameters["iterations"]) for r in found.candidates]
+    drawn = [[(r.record.parameters["scale"], r.record.parameters["iterations"]) for r in found.candidates]
              for found in (a, b, other)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0][0] == (5.0, 200), "the first candidate is the run itself"
@@ -111,11 +111,12 @@ def test_the_record_holds_the_whole_search(tmp_path):
     assert record["chosen"] == found.chosen and record["fingerprint"] == found.candidates[0].fingerprint
     assert record["run"]["split"] == "val" and record["run"]["data"] == bank.content_hash
     assert record["search"]["grid"] == {"scale": [1.0, 10.0]} and record["other_parameters"]["norm"] == "me"
-    assert {r.run.key for r in store} == {c["run"] for c in record["candidates"]} == {r.run.key for r in found.candidates}
+    keys = {c["run"] for c in record["candidates"]}
+    assert {r.record.key for r in store} == keys == {r.record.key for r in found.candidates}
     top = max(found.candidates, key=lambda r: r.accuracy.mean)
     for entry, result in zip(record["candidates"], found.candidates, strict=True):
         gap = paired_difference(result.correct, top.correct)
-        assert entry["parameters"] == {"scale": result.run.parameters["scale"]}
+        assert entry["parameters"] == {"scale": result.record.parameters["scale"]}
         assert entry["accuracy"] == result.accuracy.mean and entry["interval95"] == result.accuracy.half_width
         assert entry["difference_to_best"] == gap.difference.mean and entry["distinguishable"] == gap.significant
     assert tune(RUN, {"scale": [1.0, 10.0]}, bank=bank, store=store).record == found.record, "the same search, the same file"
@@ -147,7 +148,7 @@ def test_what_was_learned_is_part_of_the_run(tmp_path):
     result = evaluate(test, bank, store=store)
     direct = evaluate(plain, bank, method=found.method)
     assert torch.equal(result.correct, direct.correct)
-    assert store.load(result.run).run == result.run
+    assert store.load(result.record).record == result.record
     text = results_table([result, evaluate(plain, bank, store=store)]).to_markdown()
     assert "learned=#" in text and "[" not in text.split("learned=#")[1][:10], "the digest, not dozens of numbers"
 
@@ -200,10 +201,10 @@ def test_the_commands(tmp_path, monkeypatch):
 def test_candidates_carry_base_statistics_only_where_they_use_them(tmp_path):
     """The keys are those `evaluate` gives the same runs, and the base bank is guarded as it is there."""
     val, base = toy_bank("val"), toy_bank("train", seed=1)
-    run = Run(dataset="toy", split="val", method="simple_shot", episodes=20, parameters={"norm": "l2n"})
+    run = Run(split="val", method="simple_shot", episodes=20, parameters={"norm": "l2n"})
     found = tune(run, {"norm": ["l2n", "cl2n"]}, bank=val, base_bank=base)
-    assert [r.run.base is not None for r in found.candidates] == [False, True]
+    assert [r.record.base is not None for r in found.candidates] == [False, True]
     for result in found.candidates:
-        assert evaluate(run, val, base_bank=base, parameters=result.run.parameters).run.key == result.run.key
+        assert evaluate(run, val, base_bank=base, parameters=result.record.parameters).record.key == result.record.key
     with pytest.raises(FewshotError, match="base_bank holds split 'test'"):
         tune(run, {"norm": ["cl2n"]}, bank=val, base_bank=dataclasses.replace(base, split="test"))

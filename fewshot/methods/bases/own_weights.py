@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewshot.backbones.weights import read_method
 from fewshot.core.errors import FewshotError
 from fewshot.core.hashing import state_sha256
-from fewshot.methods.contract import Method, create_method
+from fewshot.methods.contract import METHODS, Method
 
 if TYPE_CHECKING:
     from fewshot.backbones.base import Backbone
@@ -43,19 +43,18 @@ def describe_method(name: str, method: Method) -> dict | None:
 def trained_parameters(name: str, weights: str | Path | None) -> dict:
     """The hyper-parameters that the method `name` was trained with, of a weights file that holds one; else {}."""
     found = trained_method(name, weights)
-    return found[1]["parameters"] if found else {}
+    return METHODS[name].present_names(found[1]["parameters"]) if found else {}
 
 
-def method_with_weights(name: str, parameters: dict, backbone: Callable[[], Backbone], ways: int,
+def method_with_weights(name: str, method: Method, backbone: Callable[[], Backbone], ways: int,
                         weights: str | Path | None) -> tuple[Method, str | None]:
-    """(the method, identity of its own weights). A method that needs a backbone is built on `backbone()`; one that has
+    """(the method, identity of its own weights). A `method` that needs a backbone is built on `backbone()`; one that has
     weights gets those in the file `weights`, where that holds some of `name`. Else those made with the backbone are fresh,
     with the identity FRESH; any others are values of hyper-parameters, which the run names, and like a method without
     weights it has the identity None.
 
-    Raises FewshotError where the file's tensors do not fit these parameters and ways.
+    Raises FewshotError where the file's tensors do not fit its parameters and ways.
     """
-    method = create_method(name, **parameters)
     made_here = method.needs_backbone
     if made_here:
         method = method.with_backbone(backbone(), ways)

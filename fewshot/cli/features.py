@@ -1,0 +1,50 @@
+"""From images to files of features: `fewshot embed` and `fewshot join`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewshot.cli.options import Values, options_from_types
+from fewshot.cli.request import Places, images_of
+from fewshot.core.settings import anything, setting
+from fewshot.evaluation.work import Work
+from fewshot.features.subject import Subject
+
+
+@dataclass
+class Extraction:
+    """How features are extracted."""
+
+    precision: str = setting("float32", "of the backbone's arithmetic: float32, or bfloat16, which is faster and less "
+                             "accurate; the features are then others", anything)
+    cache: Path = setting(Path("runs/cache"), "folder for partial extractions", anything)
+
+
+@options_from_types(left_out=("runs", "workers", "shard", "progress"), split=None, device="auto")
+def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")], subject: Values[Subject],
+          extraction: Extraction, work: Values[Work], places: Places) -> None:
+    """Extract the features of one split once; an interrupted extraction continues."""
+    from fewshot.core.team import own_device
+    from fewshot.datasets import load_dataset
+    from fewshot.features.extract import embed as extract
+    from fewshot.features.source import backbone_for
+
+    found, root = images_of(subject, places.data_root)
+    asked = Subject(**found)
+    images = load_dataset(asked.dataset, asked.split, root=root, **asked.data_options)
+    features = extract(images, backbone_for(asked, images), cache=extraction.cache, progress=True, crops=asked.crops,
+                       precision=extraction.precision, device=own_device(work["device"]))
+    typer.echo(f"wrote {features.save(out)}: {len(features)} x {features.features.shape[1]}")
+
+
+def join(features: Annotated[list[Path], typer.Argument(help="feature banks of the same images, from `fewshot embed`")],
+         out: Annotated[Path, typer.Option(help="file to write (.safetensors)")]) -> None:
+    """Put the features of several backbones side by side: an ensemble, for `fewshot eval --features`."""
+    from fewshot.data.banks import FeatureBank, concatenate
+
+    joined = concatenate([FeatureBank.load(path) for path in features])
+    typer.echo(f"wrote {joined.save(out)}: {len(joined)} x {joined.features.shape[1]}")
