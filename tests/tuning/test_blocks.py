@@ -47,7 +47,8 @@ def test_a_block_that_does_harm_is_left_out(monkeypatch):
             return {name: 0 * value if name.startswith("blocks.1.") else value for name, value in weights.items()}
 
     monkeypatch.setitem(METHODS._items, "harmful", Harmful)
-    found = tune_placement(dataclasses.replace(run_of(), method="harmful", parameters={"lr": 1e-9, "steps": 1}), source=Source())
+    run = dataclasses.replace(run_of(), method="harmful", parameters={"lr": 1e-9, "steps": 1})
+    found = tune_placement(run, source=Source())
     assert len(found) == 2 and found[0].chosen == found[1].chosen == {"blocks": "none"}
     assert found[-1].best.parameters["blocks"] == "none" and found[-1].best.split == "val"
     assert len({result.fingerprint for each in found for result in each.candidates}) == 1
