@@ -15,7 +15,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
 _LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|!?\[[^\[\]]*\](?:\([^()]*\))?)*)\]\((?P<target>[^()\s:#]+)(?P<part>#[^()\s]*)?\)")
-_FENCE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.M | re.S)
+_FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
 
 # Paths of the repository whose pages have another place in the site.
 PLACES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
@@ -29,9 +29,15 @@ def places() -> dict[str, str]:
         found[f"experiments/results/{path.name}"] = f"results/{path.name}"
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         found[f"notebooks/{path.name}"] = f"notebooks/{path.stem}.md"
-    for path in sorted((ROOT / "fewshot" / "methods").glob("[a-z]*.py")):
-        found[f"fewshot/methods/{path.name}"] = f"api/methods.md#fewshot.methods.{path.stem}"
+    for name in method_files():
+        found[f"fewshot/methods/{name}.py"] = f"api/methods.md#fewshot.methods.{name}"
     return found | {"notebooks": "notebooks/01_first_steps.md"}
+
+
+def method_files() -> list[str]:
+    """The modules of fewshot.methods that hold methods, and not what these have in common."""
+    return sorted(path.stem for path in (ROOT / "fewshot" / "methods").glob("*.py")
+                  if "@METHODS.register(" in path.read_text("utf-8"))
 
 
 def on_files(files, config):
@@ -49,6 +55,8 @@ def on_page_markdown(markdown, page, config, files):
     here = page.file.src_uri
     if here == "commands.md":
         markdown += "\n" + commands()
+    if here == "api/methods.md":
+        markdown += "\n" + "\n\n".join(f"::: fewshot.methods.{name}" for name in method_files())
     origin = next((source for source, place in places().items() if place == here), f"docs/{here}")
     return linked(markdown, origin, here)
 
