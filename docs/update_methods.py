@@ -21,17 +21,17 @@ GROUPS = {("features", "inductive"): "Inductive, on features", ("features", "tra
 
 HEAD = """# Methods
 
-Written by `python docs/update_methods.py`; {count} methods. `fewshot list methods` prints their hyper-parameters, a name leads to what
-it computes and where it deviates from its paper.
+Written by `python docs/update_methods.py`; {count} methods. `fewshot list methods` prints their hyper-parameters, a name leads
+to what it computes and where it deviates from its paper.
 
 - *Assumes*: what must be true for the method to make sense, with its default hyper-parameters; and what it needs besides an
   episode.
 - *Agreement*: the largest difference to the outputs of the official program in float64, of all rows in
-  [the table of agreement](agreement.md), which has the settings and the repositories. "Loop": no official output could be had, so the
-  method is compared with a plain loop or with a library.
+  [the table of agreement](agreement.md), which has the settings and the repositories. "Loop": no official output could be
+  had, so the method is compared with a plain loop or with a library.
 - *Speed*: episodes a second, 5-way 1-shot, 75 queries, 640 features, one thread, and how many times the time of the
-  [floor](benchmarks.md#every-method-on-cached-features-over-its-floor), exponentials included, that is; or the milliseconds of
-  [one training step](benchmarks.md#one-training-step). Seconds an episode of methods that adapt the backbone are beside
+  [floor](benchmarks.md#every-method-on-cached-features-over-its-floor), exponentials included, that is; or the milliseconds
+  of [one training step](benchmarks.md#one-training-step). Seconds an episode of methods that adapt the backbone are beside
   [their accuracy](../experiments/results/fine_tuning_beside_frozen.md).
 """
 
@@ -46,6 +46,11 @@ class Entry:
     says: str
     paper: str
     assumes: str
+
+    @property
+    def row(self) -> str:
+        """Its row of the page without what was measured."""
+        return f"| {self.link} | {self.says}<br>{self.paper} | {self.assumes} |"
 
 
 def entries() -> list[Entry]:
@@ -116,10 +121,10 @@ def page() -> str:
     methods, differences, rates = entries(), agreement(), speed()
     parts = [HEAD.format(count=len(methods))]
     for group in GROUPS.values():
-        rows = [f"| {e.link} | {e.says} | {e.paper} | {e.assumes} | {differences.get(e.name, 'loop')} | {rates.get(e.name, '')} |"
-                for e in methods if e.group == group]
-        parts.append("\n".join([f"## {group}", "", "| method | what it is | paper; official code | assumes | agreement | speed |",
-                                "|---|---|---|---|---|---|", *rows, ""]))
+        rows = [f"{entry.row} {differences.get(entry.name, 'loop')} | {rates.get(entry.name, '')} |"
+                for entry in methods if entry.group == group]
+        parts.append("\n".join([f"## {group}", "", "| method | what it is; paper; official code | assumes | agreement | speed |",
+                                "|---|---|---|---|---|", *rows, ""]))
     return "\n".join(parts)
 
 

@@ -14,7 +14,9 @@ import nbconvert
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
-_LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|!?\[[^\[\]]*\](?:\([^()]*\))?)*)\]\((?P<target>[^()\s:#]+)(?P<part>#[^()\s]*)?\)")
+# [text](target#part), also of pictures and with one picture as the text.
+_LINK = re.compile(r"(?P<image>!?)\[(?P<text>(?:[^\[\]]|!?\[[^\[\]]*\](?:\([^()]*\))?)*)\]"
+                   r"\((?P<target>[^()\s:#]+)(?P<part>#[^()\s]*)?\)")
 _FENCE = re.compile(r"^```.*?^```$", re.M | re.S)
 
 # Paths of the repository whose pages have another place in the site.
@@ -37,7 +39,7 @@ def places() -> dict[str, str]:
 def method_files() -> list[str]:
     """The modules of fewshot.methods that hold methods, and not what these have in common."""
     return sorted(path.stem for path in (ROOT / "fewshot" / "methods").glob("*.py")
-                  if "@METHODS.register(" in path.read_text("utf-8"))
+                  if re.search(r"^@METHODS\.register\(", path.read_text("utf-8"), re.M))
 
 
 def on_files(files, config):
