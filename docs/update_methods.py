@@ -21,8 +21,8 @@ GROUPS = {("features", "inductive"): "Inductive, on features", ("features", "tra
 
 HEAD = """# Methods
 
-Written by `python docs/update_methods.py`; {count} methods. `fewshot list methods` prints their hyper-parameters, a name leads
-to what it computes and where it deviates from its paper.
+Written by `python docs/update_methods.py`; {count} methods. `fewshot list methods` prints their hyper-parameters, a name
+leads to what it computes and where it deviates from its paper.
 
 - *Assumes*: what must be true for the method to make sense, with its default hyper-parameters; and what it needs besides an
   episode.
@@ -123,8 +123,8 @@ def page() -> str:
     for group in GROUPS.values():
         rows = [f"{entry.row} {differences.get(entry.name, 'loop')} | {rates.get(entry.name, '')} |"
                 for entry in methods if entry.group == group]
-        parts.append("\n".join([f"## {group}", "", "| method | what it is; paper; official code | assumes | agreement | speed |",
-                                "|---|---|---|---|---|", *rows, ""]))
+        heading = "| method | what it is; paper; official code | assumes | agreement | speed |"
+        parts.append("\n".join([f"## {group}", "", heading, "|---|---|---|---|---|", *rows, ""]))
     return "\n".join(parts)
 
 
