@@ -4,7 +4,7 @@ VENV   ?= .venv
 RUN    := $(VENV)/bin/python
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test slow lint benchmark clean
+.PHONY: help install demo test slow lint docs benchmark clean
 
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -40,6 +40,14 @@ slow: install    ## the tests that take minutes
 lint: install    ## style, likely mistakes, and which room imports which
 	$(RUN) -m ruff check .
 	$(VENV)/bin/lint-imports
+
+# NO_MKDOCS_2_WARNING silences an advertisement, no warning about these pages: those are errors (--strict).
+docs: $(VENV)/.docs ## the documentation as pages in build/site; nothing is executed or fetched
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
+$(VENV)/.docs: $(STAMP)
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
 
 benchmark: install ## speed of everything, beside floors and other libraries (a few minutes)
 	$(RUN) benchmarks/suite.py --quick

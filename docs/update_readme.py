@@ -1,5 +1,8 @@
-"""Put the tables of experiments/results into README.md, between `<!-- table: NAME -->` (of NAME.csv) or
-`<!-- published: NAME NAME -->` (of NAME_published.md, measured beside published) and `<!-- end -->`.
+"""Put what is made elsewhere into the documents, between a marker and `<!-- end -->`:
+
+    <!-- table: NAME -->            experiments/results/NAME.csv as a table
+    <!-- published: NAME NAME -->   the rows of NAME_published.md, measured beside published
+    <!-- list: experiments -->      the files of experiments/ with their first sentence and their tables
 
     python docs/update_readme.py
     python docs/update_readme.py --demo runs/demo    # after `make demo`: its table and report become the committed ones
@@ -11,6 +14,7 @@ docs/images/report.png where a chromium is on the PATH.
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import shutil
 import subprocess
@@ -21,6 +25,7 @@ import pandas as pd
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproducing.md")
 
 
 def table(name: str) -> str:
@@ -55,9 +60,27 @@ def published(names: str) -> str:
     return "\n".join(re.sub(" +", " ", line) for line in lines)
 
 
+def listed(folder: str) -> str:
+    """Its Python files: the first sentence of each, and links to the tables it has made."""
+    lines = ["| file | what it measures | tables |", "|---|---|---|"]
+    for path in sorted((ROOT / folder).glob("*.py")):
+        sentence = first_sentence(ast.get_docstring(ast.parse(path.read_text("utf-8"))))
+        names = {"measured": path.stem, "beside published": f"{path.stem}_published"}
+        tables = [f"[{text}](../{folder}/results/{name}.md)" for text, name in names.items()
+                  if (ROOT / folder / "results" / f"{name}.md").is_file()]
+        lines.append(f"| `{path.name}` | {sentence} | {', '.join(tables)} |")
+    return "\n".join(lines)
+
+
+def first_sentence(docstring: str) -> str:
+    """Of the first paragraph, on one line; a full stop within a name ("et al. 2022") does not end it."""
+    paragraph = " ".join(docstring.split("\n\n")[0].split())
+    return re.split(r"(?<=[.?])(?<!al\.) (?=[A-Z])", paragraph)[0]
+
+
 def filled(text: str) -> str:
-    made = {"table": table, "published": published}
-    return re.sub(r"(<!-- (table|published): ([\w ]+) -->\n).*?(<!-- end -->)",
+    made = {"table": table, "published": published, "list": listed}
+    return re.sub(r"(<!-- (table|published|list): ([\w ]+) -->\n).*?(<!-- end -->)",
                   lambda m: f"{m[1]}{made[m[2]](m[3])}\n{m[4]}", text, flags=re.S)
 
 
@@ -85,6 +108,6 @@ if __name__ == "__main__":
     parser.add_argument("--demo", type=Path, help="folder of a finished demo")
     if demo := parser.parse_args().demo:
         take(demo)
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
-    print(f"updated {readme}")
+    for document in DOCUMENTS:
+        document.write_text(filled(document.read_text("utf-8")), "utf-8")
+        print(f"updated {document.relative_to(ROOT)}")
