@@ -11,6 +11,7 @@ from torch import Tensor
 from fewshot.backbones.base import BACKBONES, Backbone
 from fewshot.backbones.timm_models import TimmBackbone
 from fewshot.backbones.weights import load_weights
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.core.hashing import state_sha256
 from fewshot.core.registry import UnknownName, nearest, unknown_message
@@ -38,8 +39,8 @@ def create_backbone(name: str, *, channels: int = 3, image_size: int | None = No
     cls, arguments, chosen = check_backbone(name, weights)
     if channels not in (1, 3):
         raise FewshotError(f"channels={channels!r}; images have 1 or 3")
-    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
-        raise FewshotError(f"image_size={image_size!r}; pass a positive number of pixels, or None for the default")
+    if image_size is not None:
+        image_size = check_integer("image_size", image_size, 1)
     is_file = chosen not in cls.weights
     if len(cls.weights) > 1:
         arguments["weights"] = "random" if is_file else chosen

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import Registry, unknown_message
 from fewshot.data.banks import ImageBank
@@ -138,9 +139,7 @@ def load_dataset(name: str, split: str = "test", *, root: str | Path | None = No
             raise FewshotError(unknown_message(f"option of {name}", key, known))
     check_known("on_error", on_error, ("raise", "skip"))
     check_split(split)
-    size = cls.image_size if image_size is None else image_size
-    if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 1024:
-        raise FewshotError(f"image_size={size!r}; give a whole number of pixels from 8 to 1024")
+    size = check_integer("image_size", cls.image_size if image_size is None else image_size, 8, 1024)
     dataset = cls(**options)
     folder = dataset.root(root)
     if download:

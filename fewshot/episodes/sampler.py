@@ -16,6 +16,7 @@ import torch
 from scipy.special import gammaincinv
 from torch import Tensor
 
+from fewshot.core.checked import check_integer, check_number
 from fewshot.core.counted_random import below, counted_uniforms, ordered_subset
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
@@ -108,7 +109,8 @@ class EpisodeSampler:
             raise FewshotError(f"labels have shape {labels.shape} and dtype {labels.dtype}; expected [M] integers")
         self._labels = labels
         self.ways, self.shots = _range("ways", ways, 2), _range("shots", shots, 1)
-        self.queries, self.seed, self.alpha = _integer("queries", queries, 1), _integer("seed", seed), float(alpha)
+        self.queries, self.seed = check_integer("queries", queries, 1), check_integer("seed", seed)
+        self.alpha = check_number("alpha", alpha, 0, low_allowed=False)
         self.query_distribution, self.k_eff = query_distribution, k_eff
         self._check_protocol(small_classes)
         self._index(labels, names, small_classes)
@@ -167,8 +169,6 @@ class EpisodeSampler:
             raise FewshotError(unknown_message("query distribution", self.query_distribution, list(QUERY_DISTRIBUTIONS)))
         if small_classes not in ("refuse", "drop"):
             raise FewshotError(f"small_classes={small_classes!r}; choose 'refuse' or 'drop'")
-        if not self.alpha > 0 or not np.isfinite(self.alpha):
-            raise FewshotError(f"alpha={self.alpha}; a Dirichlet distribution needs a positive finite alpha")
         if (self.query_distribution == "k_eff") != (self.k_eff is not None):
             raise FewshotError(f"k_eff={self.k_eff} with query_distribution={self.query_distribution!r}; k_eff belongs to "
                                "'k_eff' and is required there")
@@ -294,16 +294,9 @@ def _assemble(classes, shots, counts, items, keys) -> EpisodeIndices:
                           torch.from_numpy(np.ascontiguousarray(classes)))
 
 
-def _integer(name: str, value, least: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or (least is not None and value < least):
-        limit = "" if least is None else f" of at least {least}"
-        raise FewshotError(f"{name}={value!r}; expected an integer{limit}")
-    return int(value)
-
-
-def _range(name: str, value, least: int) -> tuple[int, int]:
+def _range(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
     low, high = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
-    low, high = _integer(name, low, least), _integer(name, high, least)
+    low, high = check_integer(name, low, least), check_integer(name, high, least)
     if low > high:
         raise FewshotError(f"{name}={value!r}; the low end exceeds the high end")
     return low, high

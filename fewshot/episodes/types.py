@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 
 
@@ -82,8 +83,7 @@ def _check(e: Episodes) -> None:
         value = getattr(e, name)
         if not isinstance(value, Tensor):
             raise FewshotError(f"{name} is a {type(value).__name__}; pass a torch.Tensor (torch.as_tensor(x))")
-    if isinstance(e.ways, bool) or not isinstance(e.ways, int) or e.ways < 2:
-        raise FewshotError(f"ways={e.ways!r}; an episode needs an integer of at least 2 classes")
+    object.__setattr__(e, "ways", check_integer("ways", e.ways, 2))
     if e.support.ndim < 3 or e.query.ndim != e.support.ndim:
         raise FewshotError(
             f"support has shape {tuple(e.support.shape)} and query {tuple(e.query.shape)}; expected [E, S, ...] and "

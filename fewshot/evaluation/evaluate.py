@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fewshot.core.errors import FewshotError, check_at_least
+from fewshot.core.checked import check_at_least
+from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.saved import EpisodeList
 from fewshot.evaluation.calibration import validation_temperature

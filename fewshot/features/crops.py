@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewshot.core.checked import check_at_least
 from fewshot.core.counted_random import below, counted_uniforms
-from fewshot.core.errors import FewshotError, check_at_least
+from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 
 _TRIES = 10  # boxes drawn until one fits into the image, as in torchvision

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fewshot.backbones.base import PRECISIONS, Backbone
+from fewshot.core.checked import check_at_least
 from fewshot.core.errors import FewshotError
 from fewshot.core.provenance import versions
 from fewshot.core.registry import unknown_message
@@ -45,8 +46,7 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
     Raises FewshotError for an empty bank, and naming the image where features are NaN or infinite. Damaged cache files
     are extracted again, and a cache that cannot be written is done without, both with a warning.
     """
-    if batch_size < 1 or shard_batches < 1:
-        raise FewshotError(f"batch_size={batch_size}, shard_batches={shard_batches}; both must be at least 1")
+    check_at_least(1, batch_size=batch_size, shard_batches=shard_batches)
     if not isinstance(bank, ImageBank):
         raise FewshotError(f"{type(bank).__name__} given; embed takes an ImageBank (load_dataset makes one)")
     if not len(bank):

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.backbones.base import Backbone
 from fewshot.backbones.transform import ImageTransform
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.sampler import EpisodeSampler
@@ -74,8 +75,8 @@ class EpisodeTasks:
     def __init__(self, bank: ImageBank | FeatureBank, ways: int, shots: int, queries: int, seed: int = 0,
                  num_tasks: int = 10_000, *, even_odd: bool = False, transform: Callable[[Tensor], Tensor] | None = None,
                  small_classes: str = "refuse"):
-        if isinstance(ways, (tuple, list)) or isinstance(shots, (tuple, list)) or num_tasks < 1:
-            raise FewshotError(f"ways={ways!r}, shots={shots!r}, num_tasks={num_tasks!r}; expected integers of at least 1")
+        ways, shots = check_integer("ways", ways, 2), check_integer("shots", shots, 1)  # no ranges, which the sampler takes
+        num_tasks = check_integer("num_tasks", num_tasks, 1)
         self.sampler = EpisodeSampler(bank, ways, shots, queries, seed, small_classes=small_classes)
         self._support_at, self._query_at = _places(shots, queries, even_odd)
         if transform is None and isinstance(bank, ImageBank):

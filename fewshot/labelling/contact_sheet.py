@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError
+from fewshot.core.checked import check_number
 from fewshot.labelling.answers import Answers
 
 _SIDE, _EXAMPLE_SIDE = 160, 80  # pixels of a thumbnail
@@ -25,8 +25,7 @@ def sheet(found: Answers, low: float) -> str:
 
     Of more than 2000 images the least confident are shown. Raises FewshotError for a `low` outside 0 .. 1.
     """
-    if not 0 <= low <= 1:
-        raise FewshotError(f"low={low!r}; a probability lies between 0 and 1")
+    check_number("low", low, 0, 1)
     shown = sorted(found.confidence.argsort(stable=True)[:_SHOWN].tolist())
     labels = found.probabilities.argmax(1).tolist()
     marked = (found.confidence < low).tolist()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.core.errors import FewshotError, check_at_least, check_positive
+from fewshot.core.checked import check_at_least, check_number, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.data.banks import FeatureBank
 from fewshot.episodes.types import Episodes
@@ -121,8 +122,7 @@ class BaseTransformer(Method):
             check_at_least(1, channels=self.channels)
         check_at_least(0, base_classes=self.base_classes)
         check_positive(temperature=self.temperature)
-        if not 0 <= self.dropout < 1:
-            raise FewshotError(f"dropout={self.dropout!r}; it is a probability, 0 or more and below 1")
+        check_number("dropout", self.dropout, 0, 1, high_allowed=False)
 
     def fit(self, base_bank: FeatureBank) -> BaseTransformer:
         """A copy with the mean features of the base classes."""

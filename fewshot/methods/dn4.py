@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_at_least
+from fewshot.core.checked import check_at_least
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Method
 from fewshot.ops.chunked import in_blocks

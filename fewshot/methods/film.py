@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fewshot.core.errors import check_choice, check_positive
+from fewshot.core.checked import check_choice, check_positive
 from fewshot.methods.bases.test_time_learner import FineTuning, Head, check_found
 from fewshot.methods.contract import METHODS
 from fewshot.ops.frozen_prefix import Tensors

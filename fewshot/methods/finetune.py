@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.core.errors import check_at_least, check_choice, check_positive
+from fewshot.core.checked import check_at_least, check_choice, check_positive
 from fewshot.core.seeding import derived_seed
 from fewshot.methods.bases.test_time_learner import FineTuning, Head
 from fewshot.methods.contract import METHODS

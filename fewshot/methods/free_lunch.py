@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.core.checked import check_at_least, check_choice, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import derived_seed
 from fewshot.data.banks import FeatureBank
 from fewshot.episodes.types import Episodes

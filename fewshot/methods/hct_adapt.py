@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fewshot.core.errors import FewshotError
+from fewshot.core.checked import check_at_least, check_number, check_positive
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
 from fewshot.ops.distances import cosine, l2_normalise
@@ -37,12 +37,9 @@ class HCTAdapt(IterativeMethod):
     iterations: int = 20
 
     def __post_init__(self):
-        if not self.scale > 0:
-            raise FewshotError(f"scale={self.scale}; give a positive number")
-        if not 0 < self.step_size <= 1:
-            raise FewshotError(f"step_size={self.step_size}; it must lie in (0, 1]")
-        if self.iterations < 1:
-            raise FewshotError(f"iterations={self.iterations}; at least 1 is needed")
+        check_positive(scale=self.scale)
+        check_number("step_size", self.step_size, 0, 1, low_allowed=False)
+        check_at_least(1, iterations=self.iterations)
 
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         labels = one_hot(episodes.support_labels, episodes.ways, episodes.support.dtype).transpose(1, 2)  # [E, N, S]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import check_choice
+from fewshot.core.checked import check_choice
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.clustering import ClusteringOptions, cluster

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.core.checked import check_at_least, check_choice, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.methods.bases.test_time_learner import FineTuning, Head, check_found
 from fewshot.methods.contract import METHODS
 from fewshot.methods.film import HEADS

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fewshot.core.checked import check_at_least
 from fewshot.episodes.types import Episodes
-from fewshot.methods.bases.gradient_learner import GradientLearner, GradientMethod, at_least, mean_cross_entropy
+from fewshot.methods.bases.gradient_learner import GradientLearner, GradientMethod, mean_cross_entropy
 from fewshot.methods.contract import METHODS
 
 _LEAST = 0.03  # share of its equal weight that a step's loss keeps at the end, as in MAML++'s code
@@ -82,4 +83,4 @@ class Maml(GradientMethod):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least(self, multi_step_episodes=0)
+        check_at_least(0, multi_step_episodes=self.multi_step_episodes)

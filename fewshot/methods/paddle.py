@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewshot.core.checked import check_at_least
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
@@ -43,8 +44,7 @@ class Paddle(IterativeMethod):
         return ("few of the classes among the queries",) if self.prior_weight > 0 else ()
 
     def __post_init__(self):
-        if self.iterations < 1:
-            raise FewshotError(f"iterations={self.iterations}; PADDLE needs at least 1")
+        check_at_least(1, iterations=self.iterations)
         if self.prior_weight < 0:
             raise FewshotError(f"prior_weight={self.prior_weight}; it must be 0 (soft k-means) or more")
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice
+from fewshot.core.checked import check_at_least, check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Method, feature_dim_of

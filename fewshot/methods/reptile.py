@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import check_choice
+from fewshot.core.checked import check_at_least, check_choice
 from fewshot.episodes.types import Episodes
-from fewshot.methods.bases.gradient_learner import GradientLearner, GradientMethod, at_least, mean_cross_entropy
+from fewshot.methods.bases.gradient_learner import GradientLearner, GradientMethod, mean_cross_entropy
 from fewshot.methods.contract import METHODS
 from fewshot.ops.inner_loop import Tensors
 
@@ -94,4 +94,5 @@ class Reptile(GradientMethod):
     def __post_init__(self):
         super().__post_init__()
         check_choice(_OPTIMISERS, inner_optimiser=self.inner_optimiser)
-        at_least(self, inner_batch=1, eval_batch=1, batch_seed=0)
+        check_at_least(1, inner_batch=self.inner_batch, eval_batch=self.eval_batch)
+        check_at_least(0, batch_seed=self.batch_seed)

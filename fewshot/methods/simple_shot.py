@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, Method, fitted
 from fewshot.ops.distances import cosine, squared_euclidean

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fewshot.core.errors import check_at_least, check_positive
+from fewshot.core.checked import check_at_least, check_positive
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
 from fewshot.ops.distances import l2_normalise, squared_euclidean

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fewshot.core.errors import check_positive
+from fewshot.core.checked import check_positive
 from fewshot.methods.bases.test_time_learner import FineTuning, Head
 from fewshot.methods.contract import METHODS
 from fewshot.ops.heads import PrototypeHead

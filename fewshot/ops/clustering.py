@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice
+from fewshot.core.checked import check_at_least, check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.ops.class_reductions import best_class
 from fewshot.ops.graphs import bound_updates, centred_gram, knn_affinity, squared_distances
 from fewshot.ops.prototypes import one_hot

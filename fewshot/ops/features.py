@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.ops.distances import l2_normalise
 

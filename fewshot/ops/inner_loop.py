@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice
+from fewshot.core.errors import FewshotError
 
 Tensors = dict[str, Tensor]
 BATCH_NORM_MODES = ("batch", "running", "per_step")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice
+from fewshot.core.errors import FewshotError
 
 EPISODES = "episode sampling"
 CLASSES = "episode sampling and the choice of the novel classes"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from fewshot.backbones.base import PRECISIONS
+from fewshot.core.checked import check_integer, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 from fewshot.training.losses import Loss, parse_losses
@@ -103,9 +104,12 @@ class LoopConfig:
         for field_ in dataclasses.fields(self):
             name, value = field_.name, getattr(self, field_.name)
             if name in _INTEGERS:
-                _check_integer(name, value, _INTEGERS[name])
+                object.__setattr__(self, name, check_integer(name, value, _INTEGERS[name]))
             elif name in _NUMBERS:
-                check_number(name, value, *_NUMBERS[name])
+                low, high, with_low, with_high = _NUMBERS[name]
+                number = check_number(name, value, low, high, low_allowed=with_low, high_allowed=with_high)
+                # lr=1 stays 1: as 1.0 it would be another fingerprint than that of runs that are stored.
+                object.__setattr__(self, name, value if isinstance(value, int) else number)
             elif name in _CHOICES and value not in _CHOICES[name]:
                 raise FewshotError(unknown_message(name, str(value), list(_CHOICES[name])))
         object.__setattr__(self, "milestones", _ascending(self.milestones))
@@ -295,17 +299,3 @@ def _ascending(values) -> tuple[int, ...]:
     if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in found) or list(found) != sorted(set(found)):
         raise FewshotError(f"milestones={values!r}; expected ascending positive integers, e.g. (60, 80)")
     return found
-
-
-def _check_integer(name: str, value, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise FewshotError(f"{name}={value!r}; expected an integer of at least {least}")
-
-
-def check_number(name: str, value, low: float, high: float, with_low: bool, with_high: bool) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    above = number and (value > low or (with_low and value == low))
-    below = number and (value < high or (with_high and value == high))
-    if not (above and below):  # NaN fails both comparisons
-        span = f"{'[' if with_low else '('}{low}, {high}{']' if with_high else ')'}"
-        raise FewshotError(f"{name}={value!r}; expected a finite number in {span}")

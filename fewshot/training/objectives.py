@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import inspect
-import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -87,13 +86,6 @@ def make_objective(config: SupervisedConfig, classes: int, backbone: Backbone) -
         objective = make(config, classes, backbone.feature_dim, **config.recipe_parameters)
         objective.attach(backbone)
     return objective
-
-
-def number(name: str, value, low: float, high: float = math.inf) -> float:
-    """`value`, or FewshotError if it is no number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (low <= value <= high and math.isfinite(value)):
-        raise FewshotError(f"{name}={value!r}; expected a finite number in [{low}, {high}]")
-    return value
 
 
 def head_logits(head: nn.Module, features: Tensor) -> Tensor:

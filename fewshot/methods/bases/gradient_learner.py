@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_at_least, check_choice, check_number
+from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import Method, feature_dim_of
@@ -250,9 +250,9 @@ class GradientMethod(Method):
     checkpoint: bool = False
 
     def __post_init__(self):
-        if not (self.inner_lr >= 0 and math.isfinite(self.inner_lr)):
-            raise FewshotError(f"inner_lr={self.inner_lr!r}; it must be a finite number of 0 or more")
-        at_least(self, inner_steps=0, eval_steps=0, chunk=1)
+        check_number("inner_lr", self.inner_lr, 0)
+        check_at_least(0, inner_steps=self.inner_steps, eval_steps=self.eval_steps)
+        check_at_least(1, chunk=self.chunk)
         check_choice(self.batch_norm_modes, batch_norm=self.batch_norm)
         if self.vectorise not in (True, False, "auto"):
             raise FewshotError(f"vectorise={self.vectorise!r}; choose True, False or 'auto'")
@@ -272,14 +272,6 @@ class GradientMethod(Method):
 
     def __call__(self, episodes: Episodes) -> Tensor:
         raise self.without_network()
-
-
-def at_least(settings: GradientMethod, **limits: int) -> None:
-    """Raise FewshotError for a hyper-parameter below its limit; None passes."""
-    for name, least in limits.items():
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise FewshotError(f"{name}={value!r}; expected an integer of at least {least}")
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice
+from fewshot.core.checked import check_at_least, check_choice, check_number
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import Method
 from fewshot.ops.frozen_prefix import Images, ReplayedNetwork, Tensors
@@ -157,7 +158,9 @@ class FineTuning(Method):
 
     def __post_init__(self):
         check_at_least(0, steps=self.steps)
-        check_rates(lr=self.lr, **({"head_lr": self.head_lr} if hasattr(self, "head_lr") else {}))
+        for name in ("lr", "head_lr"):
+            if hasattr(self, name):
+                check_number(name, getattr(self, name), 0)
         check_choice(OPTIMISERS, optimiser=self.optimiser)
         check_choice(SCHEDULES, schedule=self.schedule)
         check_choice(self.batch_norm_modes, batch_norm=self.batch_norm)
@@ -207,12 +210,6 @@ class FineTuning(Method):
 
     def __call__(self, episodes: Episodes) -> Tensor:
         raise self.without_network()
-
-
-def check_rates(**rates: float) -> None:
-    for name, value in rates.items():
-        if not (value >= 0 and math.isfinite(value)):
-            raise FewshotError(f"{name}={value!r}; it must be a finite number of 0 or more")
 
 
 def check_found(found: list[str], blocks: str, what: str, remedy: str) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import check_positive
+from fewshot.core.checked import check_positive
 from fewshot.training.losses.base import LOSSES
 from fewshot.training.losses.interval import IntervalLoss
 from fewshot.training.types import Moment

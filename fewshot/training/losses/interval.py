@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_positive
+from fewshot.core.checked import check_number, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.ops.intervals import IntervalNetwork, TwinNetwork, with_mix
 from fewshot.training.losses.base import NetworkLoss
@@ -54,10 +54,9 @@ class IntervalLoss(NetworkLoss):
         check_positive(temperature=self.temperature)
         for name in ("epsilon", "bound_weight"):
             value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise FewshotError(f"{name}={value!r}; give a finite number of 0 or more")
-        if not 0 <= self.ramp <= 1:
-            raise FewshotError(f"ramp={self.ramp!r}; give a share of the training, 0 to 1")
+            if value is not None:
+                check_number(name, value, 0)
+        check_number("ramp", self.ramp, 0, 1)
 
     def check(self, learner: Trainable) -> None:
         IntervalNetwork(learner.backbone, self.blocks, self.epsilon)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import check_positive
+from fewshot.core.checked import check_positive
 from fewshot.episodes.types import Episodes
 from fewshot.ops.distances import squared_euclidean
 from fewshot.training.losses.base import LOSSES, Loss

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewshot.core.checked import check_number
 from fewshot.training.config import SupervisedConfig
-from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, number
+from fewshot.training.objectives import OBJECTIVES, Objective, head_logits
 
 
 class DistanceHead(nn.Module):
@@ -50,7 +51,7 @@ class BaselinePP(Objective):
                  class_norms: bool = True):
         super().__init__()
         self.label_smoothing = config.label_smoothing
-        self.head = DistanceHead(feature_dim, classes, number("scale", scale, 0), class_norms)
+        self.head = DistanceHead(feature_dim, classes, check_number("scale", scale, 0), class_norms)
 
     def extra_repr(self) -> str:
         return f"label_smoothing={self.label_smoothing}"

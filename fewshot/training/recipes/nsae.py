@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone
+from fewshot.core.checked import check_number
 from fewshot.core.errors import FewshotError
 from fewshot.training.config import SupervisedConfig
-from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head, number
+from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head
 
 
 @OBJECTIVES.register("nsae")
@@ -33,8 +34,8 @@ class NSAE(Objective):
                  classification: float = 1.0):
         super().__init__()
         self.label_smoothing = config.label_smoothing
-        self.reconstruction = number("reconstruction", reconstruction, 0)
-        self.classification = number("classification", classification, 0)
+        self.reconstruction = check_number("reconstruction", reconstruction, 0)
+        self.classification = check_number("classification", classification, 0)
         self.head = make_head(config.head, feature_dim, classes)
         self.decoder: nn.Module | None = None
 
