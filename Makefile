@@ -37,12 +37,13 @@ test: install    ## quick test suite, offline
 slow: install    ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow
 
-lint: install    ## style, likely mistakes, and which room imports which
+lint: install    ## style, likely mistakes, which room imports which, and types
 	$(RUN) -m ruff check .
 	$(VENV)/bin/lint-imports
+	$(RUN) -m mypy
 
 benchmark: install ## speed of everything, beside floors and other libraries (a few minutes)
 	$(RUN) benchmarks/suite.py --quick
 
 clean:           ## remove the environment and caches, keep runs
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
