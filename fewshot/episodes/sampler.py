@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.special import gammaincinv
 from torch import Tensor
 
@@ -67,7 +68,7 @@ class EpisodeIndices:
         """
         lengths = None if bank.lengths is None else bank.lengths.take(self.query)
         rows = torch.cat([self.support.flatten(), self.query.flatten()])
-        taken = bank.take(rows) if room is None else bank.take(rows, room)
+        taken = bank.take(rows, room) if isinstance(bank, FeatureBank) else bank.take(rows)
         item, shots = taken.shape[1:], self.support.numel()
         return Episodes.trusted(support=taken[:shots].view(*self.support.shape, *item), support_labels=self.support_labels,
                                 query=taken[shots:].view(*self.query.shape, *item), ways=self.ways, query_lengths=lengths)
@@ -100,8 +101,9 @@ class EpisodeSampler:
     Raises FewshotError for impossible requests, naming the class and the count.
     """
 
-    def __init__(self, labels, ways: int | tuple[int, int] = 5, shots: int | tuple[int, int] = 1, queries: int = 15,
-                 seed: int = 0, query_distribution: str = "balanced", alpha: float = 2.0, k_eff: int | None = None,
+    def __init__(self, labels: ImageBank | FeatureBank | Tensor | ArrayLike, ways: int | tuple[int, int] = 5,
+                 shots: int | tuple[int, int] = 1, queries: int = 15, seed: int = 0,
+                 query_distribution: str = "balanced", alpha: float = 2.0, k_eff: int | None = None,
                  small_classes: str = "refuse", open_classes: int = 0, open_queries: int = 0):
         names = getattr(labels, "class_names", None)
         labels = np.asarray(getattr(labels, "labels", labels))
@@ -175,7 +177,7 @@ class EpisodeSampler:
         if self.k_eff is not None and not 1 <= self.k_eff <= self.ways[0]:
             raise FewshotError(f"k_eff={self.k_eff}; it must lie between 1 and ways={self.ways[0]}")
 
-    def _index(self, labels: np.ndarray, names, small_classes: str) -> None:
+    def _index(self, labels: np.ndarray, names: Sequence[str] | None, small_classes: str) -> None:
         classes, sizes = np.unique(labels, return_counts=True)
         need = self.shots[1] + (self.queries if self.query_distribution == "balanced" else 0)
         small = sizes < need
@@ -205,7 +207,8 @@ class EpisodeSampler:
         """name -> [count, length] numbers in [0, 1) of episodes start .. start+count-1."""
         return counted_uniforms(f"{_STREAM} {self.seed}", self._layout, start, count)
 
-    def _draw(self, start: int, count: int):
+    def _draw(self, start: int, count: int) -> tuple[np.ndarray, ...]:
+        """(classes, ways, shots, query counts, items, random keys of the queries) of episodes start .. start+count-1."""
         u = self._uniforms(start, count)
         (low, high), pool = self.ways, len(self._classes)
         chosen = ordered_subset(u["classes"], np.full(count, pool))  # [E, N]
@@ -227,7 +230,7 @@ class EpisodeSampler:
             gamma = np.where(active, gammaincinv(self.alpha, u["counts"]), 0.0)
             share = gamma / gamma.sum(1, keepdims=True)
             return _cap(_published_rounding(share * total[:, None], total), left, share)
-        if self.query_distribution == "k_eff":
+        if self.k_eff is not None:
             rank = np.argsort(np.argsort(np.where(active, u["present"], 2.0), 1), 1)
             left = np.where(rank < self.k_eff, left, 0)
         # Drawing from a pool without replacement: only how often each class is hit matters here, because
@@ -274,7 +277,8 @@ def _cap(counts: np.ndarray, left: np.ndarray, share: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _assemble(classes, shots, counts, items, keys) -> EpisodeIndices:
+def _assemble(classes: np.ndarray, shots: np.ndarray, counts: np.ndarray, items: np.ndarray,
+              keys: np.ndarray) -> EpisodeIndices:
     """Split each class's shuffled items into its first `shots` and the next `counts`."""
     episodes, ways, depth = items.shape
     if (shots == shots[0, 0]).all() and (counts == counts[0, 0]).all():  # slices, several times faster than masks

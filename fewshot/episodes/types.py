@@ -6,6 +6,7 @@ import dataclasses
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,11 +39,11 @@ class Episodes:
     unlabelled: Tensor | None = None
     query_lengths: Tensor | None = dataclasses.field(default=None, init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self)
 
     @classmethod
-    def trusted(cls, **fields) -> Episodes:
+    def trusted(cls, **fields: Any) -> Episodes:
         """Build without checks; only for tensors already validated at a boundary."""
         episodes = object.__new__(cls)
         vars(episodes).update(fields)  # what is not given has its default in the class
