@@ -76,7 +76,7 @@ def block_numbers(blocks: str, field: str = "blocks", named: tuple[str, ...] = N
     return sorted({int(number) for number in blocks.split(",")})
 
 
-def layers_of(network: nn.Module, weights: list[str], kinds: tuple[type, ...]) -> dict[str, nn.Module]:
+def layers_of(network: nn.Module, weights: list[str], kinds: tuple[type[nn.Module], ...]) -> dict[str, nn.Module]:
     """{name: module} of the layers of these kinds that have a weight among `weights`, which may hold that of others."""
     names = {name.rpartition(".")[0] for name in weights if name.rpartition(".")[2] == "weight"}
     return {name: layer for name, layer in network.named_modules() if name in names and isinstance(layer, kinds)}
