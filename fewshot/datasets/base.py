@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 import functools
 import importlib.resources
+import inspect
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
@@ -19,7 +19,7 @@ from fewshot.core.registry import Registry, unknown_message
 from fewshot.data.banks import ImageBank
 from fewshot.datasets.files import Download, fetch
 
-DATASETS: Registry[type] = Registry("dataset")
+DATASETS: Registry[type[Dataset]] = Registry("dataset")
 SPLITS = ("train", "val", "test")
 _OTHER_NAMES = {"base": "train", "training": "train", "valid": "val", "validation": "val", "dev": "val",
                 "novel": "test", "testing": "test", "evaluation": "test", "full": "all", "any": "all"}
@@ -63,9 +63,9 @@ class Dataset(abc.ABC):
     state: ClassVar[str] = "present"
     cached: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.protocols:
-            check_known(f"protocol of {self.name}", self.protocol, self.protocols)
+            check_known(f"protocol of {self.name}", getattr(self, "protocol", None), self.protocols)
 
     @abc.abstractmethod
     def find(self, root: Path) -> Path | None:
@@ -116,7 +116,7 @@ class Dataset(abc.ABC):
 
 def load_dataset(name: str, split: str = "test", *, root: str | Path | None = None, image_size: int | None = None,
                  on_error: str = "raise", cache: bool | str | Path | None = None, download: bool = False,
-                 **options) -> ImageBank:
+                 **options: Any) -> ImageBank:
     """The images of one split as an `ImageBank` (uint8 [M, C, H, W]).
 
     split        "train" (base classes), "val", "test" (novel classes) or "all"
@@ -133,7 +133,7 @@ def load_dataset(name: str, split: str = "test", *, root: str | Path | None = No
     (with what to download and where to put it) and on unreadable images.
     """
     cls = DATASETS[name]
-    known = [field.name for field in dataclasses.fields(cls)]
+    known = list(inspect.signature(cls).parameters)
     for key in options:
         if key not in known:
             raise FewshotError(unknown_message(f"option of {name}", key, known))
@@ -163,12 +163,12 @@ def dataset_table(root: str | Path | None = None) -> list[dict]:
         row = {"name": name, "description": dataset.description, "licence": dataset.licence,
                "channels": dataset.channels, "image_size": dataset.image_size, "state": "missing", "where": "",
                "how": f"fewshot data --how {name}"}
-        counts = {split: (count, None) for split, count in dataset.classes.items()}
+        counts: dict[str, tuple[int, int | None]] = {split: (count, None) for split, count in dataset.classes.items()}
         where = dataset.find(root)
         if dataset.state != "present" or where is not None:
             row.update(state=dataset.state, where=str(where) if dataset.state == "present" else "", how="")
             try:
-                counts = dataset.counts(root)
+                counts = {**dataset.counts(root)}
             except FewshotError as error:
                 row.update(state="damaged", how=str(error))
         row["splits"] = {split: {"classes": classes, "images": images} for split, (classes, images) in counts.items()}
