@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ _COMMON = ("channels", "image_size", "weights", "model")
 
 
 def create_backbone(name: str, *, channels: int = 3, image_size: int | None = None, weights: str | Path | None = None,
-                    seed: int = 0, batch_norm: str = "running", reduce: str | None = None, **options) -> Backbone:
+                    seed: int = 0, batch_norm: str = "running", reduce: str | None = None, **options: Any) -> Backbone:
     """The backbone `name` in eval mode; call `.train()` to train it.
 
     name         one of `list_backbones()`, or "timm/<model>" for any model of timm
@@ -45,8 +47,9 @@ def create_backbone(name: str, *, channels: int = 3, image_size: int | None = No
     if len(cls.weights) > 1:
         arguments["weights"] = "random" if is_file else chosen
     options = _with_defaults(name, cls, options)
+    make: Callable[..., Backbone] = cls  # which takes other arguments than the base of all
     with isolated_rng(seed):
-        backbone = cls(channels, image_size, **arguments, **options)
+        backbone = make(channels, image_size, **arguments, **options)
     backbone.name, backbone.seed = name, seed
     backbone.options = {"channels": channels, "image_size": backbone.input_size, **options}
     if reduce is not None:
