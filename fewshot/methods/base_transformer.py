@@ -25,6 +25,8 @@ class BaseAttention(nn.Module, Method):
     `create_method("base_transformer", ...).fit(base_bank).with_backbone(backbone, ways)`. Any number of ways.
     """
 
+    base: Tensor
+
     def __init__(self, settings: BaseTransformer, feature_dim: int, seed: int):
         super().__init__()
         channels = settings.channels or feature_dim
@@ -116,7 +118,7 @@ class BaseTransformer(Method):
     base_classes: int = 0
     base: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(1, neighbours=self.neighbours, heads=self.heads)
         if self.channels is not None:
             check_at_least(1, channels=self.channels)

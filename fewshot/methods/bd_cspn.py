@@ -48,7 +48,7 @@ class BDCSPN(BaseMean, Method):
     temperature: float = 0.1
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(NORMS, norm=self.norm)
         check_choice(VARIANTS, variant=self.variant)
         check_choice(QUERIES, queries=self.queries)
@@ -58,7 +58,7 @@ class BDCSPN(BaseMean, Method):
 
     def __call__(self, episodes: Episodes) -> Tensor:
         shifted, paper = aligned(episodes, self.norm, self.base_mean), self.variant == "paper"
-        scale = (1.0 if paper else 10.0) if self.scale == "auto" else self.scale
+        scale = (1.0 if paper else 10.0) if isinstance(self.scale, str) else self.scale
         query, lengths = shifted.query, shifted.query.norm(dim=-1)
         centres = rectified_prototypes(shifted, scale, paper, lengths)
         if self.queries == "unshifted":

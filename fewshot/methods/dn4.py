@@ -38,7 +38,7 @@ class Dn4(Method):
     channels: int = 64
     neighbours: int = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(1, channels=self.channels, neighbours=self.neighbours)
 
     def __call__(self, episodes: Episodes) -> Tensor:

@@ -54,7 +54,7 @@ class EMDirichlet(TwoStageMethod):
     def assumes(self) -> tuple[str, ...]:
         return () if self.k_eff is None else ("known K_eff",)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(SIMPLEX, simplex=self.simplex)
         if self.zero_shot and self.simplex == "prototypes":
             raise FewshotError("zero_shot=True ignores the support, so simplex='prototypes' does not fit; pass "

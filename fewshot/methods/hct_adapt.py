@@ -36,17 +36,17 @@ class HCTAdapt(IterativeMethod):
     step_size: float = 0.2
     iterations: int = 20
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_positive(scale=self.scale)
         check_number("step_size", self.step_size, 0, 1, low_allowed=False)
         check_at_least(1, iterations=self.iterations)
 
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         labels = one_hot(episodes.support_labels, episodes.ways, episodes.support.dtype).transpose(1, 2)  # [E, N, S]
-        means, trace = None, []
-        for _ in range(self.iterations):
+        trace = []
+        for step in range(self.iterations):
             episodes = episodes.with_features(centred_unit)
-            if means is None:
+            if step == 0:
                 means = l2_normalise(prototypes(episodes))
             assigned = (self.scale * cosine(episodes.query, means)).softmax(-1)  # [E, Q, N]
             total = labels @ episodes.support + assigned.transpose(1, 2) @ episodes.query

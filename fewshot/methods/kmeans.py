@@ -38,7 +38,7 @@ class KMeans(BaseMean, IterativeMethod):
     tolerance: float = 1e-4
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(NORMS, norm=self.norm)
         self.options()
 
@@ -54,6 +54,6 @@ class KMeans(BaseMean, IterativeMethod):
         found = cluster(points, episodes.support_labels, episodes.ways, self.options(), history)
         logits = found.scores[:, shots:]  # [E, Q, N]
         trace, space = None, None
-        if history:
+        if found.history is not None:
             trace, space = [w @ points for w in found.history], episodes
         return Refinement(logits, found.weights @ points, found.iterations, found.converged, trace, space)

@@ -58,7 +58,7 @@ class LaplacianShot(BaseMean, IterativeMethod):
     def assumes(self) -> tuple[str, ...]:
         return ("balanced queries",) if self.rectify else ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(NORMS, norm=self.norm)
         check_choice(QUERIES, queries=self.queries)
         weight = self.laplacian_weight
@@ -79,6 +79,6 @@ class LaplacianShot(BaseMean, IterativeMethod):
                           points if history else None)
 
     def _weight(self, episodes: Episodes) -> float:
-        if self.laplacian_weight != "auto":
+        if not isinstance(self.laplacian_weight, str):
             return self.laplacian_weight
         return 0.7 if episodes.support.shape[1] <= 2 * episodes.ways else 0.3

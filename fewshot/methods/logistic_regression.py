@@ -42,7 +42,7 @@ class LogisticRegression(BaseMean, TwoStageMethod):
     tolerance: float | None = None
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.C > 0:
             raise FewshotError(f"C={self.C!r}; it must be positive (a larger C regularises less)")
         check_choice(NORMS, norm=self.norm)

@@ -50,7 +50,7 @@ class Lora(FineTuning):
     head_lr: float = 1e-3
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(1, rank=self.rank)
         check_at_least(0, seed=self.seed)

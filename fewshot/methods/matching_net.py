@@ -93,7 +93,7 @@ class MatchingNet(Method):
     full_context: bool = False
     steps: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(VARIANTS, variant=self.variant)
         if not self.scale > 0:
             raise FewshotError(f"scale={self.scale!r}; it must be positive, or the nearest point gets the least weight")

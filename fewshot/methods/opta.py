@@ -54,7 +54,7 @@ class OpTA(TwoStageMethod):
     def assumes(self) -> tuple[str, ...]:
         return assumed_queries(self.query_prior)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(VARIANTS, variant=self.variant)
         if self.keep is not None:
             check_number("keep", self.keep, 0, 1)

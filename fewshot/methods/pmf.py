@@ -43,7 +43,7 @@ class Pmf(FineTuning):
     probability: float = 0.9
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(scale=self.scale)
         check_at_least(0, seed=self.seed)

@@ -54,7 +54,7 @@ class PTMAP(TwoStageMethod):
     def assumes(self) -> tuple[str, ...]:
         return assumed_queries(self.query_prior)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(VARIANTS, variant=self.variant)
         check_number("step_size", self.step_size, 0, 1, low_allowed=False)
         check_positive(power=self.power, scale=self.scale)

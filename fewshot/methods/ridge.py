@@ -38,7 +38,7 @@ class Ridge(BaseMean, Method):
     norm: str = "l2n"
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.regularisation > 0:
             raise FewshotError(f"regularisation={self.regularisation!r}; it must be positive, or the few "
                                "support points do not determine the weights")

@@ -36,7 +36,7 @@ class SimpleShot(BaseMean, Method):
     scale: float = 1.0
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(NORMS, norm=self.norm)
         if self.metric not in ("euclidean", "cosine"):
             raise FewshotError(f"metric={self.metric!r}; choose 'euclidean' or 'cosine'")

@@ -42,7 +42,7 @@ class SoftKMeans(BaseMean, IterativeMethod):
     norm: str = "me"
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.scale > 0:
             raise FewshotError(f"scale={self.scale!r}; it must be positive, or far points get the most weight")
         check_at_least(1, iterations=self.iterations)

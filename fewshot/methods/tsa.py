@@ -51,7 +51,7 @@ class Tsa(FineTuning):
     initial: float = 1e-4
     scale: float = 10.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(scale=self.scale)
         check_number("initial", self.initial, 0)

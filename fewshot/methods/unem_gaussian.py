@@ -28,6 +28,9 @@ class UnrolledEM(IterativeMethod, nn.Module):
 
     recipe: ClassVar[dict] = {}
     initial: ClassVar[dict[str, float]] = {}
+    scale: nn.Parameter
+    prior: nn.Parameter
+    temperature: nn.Parameter
 
     def __init__(self, layers: int, learned: Mapping | None):
         super().__init__()

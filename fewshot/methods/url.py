@@ -33,7 +33,7 @@ class Url(FineTuning):
     optimiser: str = "adadelta"
     scale: float = 10.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(scale=self.scale)
 

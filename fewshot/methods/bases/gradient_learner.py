@@ -40,6 +40,7 @@ class GradientLearner(nn.Module, Method):
     """
 
     inputs = "images"
+    assumes: tuple[str, ...] = ()
 
     def __init__(self, settings: GradientMethod, backbone: nn.Module, ways: int, feature_dim: int, seed: int):
         super().__init__()
@@ -102,8 +103,7 @@ class GradientLearner(nn.Module, Method):
         size = len(images) if self._vectorised(images.device) else 1
         statistics = self.norms.statistics(self.backbone, len(images))
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
-        return torch.cat([self._embed(*({name: value[part] for name, value in group.items()}
-                                        for group in (weights, statistics)), images[part], self.steps)[0]
+        return torch.cat([self._embed(_rows(weights, part), _rows(statistics, part), images[part], self.steps)[0]
                           for part in parts])
 
     def _run(self, episodes: Episodes, at: set[int]) -> tuple[Tensor, Tensors]:
@@ -114,8 +114,7 @@ class GradientLearner(nn.Module, Method):
         with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
             parts = [self._adapt(part, at) for part in self._chunks(episodes)]
             logits = torch.cat([torch.stack(part[0]) for part in parts], dim=1)
-            weights, statistics = ({name: torch.cat([part[i][name] for part in parts]) for name in parts[0][i]}
-                                   for i in (1, 2))
+            weights, statistics = _joined([part[1] for part in parts]), _joined([part[2] for part in parts])
             self.norms.record(self.backbone, statistics)
         return logits, weights
 
@@ -127,7 +126,8 @@ class GradientLearner(nn.Module, Method):
             query, statistics = self._embed({}, statistics, e.query, 0)
             e = Episodes.trusted(support=support, support_labels=e.support_labels, query=query, ways=e.ways)
         weights, statistics = self._initial(e, statistics)
-        memory, outputs = {}, []
+        memory: Tensors = {}
+        outputs = []
         for step in range(max(at) + 1):
             if step in at:
                 logits, statistics = self._logits(weights, statistics, e.query, step)
@@ -189,11 +189,11 @@ class GradientLearner(nn.Module, Method):
         return features, statistics
 
     def _weights(self) -> Tensors:
-        weights = {f"backbone.{name}": value for name, value in self.backbone.named_parameters()}
+        weights: Tensors = {f"backbone.{name}": value for name, value in self.backbone.named_parameters()}
         return weights if self.head is None else {**weights, **dict(zip(HEAD, self.head.parameters(), strict=False))}
 
     def _vectorised(self, device: torch.device) -> bool:
-        return device.type != "cpu" if self.vectorise == "auto" else self.vectorise
+        return device.type != "cpu" if self.vectorise == "auto" else bool(self.vectorise)
 
     def _cheap(self, device: torch.device) -> bool:
         # First derivatives are PyTorch's own either way, and quicker without a detour through Python.
@@ -249,7 +249,7 @@ class GradientMethod(Method):
     chunk: int | None = None
     checkpoint: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number("inner_lr", self.inner_lr, 0)
         check_at_least(0, inner_steps=self.inner_steps, eval_steps=self.eval_steps)
         check_at_least(1, chunk=self.chunk)
@@ -272,6 +272,14 @@ class GradientMethod(Method):
 
     def __call__(self, episodes: Episodes) -> Tensor:
         raise self.without_network()
+
+
+def _rows(tensors: Tensors, rows: slice) -> Tensors:
+    return {name: value[rows] for name, value in tensors.items()}
+
+
+def _joined(parts: list[Tensors]) -> Tensors:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

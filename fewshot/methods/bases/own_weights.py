@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewshot.backbones.weights import read_method
 from fewshot.core.errors import FewshotError
 from fewshot.core.hashing import state_sha256
-from fewshot.methods.contract import Method, create_method
+from fewshot.methods.contract import Method, TakesBackbone, create_method
 
 if TYPE_CHECKING:
     from fewshot.backbones.base import Backbone
@@ -22,7 +22,7 @@ FRESH = "fresh"
 _BACKBONE = "backbone."  # a learner that holds its backbone shares those tensors with it
 
 
-def own_state(method: Method) -> dict[str, Tensor]:
+def own_state(method: Method | nn.Module) -> dict[str, Tensor]:
     """The tensors of `method` that are not its backbone's; {} for a method without weights."""
     if not isinstance(method, nn.Module):
         return {}
@@ -57,14 +57,15 @@ def method_with_weights(name: str, parameters: dict, backbone: Callable[[], Back
     """
     method = create_method(name, **parameters)
     made_here = method.needs_backbone
-    if made_here:
+    if made_here and isinstance(method, TakesBackbone):
         method = method.with_backbone(backbone(), ways)
-    if isinstance(method, nn.Module):
-        method.eval()
+    if not isinstance(method, nn.Module):
+        return method, None
+    method.eval()
     if not own_state(method):
         return method, None
     found = trained_method(name, weights)
-    if found is None:
+    if found is None or weights is None:
         return method, FRESH if made_here else None
     state, described = found
     if getattr(method, "ways", None) not in (None, described["ways"]):
