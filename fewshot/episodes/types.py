@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,9 @@ class Episodes:
             position = range(len(self))[operator.index(which)]
             which = slice(position, position + 1)
         return self._map(lambda x: x[which])
+
+    def __iter__(self) -> Iterator[Episodes]:
+        return (self[position] for position in range(len(self)))
 
     def to(self, target: torch.device | str | torch.dtype) -> Episodes:
         """Move to a device, or cast the floating tensors to a dtype (labels stay int64)."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, TypeVar
 
 from fewshot.backbones.base import PRECISIONS
 from fewshot.core.checked import check_integer, check_number
@@ -15,6 +15,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 from fewshot.training.losses import Loss, parse_losses
 
+Config = TypeVar("Config", bound="LoopConfig")
 OPTIMISERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "step", "cosine")
 HEADS = ("linear", "cosine")
@@ -33,8 +34,9 @@ _NUMBERS = {"lr": (0, math.inf, False, False), "lr_min": (0, math.inf, True, Fal
 # name -> allowed values
 _CHOICES = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "precision": PRECISIONS, "small_classes": ("refuse", "drop"),
             "head": HEADS, "validation_norm": VALIDATION_NORMS}
-_LATER = (("loss", "cross_entropy"), ("loss_parameters", {}), ("cycles", 1), ("cycle_gamma", 1.0), ("milestones", ()),
-          ("recipe_parameters", {}), ("augmentation", ""))
+_LATER: tuple[tuple[str, Any], ...] = (
+    ("loss", "cross_entropy"), ("loss_parameters", {}), ("cycles", 1), ("cycle_gamma", 1.0), ("milestones", ()),
+    ("recipe_parameters", {}), ("augmentation", ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +70,6 @@ class LoopConfig:
     seed                   of the order of the data, of augmentation and of random numbers inside the network (dropout)
     """
 
-    length: ClassVar[int]  # of the training, in intervals
-    title: ClassVar[str]  # what is trained, in one word
-
     accumulate: int = 1
     optimiser: str = "adam"
     lr: float = 1e-3
@@ -100,7 +99,7 @@ class LoopConfig:
     log_every: int = 20
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field_ in dataclasses.fields(self):
             name, value = field_.name, getattr(self, field_.name)
             if name in _INTEGERS:
@@ -121,6 +120,16 @@ class LoopConfig:
         if self.early_stopping_patience and not self.validate_every:
             raise FewshotError(f"early_stopping_patience={self.early_stopping_patience} with validate_every=0; early "
                                "stopping needs validations: set validate_every")
+
+    @property
+    def length(self) -> int:
+        """Of the training, in intervals."""
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        """What is trained, in one word."""
+        raise NotImplementedError
 
     def steps_in_all(self, interval: int = 1) -> int:
         """Optimiser steps of the training, `interval` of them an interval; FewshotError if warm-up or cycles do not fit."""
@@ -158,7 +167,7 @@ class LoopConfig:
         return {key: value for key, value in dataclasses.asdict(self).items() if (key, value) not in _LATER}
 
     @classmethod
-    def from_dict(cls, values: dict):
+    def from_dict(cls: type[Config], values: dict) -> Config:
         """The inverse of `to_dict`; settings left out get their defaults, unknown ones raise with the nearest names."""
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
@@ -200,7 +209,7 @@ class TrainConfig(LoopConfig):
     episodes_per_step: int = 1
     steps: int = 10_000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.parameters, dict):
             raise FewshotError(f"parameters={self.parameters!r}; pass a dictionary of parameters of {self.method}")
@@ -263,7 +272,7 @@ class SupervisedConfig(LoopConfig):
     gamma: float = 0.1
     validate_every: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.flip, bool):
             raise FewshotError(f"flip={self.flip!r}; pass True or False")
@@ -291,7 +300,7 @@ class SupervisedConfig(LoopConfig):
         return self.recipe
 
 
-def _ascending(values) -> tuple[int, ...]:
+def _ascending(values: Any) -> tuple[int, ...]:
     try:
         found = tuple(values)
     except TypeError:

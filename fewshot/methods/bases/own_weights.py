@@ -29,7 +29,7 @@ def own_state(method: Method | nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in method.state_dict().items() if not name.startswith(_BACKBONE)}
 
 
-def describe_method(name: str, method: Method) -> dict | None:
+def describe_method(name: str, method: Method | nn.Module) -> dict | None:
     """What a weights file says about the method in it, as plain values; None for a method without weights."""
     state = own_state(method)
     if not state:

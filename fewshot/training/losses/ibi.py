@@ -37,7 +37,7 @@ class Ibi(IntervalLoss):
     alpha: float = 0.5
     beta: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(alpha=self.alpha, beta=self.beta)
 

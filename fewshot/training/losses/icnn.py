@@ -41,7 +41,7 @@ class Icnn(Loss):
 
     neighbours: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(1, neighbours=self.neighbours)
 
     def __call__(self, features: Episodes, query_labels: Tensor, logits: Tensor) -> Tensor:

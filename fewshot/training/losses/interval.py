@@ -12,6 +12,7 @@ from torch import Tensor
 from fewshot.core.checked import check_number, check_positive
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
+from fewshot.methods.bases.gradient_learner import GradientLearner
 from fewshot.ops.intervals import IntervalNetwork, TwinNetwork, with_mix
 from fewshot.training.losses.base import NetworkLoss
 from fewshot.training.types import Moment
@@ -50,7 +51,7 @@ class IntervalLoss(NetworkLoss):
     bound_weight: float | None = None
     ramp: float = 0.9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_positive(temperature=self.temperature)
         for name in ("epsilon", "bound_weight"):
             value = getattr(self, name)
@@ -95,7 +96,7 @@ def _on_features(learner: Trainable, e: Episodes, query_labels: Tensor, blocks: 
         rows = torch.arange(labels.numel(), device=labels.device).view(labels.shape)
         distances = found[rows[:, shots:].flatten()].distances().view(len(e), -1, 2).mean(1)
         maps = found.nominal
-        if chosen is not None:
+        if chosen is not None and mix is not None:
             maps = torch.cat([maps, found[rows[chosen]].interpolate(mix.to(labels.device)[labels[chosen]])])
             labels = torch.cat([labels, labels[chosen : chosen + 1]])
         features = network.finish(maps)
@@ -118,13 +119,14 @@ def _adapting(learner: Trainable, e: Episodes, query_labels: Tensor, blocks: int
     halves is the mean of the two tasks' losses, in the inner loop and after it.
     """
     method, queries = learner.method, e.query.shape[1]
+    assert isinstance(method, GradientLearner), "`check` takes no other on images"
     order = [i for i in range(len(e)) if i != chosen]
     parts = []
     with learner.autocast():
         if order:
             logits, weights = method.adapt(e[torch.tensor(order, device=query_labels.device)])
             parts.append((_cross_entropies(logits, query_labels[order]), logits, weights))
-        if chosen is not None:
+        if chosen is not None and mix is not None:
             mix, one = mix.to(query_labels.device), slice(chosen, chosen + 1)
             twins = Episodes.trusted(support=with_mix(e.support[one], mix[e.support_labels[one]]),
                                      support_labels=e.support_labels[one].repeat(1, 2), ways=e.ways,
@@ -134,7 +136,7 @@ def _adapting(learner: Trainable, e: Episodes, query_labels: Tensor, blocks: int
             order.append(chosen)
         # Episodes back in their order.
         place = torch.tensor(order, device=query_labels.device).argsort()
-        task, logits = (torch.cat([part[i] for part in parts])[place] for i in (0, 1))
+        task, logits = torch.cat([part[0] for part in parts])[place], torch.cat([part[1] for part in parts])[place]
         weights = {name: torch.cat([part[2][name] for part in parts])[place] for name in parts[0][2]}
         distances = method.on(IntervalNetwork(learner.backbone, blocks, epsilon)).features(e.query, weights).mean(1)
     return torch.cat([task.unsqueeze(1), distances.to(task)], dim=1), logits

@@ -31,7 +31,7 @@ class Nca(Loss):
 
     temperature: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_positive(temperature=self.temperature)
 
     def __call__(self, features: Episodes, query_labels: Tensor, logits: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class ProtoTriplet(Loss):
 
     margin: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_number("margin", self.margin, 0)
 
     def __call__(self, features: Episodes, query_labels: Tensor, logits: Tensor) -> Tensor:

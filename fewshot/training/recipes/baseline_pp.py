@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewshot.backbones import Backbone
 from fewshot.core.checked import check_number
 from fewshot.training.config import SupervisedConfig
 from fewshot.training.objectives import OBJECTIVES, Objective, head_logits
@@ -56,7 +57,7 @@ class BaselinePP(Objective):
     def extra_repr(self) -> str:
         return f"label_smoothing={self.label_smoothing}"
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         logits = head_logits(self.head, backbone(images))
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), logits

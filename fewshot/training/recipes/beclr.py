@@ -81,9 +81,10 @@ class BECLR(Objective):
     def at(self, progress: float) -> None:
         self.progress = progress
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        self._follow(backbone)
+        assert self.teacher is not None, "attached"
+        self._follow(backbone, self.teacher)
         projected = head_logits(self.projector, backbone(images))  # [2 B, D]
         predicted = F.normalize(self.predictor(projected), dim=1)
         with torch.no_grad():
@@ -101,15 +102,20 @@ class BECLR(Objective):
         return (z @ z.T / self.temperature)[different].exp().mean().log()
 
     @torch.no_grad()
-    def _follow(self, backbone: nn.Module) -> None:
+    def _follow(self, backbone: nn.Module, teacher: nn.Module) -> None:
         """Move the teacher towards the student as the last step has left it."""
         momentum = 1 - (1 - self.momentum) * (1 + math.cos(math.pi * self.progress)) / 2
-        for own, new in zip(self.teacher.parameters(), [*backbone.parameters(), *self.projector.parameters()], strict=True):
+        for own, new in zip(teacher.parameters(), [*backbone.parameters(), *self.projector.parameters()], strict=True):
             own.lerp_(new, 1 - momentum)
 
 
 class DyCE(nn.Module):
     """The memory: embeddings [M, D] of unit length, their clusters [M] and the prototypes [P, D]."""
+
+    embeddings: Tensor
+    clusters: Tensor
+    prototypes: Tensor
+    added: Tensor
 
     def __init__(self, width: int, clusters: int, cluster_size: int, reg: float):
         super().__init__()

@@ -48,7 +48,7 @@ class Easy(Objective):
     def attach(self, backbone: Backbone) -> None:
         need_stages(backbone)
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         mixed, _ = self.mixup.loss(backbone, self.head, images, labels, generator, self.label_smoothing)
         turned, turns = quarters_turned(images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewshot.backbones import Backbone
 from fewshot.core.checked import check_number
@@ -45,7 +45,7 @@ class HCT(Objective):
     def attach(self, backbone: Backbone) -> None:
         need_stages(backbone)
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         mixed, _ = self.mixup.loss(backbone, self.head, images[:len(labels)], labels, generator, self.label_smoothing)
         weak, strong = head_logits(self.head, backbone(images)).chunk(2)  # [B, classes] each

@@ -29,6 +29,8 @@ class NSAE(Objective):
     """
 
     defaults = {"augmentation": "resized_crop(0.2),color_jitter(0.4),flip"}
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: SupervisedConfig, classes: int, feature_dim: int, *, reconstruction: float = 1.0,
                  classification: float = 1.0):
@@ -52,8 +54,9 @@ class NSAE(Objective):
         self.register_buffer("mean", torch.tensor(transform.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(transform.std).view(-1, 1, 1), persistent=False)
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        assert self.decoder is not None, "attached"
         features = backbone(images)
         rebuilt = self.decoder(features).to(images.dtype)  # [B, C, H, W] in [0, 1]
         logits = head_logits(self.head, features)

@@ -61,7 +61,7 @@ class RFS(Objective):
             raise FewshotError(f"the teacher prepares images by {self._teacher[0].transform}, the backbone by "
                                f"{backbone.transform}; create the backbone like the teacher's")
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         logits = head_logits(self.head, backbone(images))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)

@@ -54,7 +54,7 @@ class S2M2(Objective):
     def at(self, progress: float) -> None:
         self.mixing = progress >= self.rotation_share
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if not self.mixing:
             return self._rotations(backbone, images, labels)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewshot.backbones import Backbone
 from fewshot.core.checked import check_integer, check_number
 from fewshot.training.config import SupervisedConfig
 from fewshot.training.objectives import OBJECTIVES, Objective, head_logits
@@ -47,7 +48,7 @@ class SimCLR(Objective):
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         z = F.normalize(head_logits(self.projection, backbone(images)), dim=1)  # [2 B, projection_dim]
         similarity = z @ z.T / self.temperature  # [2 B, 2 B]
