@@ -84,7 +84,7 @@ def list_backbones(timm_models: bool = False) -> list[str]:
     return [*BACKBONES, *(f"timm/{name}" for name in timm.list_models())]
 
 
-def input_for(name: str, images: Tensor) -> dict[str, int | None]:
+def input_for(name: str, images: Tensor) -> dict[str, Any]:
     """The `channels` and `image_size` to create the backbone `name` with for stored images [..., C, H, W]: the images'
     own for networks trained here, those of the network where it prescribes them (ImageNet weights, timm models)."""
     if _find(name)[0].own_input:
