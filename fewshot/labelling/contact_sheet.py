@@ -56,8 +56,9 @@ _CONTROLS = """<form class="controls" hidden>
 def _section(found: Answers, label: int, rows: list[int], total: int, marked: list[bool]) -> str:
     name = escape(found.class_names[label])
     examples = (found.support.labels == label).nonzero()[:, 0].tolist()
+    files = found.support.files or ()
     pictures = "".join(_picture(found.support.images[row], _EXAMPLE_SIDE, f"example of {found.class_names[label]}: "
-                                f"{found.support.files[row]}") for row in examples[:_EXAMPLES])
+                                f"{files[row]}") for row in examples[:_EXAMPLES])
     more = f"<span>and {len(examples) - _EXAMPLES} more</span>" if len(examples) > _EXAMPLES else ""
     counted = "1 image" if total == 1 else f"{total} images"
     cards = "\n".join(_card(found, row, marked[row]) for row in rows)
