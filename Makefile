@@ -37,9 +37,10 @@ test: install    ## quick test suite, offline
 slow: install    ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow
 
-lint: install    ## style, likely mistakes, and which room imports which
+lint: install    ## style, likely mistakes, which room imports which, and types
 	$(RUN) -m ruff check .
 	$(VENV)/bin/lint-imports
+	$(RUN) -m mypy
 
 # NO_MKDOCS_2_WARNING silences an advertisement, no warning about these pages: those are errors (--strict).
 docs: $(VENV)/.docs ## the documentation as pages in build/site; nothing is executed or fetched
@@ -53,4 +54,4 @@ benchmark: install ## speed of everything, beside floors and other libraries (a 
 	$(RUN) benchmarks/suite.py --quick
 
 clean:           ## remove the environment and caches, keep runs
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

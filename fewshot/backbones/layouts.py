@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from fewshot.backbones.transform import IMAGENET_MEAN, IMAGENET_STD
 
@@ -47,7 +48,7 @@ class Layout:
     normalisation: dict[str, tuple] = field(default_factory=lambda: {"": _IMAGENET})
     image_size: dict[str, int] = field(default_factory=lambda: {"": 84, "cifar_fs": 32, "fc100": 32})
 
-    def of(self, dataset: str | None, table: dict):
+    def of(self, dataset: str | None, table: dict) -> Any:
         """The entry of `normalisation` or `image_size` for a data set."""
         return table.get(dataset, table[""])
 

@@ -9,8 +9,9 @@ import inspect
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from fewshot.core.registry import unknown_message
 
 # What projects put beside the tensors: settings, and NumPy numbers such as the best accuracy. All of it is plain data.
 _SCALAR = np.float64(0).__reduce__()[0]
-_PLAIN = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
+_PLAIN: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
           (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar")]
 _CONTAINERS = ("params", "embedding", "model", "state", "state_dict")
 _WRAPPERS = re.compile(r"^((module|encoder|feature)\.)+")  # of DataParallel, FEAT and SimpleShot's ProtoNet, S2M2's baseline
@@ -33,7 +34,7 @@ _COUNTER = ".num_batches_tracked"
 
 
 def load_official(path: str | Path, backbone: str | None = None, layout: str = "auto", *, dataset: str | None = None,
-                  image_size: int | None = None, **options) -> Backbone:
+                  image_size: int | None = None, **options: Any) -> Backbone:
     """The network in a weight file that another project published, as one of our backbones in eval mode.
 
     backbone     "resnet12", "wrn28_10", "resnet18" or "conv4"; None: the one whose names the file has
@@ -56,7 +57,7 @@ def load_official(path: str | Path, backbone: str | None = None, layout: str = "
 
 
 def convert_official(path: str | Path, out: str | Path, backbone: str | None = None, layout: str = "auto", *,
-                     dataset: str | None = None, image_size: int | None = None, **options) -> dict:
+                     dataset: str | None = None, image_size: int | None = None, **options: Any) -> dict:
     """`load_official`, written to the file `out` by `save_weights`; returns the provenance kept there."""
     made, provenance = read_official(path, backbone, layout, dataset=dataset, image_size=image_size, **options)
     save_weights(made, out, provenance)
@@ -64,7 +65,7 @@ def convert_official(path: str | Path, out: str | Path, backbone: str | None = N
 
 
 def read_official(path: str | Path, backbone: str | None = None, layout: str = "auto", *, dataset: str | None = None,
-                  image_size: int | None = None, **options) -> tuple[Backbone, dict]:
+                  image_size: int | None = None, **options: Any) -> tuple[Backbone, dict]:
     """(backbone, where its weights come from) of `load_official`."""
     candidates = _candidates(backbone, layout)
     content, digest = _read(Path(path))
@@ -169,8 +170,9 @@ def _expected(layout: Layout, inferred: dict) -> dict[str, Tensor]:
     """Our tensors without values: no memory, no random numbers."""
     options = {**layout.options, **inferred}
     options.pop("reduce", None)
+    make: Callable[..., Backbone] = BACKBONES[layout.backbone]
     with torch.device("meta"):
-        return BACKBONES[layout.backbone](options.pop("channels"), layout.image_size[""], **options).state_dict()
+        return make(options.pop("channels"), layout.image_size[""], **options).state_dict()
 
 
 def _inferred(layout: Layout, state: dict[str, Tensor]) -> dict:
@@ -178,7 +180,7 @@ def _inferred(layout: Layout, state: dict[str, Tensor]) -> dict:
     kinds = {"resnet12": "blocks.0.conv1.weight", "conv4": "blocks.0.0.weight", "wrn28_10": "conv.weight",
              "resnet18": "stem.0.weight"}
     first = state.get(layout.published(kinds[layout.backbone]))
-    found = {"channels": 3}
+    found: dict[str, Any] = {"channels": 3}
     if first is None or first.ndim != 4:
         return found
     known = inspect.signature(BACKBONES[layout.backbone]).parameters

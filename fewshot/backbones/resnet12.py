@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from fewshot.backbones.base import BACKBONES, Backbone
 from fewshot.backbones.transform import photograph_transform
+from fewshot.core.checked import check_number
 from fewshot.core.errors import FewshotError
 
 
@@ -37,8 +38,7 @@ class ResNet12(Backbone):
                  drop_warmup: int = 40_000, width: int = 64, squeeze: bool = False):
         if width < 2:
             raise FewshotError(f"width={width}; a block needs at least two channels")
-        if not 0 <= drop_rate < 1:
-            raise FewshotError(f"drop_rate={drop_rate}; it must lie in [0, 1)")
+        check_number("drop_rate", drop_rate, 0, 1, high_allowed=False)
         if block_size < 1:
             raise FewshotError(f"block_size={block_size}; a dropped square has at least one position")
         super().__init__(10 * width, photograph_transform(channels, image_size))

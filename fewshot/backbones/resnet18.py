@@ -29,8 +29,8 @@ class ResNet18(Backbone):
         from torchvision.models import resnet18
 
         net = resnet18()
-        first = dict(kernel_size=3, padding=1) if stem == "small" else dict(kernel_size=7, stride=2, padding=3)
-        conv = nn.Conv2d(channels, 64, bias=False, **first)
+        kernel, stride, padding = (3, 1, 1) if stem == "small" else (7, 2, 3)
+        conv = nn.Conv2d(channels, 64, kernel, stride, padding, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         pool = nn.Identity() if stem == "small" else net.maxpool
         self.stem = nn.Sequential(conv, net.bn1, nn.ReLU(), pool)

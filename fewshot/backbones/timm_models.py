@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from fewshot.backbones.base import Backbone
@@ -22,14 +24,15 @@ class TimmBackbone(Backbone):
     weights = ("random", "pretrained")
     own_input = True
 
-    def __init__(self, channels: int, image_size: int | None, model: str, weights: str = "random", **options):
+    def __init__(self, channels: int, image_size: int | None, model: str, weights: str = "random",
+                 **options: Any):
         import timm
 
         pretrained = weights == "pretrained"
         try:
             if image_size is not None and timm.get_pretrained_cfg_value(model, "fixed_input_size"):
                 options = {"img_size": image_size, **options}
-            net = timm.create_model(model, pretrained=pretrained, num_classes=0, in_chans=channels, **options)
+            net: Any = timm.create_model(model, pretrained=pretrained, num_classes=0, in_chans=channels, **options)
         except (TypeError, RuntimeError) as error:
             raise FewshotError(f"timm cannot make {model!r} with {channels} channels, {options}: {error}") from error
         config = timm.data.resolve_data_config(model=net)

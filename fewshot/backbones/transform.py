@@ -39,7 +39,7 @@ class ImageTransform:
     std: tuple[float, ...] = (1.0,)
     interpolation: str = "bilinear"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("mean", "std"):
             values = tuple(map(float, getattr(self, name)))
             if len(values) not in (1, self.channels):

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from fewshot.backbones.base import BACKBONES, Backbone
 from fewshot.backbones.transform import photograph_transform
+from fewshot.core.checked import check_number
 from fewshot.core.errors import FewshotError
 
 
@@ -29,8 +30,7 @@ class WideResNet(Backbone):
     def __init__(self, channels: int, image_size: int | None, *, drop_rate: float = 0.0, variant: str = "s2m2"):
         if variant not in ("s2m2", "simple_shot"):
             raise FewshotError(f"variant={variant!r}; choose 's2m2' or 'simple_shot'")
-        if not 0 <= drop_rate < 1:
-            raise FewshotError(f"drop_rate={drop_rate}; it must lie in [0, 1)")
+        check_number("drop_rate", drop_rate, 0, 1, high_allowed=False)
         super().__init__(640, photograph_transform(channels, image_size))
         plain = variant == "simple_shot"
         self.conv = nn.Conv2d(channels, 16, 3, padding=1, bias=plain)

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ def _number(check: Checked) -> str:
     return "kept" if check.measured is None else f"{check.measured:.1e}"
 
 
-def check_method(method: str | Method, *, skip: Sequence[str] = (), dim: int = 32, **parameters) -> MethodReport:
+def check_method(method: str | Method, *, skip: Sequence[str] = (), dim: int = 32, **parameters: Any) -> MethodReport:
     """Check what a method on features promises: its answer has the right shape and is finite, whatever the episode; it does
     not depend on the names and order of the classes, on the order of the items or on other episodes of the batch; an
     inductive method looks at one query at a time; labels of queries are not used.
@@ -76,7 +77,7 @@ def check_method(method: str | Method, *, skip: Sequence[str] = (), dim: int = 3
     return MethodReport(subject.name, subject.method.setting, tuple(found for found in checks if found))
 
 
-def subject_of(method: str | Method, dim: int = 32, **parameters) -> Subject:
+def subject_of(method: str | Method, dim: int = 32, **parameters: Any) -> Subject:
     """The method, ready to be examined."""
     if isinstance(method, str):
         method = create_method(method, **parameters)

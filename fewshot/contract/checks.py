@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import IterativeMethod, Method
 
 CHANGE = "largest change of a probability"
+T = TypeVar("T", bound=float | None)  # what a measurement returns
 BOTH = (torch.float32, torch.float64)
 
 
@@ -51,7 +53,7 @@ class Subject:
     name: str
     dim: int
 
-    def episodes(self, **settings):
+    def episodes(self, **settings: Any) -> Any:
         return random_episodes(**{"dim": self.dim, **settings})
 
     def answer(self, episodes: Episodes) -> Tensor:
@@ -77,18 +79,18 @@ class Subject:
         return copy.deepcopy(self.method).to(dtype) if isinstance(self.method, nn.Module) else self.method
 
 
-def promise(remedy: str, **options):
+def promise(remedy: str, **options: Any) -> Callable[[Callable[[Subject], T]], Callable[[Subject], T]]:
     """Add the measurement below to PROMISES, which are checked in the order of this file. Its name and the first line of its
     docstring are those of the promise."""
-    def register(measure: Callable[[Subject], float | None]):
-        says = measure.__doc__.partition("\n")[0].rstrip(".")
+    def register(measure: Callable[[Subject], T]) -> Callable[[Subject], T]:
+        says = (measure.__doc__ or "").partition("\n")[0].rstrip(".")
         PROMISES[measure.__name__] = Promise(says[0].lower() + says[1:], measure, remedy, **options)
         return measure
 
     return register
 
 
-def replaced(episodes: Episodes, **changes) -> Episodes:
+def replaced(episodes: Episodes, **changes: Any) -> Episodes:
     fields = {"support": episodes.support, "support_labels": episodes.support_labels, "query": episodes.query,
               "ways": episodes.ways}
     return Episodes(**{**fields, **changes})
@@ -295,9 +297,10 @@ def chance(subject: Subject) -> float:
          limit=1e-6, applies=lambda method: isinstance(method, IterativeMethod))
 def refinement(subject: Subject) -> float:
     """`refine` returns the answer with steps and convergence of every episode."""
-    episodes = subject.episodes()
+    episodes, method = subject.episodes(), subject.method
+    assert isinstance(method, IterativeMethod), "applies"
     with torch.no_grad():
-        found = subject.method.refine(episodes, history=True)
+        found = method.refine(episodes, history=True)
     for name, dtype in (("iterations", torch.int64), ("converged", torch.bool)):
         value = getattr(found, name)
         if value.shape != (3,) or value.dtype != dtype:

@@ -14,9 +14,10 @@ def check_integer(name: str, value: object, least: int | None = None, most: int 
 
     NumPy integers are integers; True, 3.0 and "3" are none. Raises FewshotError.
     """
-    known = isinstance(value, Integral) and not isinstance(value, bool)
-    if known and (least is None or value >= least) and (most is None or value <= most):
-        return int(value)
+    if not isinstance(value, bool) and isinstance(value, Integral):
+        whole = int(value)
+        if (least is None or whole >= least) and (most is None or whole <= most):
+            return whole
     if least is not None and most is not None:
         limit = f" from {least} to {most}"
     else:
@@ -30,10 +31,11 @@ def check_number(name: str, value: object, low: float = -math.inf, high: float =
 
     Integers and NumPy numbers are numbers; True and text are none. Raises FewshotError.
     """
-    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-        above = value > low or (low_allowed and value == low)
-        if above and (value < high or (high_allowed and value == high)):
-            return float(value)
+    if not isinstance(value, bool) and isinstance(value, Real):
+        number = float(value)
+        above, under = number > low or (low_allowed and number == low), number < high or (high_allowed and number == high)
+        if math.isfinite(number) and above and under:
+            return number
     if math.isfinite(low) and math.isfinite(high):
         limit = f" in {'[' if low_allowed else '('}{low:g}, {high:g}{']' if high_allowed else ')'}"
     elif math.isfinite(low):

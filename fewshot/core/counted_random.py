@@ -21,7 +21,7 @@ def counted_uniforms(stream: str, layout: dict[str, int], start: int, count: int
     return {name: numbers[:, a:b] for name, a, b in zip(layout, bounds[:-1], bounds[1:], strict=True)}
 
 
-def below(uniform: np.ndarray, limit) -> np.ndarray:
+def below(uniform: np.ndarray, limit: int | np.ndarray) -> np.ndarray:
     """Integers 0 .. limit-1; uniform numbers have 53 bits, so the bias is below limit / 2^53."""
     return (uniform * limit).astype(np.int64)
 

@@ -72,7 +72,8 @@ def read_safetensors(path: str | Path, *texts: str) -> tuple[dict[str, Tensor], 
 
 def tensors_header(described: dict[str, tuple[torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
     """The beginning of a safetensors file, after which the tensors follow in this order, row by row (`bytes_of`)."""
-    header, end = {"__metadata__": metadata} if metadata else {}, 0
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    end = 0
     for name, (dtype, shape) in described.items():
         start, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
@@ -83,7 +84,7 @@ def tensors_header(described: dict[str, tuple[torch.dtype, tuple[int, ...]]], me
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of `tensor`; nothing is copied where it is contiguous."""
-    return memoryview(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

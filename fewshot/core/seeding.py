@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fewshot.core.errors import FewshotError
+from fewshot.core.checked import check_integer
 
 
 @contextmanager
@@ -19,8 +19,7 @@ def isolated_rng(seed: int) -> Iterator[None]:
     The generators are restored when the block raises, too. Raises FewshotError for a seed that is no integer in
     0 .. 2^63 - 1.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise FewshotError(f"seed={seed!r}; pass an integer from 0 to 2^63 - 1")
+    seed = check_integer("seed", seed, 0, 2**63 - 1)
     devices = range(torch.cuda.device_count())
     with torch.random.fork_rng(devices=list(devices)):
         torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())

@@ -38,7 +38,7 @@ def _arguments(cls: type) -> dict[str, dataclasses.Field]:
     return {f.name: f for f in dataclasses.fields(cls) if "fitted" not in f.metadata}
 
 
-def _make(cls: type, name: str, text: str | None):
+def _make(cls: type, name: str, text: str | None) -> object:
     fields, given = _arguments(cls), {}
     for position, argument in enumerate(text.split(",") if text and text.strip() else []):
         key, equals, value = (part.strip() for part in argument.partition("="))

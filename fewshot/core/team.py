@@ -56,13 +56,15 @@ class Team:
         if self.size == 1:
             return
         used = self.sum_numbers([float(p.grad is not None) for p in parameters])
-        parameters = [p for p, count in zip(parameters, used, strict=True) if count]
-        for p in parameters:
-            if p.grad is None:
-                p.grad = torch.zeros_like(p)
-        total = self.sum(torch.cat([p.grad.flatten() for p in parameters])) if parameters else torch.empty(0)
-        for p, part in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
-            p.grad.copy_(part.view_as(p))
+        gradients = []
+        for p, count in zip(parameters, used, strict=True):
+            if count:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+                gradients.append(p.grad)
+        total = self.sum(torch.cat([g.flatten() for g in gradients])) if gradients else torch.empty(0)
+        for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in their order."""
@@ -118,7 +120,7 @@ def own_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
+        if str(device) == "cuda":  # without an index
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def write(path: str | Path, pieces: Iterable[Tensor], shape: tuple[int, int], dt
                             about | {"content_hash": _UNKNOWN})
     rows = 0
 
-    def written(file) -> Iterator[Tensor]:
+    def written(file: BinaryIO) -> Iterator[Tensor]:
         nonlocal rows
         for piece in pieces:
             if piece.dtype != dtype or piece.ndim != 2 or piece.shape[1] != shape[1]:

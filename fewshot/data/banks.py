@@ -8,17 +8,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from fewshot.core.errors import FewshotError
 from fewshot.data import bank_files
 
 
-def _as_labels(labels, items: int) -> Tensor:
-    labels = torch.as_tensor(np.asarray(labels) if not isinstance(labels, Tensor) else labels)
+def _as_labels(given: Tensor | ArrayLike, items: int) -> Tensor:
+    labels = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
     if labels.shape != (items,):
         raise FewshotError(f"labels has shape {tuple(labels.shape)}; expected [M] = ({items},), one label per item")
     if labels.is_floating_point():
@@ -29,9 +31,9 @@ def _as_labels(labels, items: int) -> Tensor:
     return labels
 
 
-def _as_names(names: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
+def _as_names(given: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
     classes = int(labels.max()) + 1 if len(labels) else 0
-    names = tuple(f"class {n}" for n in range(classes)) if names is None else tuple(map(str, names))
+    names = tuple(map(str, () if given is None else given)) or tuple(f"class {n}" for n in range(classes))
     if len(names) < classes:
         raise FewshotError(f"{len(names)} class names for labels up to {classes - 1}; give one name per class")
     return names
@@ -50,7 +52,11 @@ class _Bank:
     class_names: tuple[str, ...]
     name: str
     split: str
-    lengths = None
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """|z| of every row [M], where a bank has them."""
+        return None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -72,19 +78,19 @@ class ImageBank(_Bank):
 
     images       [M, C, H, W] uint8 (tensor or array), C is 1 or 3
     labels       [M] int64
-    class_names  one per class
+    class_names  one per class; none given: "class 0", "class 1", ...
     name, split  data set and split, for provenance
     files        optional [M] source names, for error messages and galleries
     """
 
     images: Tensor
     labels: Tensor
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] = ()
     name: str = "custom"
     split: str = "all"
     files: tuple[str, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         images = torch.as_tensor(self.images)
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise FewshotError(f"images have dtype {images.dtype} and shape {tuple(images.shape)}; "
@@ -113,17 +119,18 @@ class FeatureBank(_Bank):
 
     features     [M, D] floating point (tensor or array), finite; of a large file the file itself, mapped for reading
     labels       [M] int64
+    class_names  one per class; none given: "class 0", "class 1", ...
     provenance   plain dictionary: backbone, weights sha256, transform, ... stored with the features
     """
 
     features: Tensor
     labels: Tensor
-    class_names: tuple[str, ...] | None = None
+    class_names: tuple[str, ...] = ()
     name: str = "custom"
     split: str = "all"
     provenance: dict = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         features = torch.as_tensor(self.features)
         if not features.is_floating_point() or features.ndim != 2:
             raise FewshotError(f"features have dtype {features.dtype} and shape {tuple(features.shape)}; "
@@ -160,9 +167,9 @@ class FeatureBank(_Bank):
                                        class_names=self.class_names, split=self.split, provenance=self.provenance)
 
     @staticmethod
-    def save_pieces(path: str | Path, pieces: Iterable[Tensor], dim: int, dtype: torch.dtype = torch.float32, *, labels,
-                    class_names: Sequence[str] | None = None, name: str = "custom", split: str = "all",
-                    provenance: dict | None = None) -> Path:
+    def save_pieces(path: str | Path, pieces: Iterable[Tensor], dim: int, dtype: torch.dtype = torch.float32, *,
+                    labels: Tensor | Sequence[int], class_names: Sequence[str] | None = None, name: str = "custom",
+                    split: str = "all", provenance: dict | None = None) -> Path:
         """Write a bank that need not fit into memory, as `save` does: its features come in pieces [m, dim], in order.
 
         Raises FewshotError for wrong labels, features that are not finite, and when they are not as many as the labels.
@@ -201,9 +208,11 @@ class FeatureBank(_Bank):
             return self
         return FeatureBank.load(self.save(Path(folder) / "bank.safetensors"), mmap=True)
 
-    def __reduce_ex__(self, protocol):
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         # Another process maps the file, too: features larger than memory cannot be sent.
-        return (FeatureBank.load, (self._file, True)) if "_file" in self.__dict__ else super().__reduce_ex__(protocol)
+        file = self.__dict__.get("_file")
+        return super().__reduce_ex__(protocol) if file is None else (FeatureBank.load, (file, True))
+
 
 def concatenate(banks: Sequence[FeatureBank]) -> FeatureBank:
     """The same items with the features of all `banks` side by side, in this order: an ensemble of backbones (EASY).
@@ -219,8 +228,8 @@ def concatenate(banks: Sequence[FeatureBank]) -> FeatureBank:
             raise FewshotError(f"{bank.name}/{bank.split} with {len(bank)} items and {first.name}/{first.split} with "
                                f"{len(first)} are not the same items; embed the same split with every backbone")
     members = [made_by.get("weights_id", bank.content_hash) for made_by, bank in zip(described, banks, strict=True)]
-    provenance = {"backbone": " + ".join(str(made_by.get("backbone", "features")) for made_by in described),
-                  "weights_id": hashlib.sha256(json.dumps(members).encode()).hexdigest(), "members": described}
+    provenance: dict = {"backbone": " + ".join(str(made_by.get("backbone", "features")) for made_by in described),
+                        "weights_id": hashlib.sha256(json.dumps(members).encode()).hexdigest(), "members": described}
     pretrained = dict.fromkeys(made_by["pretrained_on"] for made_by in described if made_by.get("pretrained_on"))
     provenance["pretrained_on"] = " and ".join(pretrained) or None
     if len(crops := {made_by.get("crops", "") for made_by in described}) == 1:

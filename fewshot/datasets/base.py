@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 import functools
 import importlib.resources
+import inspect
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import Registry, unknown_message
 from fewshot.data.banks import ImageBank
 from fewshot.datasets.files import Download, fetch
 
-DATASETS: Registry[type] = Registry("dataset")
+DATASETS: Registry[type[Dataset]] = Registry("dataset")
 SPLITS = ("train", "val", "test")
 _OTHER_NAMES = {"base": "train", "training": "train", "valid": "val", "validation": "val", "dev": "val",
                 "novel": "test", "testing": "test", "evaluation": "test", "full": "all", "any": "all"}
@@ -68,9 +69,9 @@ class Dataset(abc.ABC):
     state: ClassVar[str] = "present"
     cached: ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.protocols:
-            check_known(f"protocol of {self.name}", self.protocol, self.protocols)
+            check_known(f"protocol of {self.name}", getattr(self, "protocol", None), self.protocols)
 
     @abc.abstractmethod
     def find(self, root: Path) -> Path | None:
@@ -121,7 +122,7 @@ class Dataset(abc.ABC):
 
 def load_dataset(name: str, split: str = "test", *, root: str | Path | None = None, image_size: int | None = None,
                  on_error: str = "raise", cache: bool | str | Path | None = None, download: bool = False,
-                 **options) -> ImageBank:
+                 **options: Any) -> ImageBank:
     """The images of one split as an `ImageBank` (uint8 [M, C, H, W]).
 
     split        "train" (base classes), "val", "test" (novel classes) or "all"
@@ -138,15 +139,13 @@ def load_dataset(name: str, split: str = "test", *, root: str | Path | None = No
     (with what to download and where to put it) and on unreadable images.
     """
     cls = DATASETS[name]
-    known = [field.name for field in dataclasses.fields(cls)]
+    known = list(inspect.signature(cls).parameters)
     for key in options:
         if key not in known:
             raise FewshotError(unknown_message(f"option of {name}", key, known))
     check_known("on_error", on_error, ("raise", "skip"))
     check_split(split)
-    size = cls.image_size if image_size is None else image_size
-    if isinstance(size, bool) or not isinstance(size, int) or not 8 <= size <= 1024:
-        raise FewshotError(f"image_size={size!r}; give a whole number of pixels from 8 to 1024")
+    size = check_integer("image_size", cls.image_size if image_size is None else image_size, 8, 1024)
     dataset = cls(**options)
     folder = dataset.root(root)
     if download:
@@ -170,12 +169,12 @@ def dataset_table(root: str | Path | None = None) -> list[dict]:
         row = {"name": name, "description": dataset.description, "licence": dataset.licence,
                "channels": dataset.channels, "image_size": dataset.image_size, "state": "missing", "where": "",
                "how": f"fewshot data --how {name}"}
-        counts = {split: (count, None) for split, count in dataset.classes.items()}
+        counts: dict[str, tuple[int, int | None]] = {split: (count, None) for split, count in dataset.classes.items()}
         where = dataset.find(root)
         if dataset.state != "present" or where is not None:
             row.update(state=dataset.state, where=str(where) if dataset.state == "present" else "", how="")
             try:
-                counts = dataset.counts(root)
+                counts = {**dataset.counts(root)}
             except FewshotError as error:
                 row.update(state="damaged", how=str(error))
         row["splits"] = {split: {"classes": classes, "images": images} for split, (classes, images) in counts.items()}

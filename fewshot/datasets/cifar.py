@@ -7,6 +7,7 @@ import pickle
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class _Cifar100(Dataset):
         label_of = {names.index(name): label for label, name in enumerate(wanted)}
         files = [*train["filenames"], *test["filenames"]]
         images = torch.from_numpy(pixels[rows].reshape(-1, 3, 32, 32))
-        return ImageBank(resize_pixels(images, request.image_size), [label_of[n] for n in fine[rows].tolist()],
+        return ImageBank(resize_pixels(images, request.image_size), torch.tensor([label_of[n] for n in fine[rows].tolist()]),
                          tuple(wanted), self.name, request.split, tuple(files[row] for row in rows))
 
 
@@ -99,7 +100,7 @@ class FC100(_Cifar100):
 class _SafeUnpickler(pickle.Unpickler):
     """Only what the published batches contain: arrays, strings, lists. A pickle can otherwise run any code."""
 
-    def find_class(self, module: str, name: str):
+    def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module.startswith("numpy"):
             return _RECONSTRUCT
         if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
@@ -116,8 +117,9 @@ def _read(where: Path) -> tuple[dict, dict, dict]:
             raw = {name: (where / name).read_bytes() for name in _FILES}
         else:
             with tarfile.open(where) as archive:
-                raw = {Path(member.name).name: archive.extractfile(member).read() for member in archive
-                       if member.isfile() and Path(member.name).name in _FILES}
+                raw = {Path(member.name).name: file.read() for member in archive
+                       if member.isfile() and Path(member.name).name in _FILES
+                       and (file := archive.extractfile(member)) is not None}
         # latin1: the batches were written by Python 2.
         return tuple(_SafeUnpickler(io.BytesIO(raw[name]), encoding="latin1").load() for name in _FILES)
     except (OSError, EOFError, KeyError, tarfile.TarError, pickle.UnpicklingError, ValueError, ImportError,

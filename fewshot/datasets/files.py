@@ -6,6 +6,7 @@ import hashlib
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Folder:
         """All image files, sorted; hidden files and folders do not count."""
         return sorted(self._walk(str(self.path), ""))
 
-    def _walk(self, folder: str, prefix: str):
+    def _walk(self, folder: str, prefix: str) -> Iterator[str]:
         try:
             entries = list(os.scandir(folder))
         except OSError as error:

@@ -13,6 +13,7 @@ from fewshot.core.registry import unknown_message
 from fewshot.data.banks import ImageBank
 from fewshot.datasets.base import DATASETS, SPLITS, Request
 from fewshot.datasets.files import Folder as FolderTree
+from fewshot.datasets.files import Tree
 from fewshot.datasets.images import ImageFiles, Listing
 
 
@@ -36,9 +37,9 @@ class Folder(ImageFiles):
     cached = False
 
     splits: str | Path | None = None
-    channels: int = 3
+    channels: int = 3  # type: ignore[misc]  # an option here, a constant of every other data set
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.channels not in (1, 3):
             raise FewshotError(f"channels={self.channels!r}; give 3 for colour or 1 for greyscale")
 
@@ -64,7 +65,7 @@ class Folder(ImageFiles):
             raise FewshotError(f'split={split!r} of a folder needs splits="...csv" (columns class,split or filename,'
                                'split); without it use split="all"')
         tree = FolderTree(where)
-        files = defaultdict(list)
+        files: defaultdict[str, list[tuple[Tree, str]]] = defaultdict(list)
         for name in tree.names():
             if "/" in name:
                 files[name.split("/")[0]].append((tree, name))
@@ -77,12 +78,12 @@ class Folder(ImageFiles):
         if empty:
             warnings.warn(f"{len(empty)} folders of {where} hold no images and are left out: {', '.join(empty[:10])}",
                           stacklevel=5)
-        if split == "all":
+        if split == "all" or self.splits is None:
             return Listing.of_classes(files, sorted(files))
-        return self._chosen(where, files, split)
+        return self._chosen(where, files, Path(self.splits), split)
 
-    def _chosen(self, where: Path, files: dict[str, list], split: str) -> Listing:
-        column, home = _read_splits(Path(self.splits).expanduser())
+    def _chosen(self, where: Path, files: dict[str, list[tuple[Tree, str]]], splits: Path, split: str) -> Listing:
+        column, home = _read_splits(splits.expanduser())
         known = set(files) if column == "class" else {name for found in files.values() for _, name in found}
         strangers = [key for key in home if key not in known]
         if strangers:

@@ -83,7 +83,9 @@ def class_name(character: str) -> str:
 
 def font_folder() -> Path:
     """Where matplotlib keeps its fonts, found without the half second that importing it takes."""
-    return Path(importlib.util.find_spec("matplotlib").origin).parent / "mpl-data" / "fonts" / "ttf"
+    spec = importlib.util.find_spec("matplotlib")
+    assert spec is not None and spec.origin is not None, "matplotlib is among the requirements"
+    return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
 
 
 def covers(face: str) -> set[int]:
@@ -129,7 +131,7 @@ def load_font(face: str, size: int) -> ImageFont.FreeTypeFont:
 
 def draw(font: ImageFont.FreeTypeFont, character: str) -> Image.Image | None:
     """The ink of one character, white on black and cropped to its bounding box; None if it has none."""
-    left, top, right, bottom = font.getbbox(character)
+    left, top, right, bottom = map(int, font.getbbox(character))
     image = Image.new("L", (max(1, right - left) + 4, max(1, bottom - top) + 4))
     ImageDraw.Draw(image).text((2 - left, 2 - top), character, fill=255, font=font)
     box = image.getbbox()
@@ -144,7 +146,7 @@ def _pixels(ink: Image.Image | None, size: int) -> np.ndarray:
         if max(ink.size) > room:
             shrunk = [max(1, round(side * room / max(ink.size))) for side in ink.size]
             ink = ink.resize(shrunk, Image.Resampling.BILINEAR)
-        canvas.paste(ink, tuple((canvas.width - side) // 2 for side in ink.size))
+        canvas.paste(ink, ((canvas.width - ink.width) // 2, (canvas.height - ink.height) // 2))
     return np.asarray(canvas.resize((size, size), Image.Resampling.BOX))
 
 

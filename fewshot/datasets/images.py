@@ -9,7 +9,7 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +41,7 @@ class Listing:
     class_names: tuple[str, ...]
 
     @classmethod
-    def of_classes(cls, files: dict[str, list[tuple[Tree, str]]], class_names) -> Listing:
+    def of_classes(cls, files: Mapping[str, list[tuple[Tree, str]]], class_names: Iterable[str]) -> Listing:
         """All files of the named classes, class by class."""
         class_names = tuple(class_names)
         rows = [(file, label) for label, name in enumerate(class_names) for file in files[name]]
@@ -72,6 +72,7 @@ class ImageFiles(Dataset):
         key = [self.channels, size, self.inverted, [(name, *tree.stamp(name)) for tree, name in listing.files]]
         path = cache.path_for(request.cache, f"{self.name}-{request.split}", key)
         kept = cache.read(path)
+        rows: Sequence[int]
         if kept is not None and len(kept["images"]) == len(labels):
             images, rows = kept["images"], range(len(labels))
         else:
@@ -86,12 +87,12 @@ class ImageFiles(Dataset):
         return ImageBank(images, labels, names, self.name, request.split, files)
 
 
-def need_classes(dataset: Dataset, wanted, found, where: Path) -> None:
+def need_classes(dataset: Dataset, wanted: Collection[str], found: Container[str], where: Path) -> None:
     """Raise unless every wanted class was found."""
     missing = [name for name in wanted if name not in found]
     if missing:
         more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
-        raise FewshotError(f"{where} lacks {len(missing)} of {len(list(wanted))} classes of {dataset.name}: "
+        raise FewshotError(f"{where} lacks {len(missing)} of {len(wanted)} classes of {dataset.name}: "
                            f"{', '.join(missing[:10])}{more}; unpack or download it again "
                            f"(fewshot data --how {dataset.name} prints how)")
 
@@ -104,7 +105,8 @@ def decode_all(files: list[tuple[Tree, str]], size: int, channels: int, on_error
     they are left out with a warning that says the same.
     """
     images = np.empty((len(files), channels, size, size), dtype=np.uint8)
-    rows, bad = [], []
+    rows: list[int] = []
+    bad: list[str] = []
     for row, image in enumerate(tqdm(decoded(files, size, channels), total=len(files), unit=" images",
                                      desc=f"decoding {label}", leave=False)):
         if isinstance(image, Exception):
@@ -140,7 +142,7 @@ def decoded(files: list[tuple[Tree, str]], size: int, channels: int) -> Iterator
 def decode(data: bytes, size: int, channels: int) -> np.ndarray:
     """uint8 [C, size, size]: EXIF orientation applied, transparency on white, shorter side resized to `size`
     (antialiased bilinear), centre-cropped."""
-    image = Image.open(io.BytesIO(data))
+    image: Image.Image = Image.open(io.BytesIO(data))
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):

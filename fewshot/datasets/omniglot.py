@@ -11,7 +11,7 @@ import torch
 
 from fewshot.data.banks import ImageBank
 from fewshot.datasets.base import DATASETS, SPLITS, Request, read_splits
-from fewshot.datasets.files import Download, md5_of, open_tree
+from fewshot.datasets.files import Download, Tree, md5_of, open_tree
 from fewshot.datasets.images import ImageFiles, Listing, need_classes
 
 _HOME = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
@@ -59,9 +59,11 @@ class Omniglot(ImageFiles):
 
     def listing(self, where: Path, split: str) -> Listing:
         wanted = self._characters(split)
-        files = defaultdict(list)
+        files: defaultdict[str, list[tuple[Tree, str]]] = defaultdict(list)
         for part in sorted({part for part, _ in wanted}):
-            tree = open_tree(_source(where, part))
+            source = _source(where, part)
+            assert source is not None, "`find` saw it"
+            tree = open_tree(source)
             for name in tree.names():
                 folders = name.split("/")
                 if len(folders) >= 3:
@@ -74,7 +76,7 @@ class Omniglot(ImageFiles):
         """A re-packed archive has other checksums and the same drawings, so that is worth a warning, not an error."""
         for part, item in zip(_PARTS, self.downloads, strict=True):
             path = _source(where, part)
-            if path.is_file() and (md5 := md5_of(path)) != item.md5:
+            if path is not None and path.is_file() and (md5 := md5_of(path)) != item.md5:
                 warnings.warn(f"{path} has MD5 {md5}, the published file {item.md5}; all its characters are there, so "
                               "it is used, but it was packed by somebody else", stacklevel=5)
 
@@ -113,7 +115,8 @@ def with_rotations(bank: ImageBank) -> ImageBank:
     images = torch.cat([torch.rot90(bank.images, turns, (2, 3)) for turns in range(4)])
     labels = torch.cat([bank.labels + turns * count for turns in range(4)])
     names = [f"{name}/rot{90 * turns:03d}" if turns else name for turns in range(4) for name in bank.class_names]
-    return replace(bank, images=images, labels=labels, class_names=tuple(names), files=bank.files * 4)
+    files = None if bank.files is None else bank.files * 4
+    return replace(bank, images=images, labels=labels, class_names=tuple(names), files=files)
 
 
 def _source(folder: Path, part: str) -> Path | None:

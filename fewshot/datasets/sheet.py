@@ -61,7 +61,7 @@ def _picture(image: torch.Tensor) -> Image.Image:
     return Image.fromarray(image.permute(1, 2, 0).expand(-1, -1, 3).contiguous().numpy())
 
 
-def _fit(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def _fit(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """`text` cut to `width` pixels; the built-in font has no other letters than ASCII."""
     text = text.encode("ascii", "replace").decode()
     while len(text) > 1 and font.getlength(text) > width - 4:

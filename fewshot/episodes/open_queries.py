@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewshot.core.checked import check_integer
 from fewshot.core.counted_random import counted_uniforms, ordered_subset
 from fewshot.core.errors import FewshotError
 
@@ -21,9 +22,7 @@ class OpenQueries:
 
     def __init__(self, labels: np.ndarray, sizes: np.ndarray, first: np.ndarray, order: np.ndarray, *, classes: int,
                  queries: int, ways: int, seed: int):
-        for name, value in (("open_classes", classes), ("open_queries", queries)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise FewshotError(f"{name}={value!r}; open-set episodes need open_classes and open_queries of at least 1")
+        classes, queries = check_integer("open_classes", classes, 1), check_integer("open_queries", queries, 1)
         if ways + classes > len(labels):
             raise FewshotError(f"open_classes={classes} beside ways={ways}, but only {len(labels)} classes can be drawn; "
                                "ask for fewer")
@@ -31,7 +30,7 @@ class OpenQueries:
             raise FewshotError(f"open_queries={queries}, but class {labels[np.argmin(sizes)]} has {sizes.min()} images; ask "
                                "for fewer")
         self._labels, self._sizes, self._first, self._order = labels, sizes, first, order
-        self._classes, self._queries, self._ways, self._seed = int(classes), int(queries), ways, seed
+        self._classes, self._queries, self._ways, self._seed = classes, queries, ways, seed
 
     def add(self, query: Tensor, query_labels: Tensor, classes: Tensor, start: int, count: int,
             where: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.special import gammaincinv
 from torch import Tensor
 
+from fewshot.core.checked import check_integer, check_number
 from fewshot.core.counted_random import below, counted_uniforms, ordered_subset
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
@@ -66,7 +68,7 @@ class EpisodeIndices:
         """
         lengths = None if bank.lengths is None else bank.lengths.take(self.query)
         rows = torch.cat([self.support.flatten(), self.query.flatten()])
-        taken = bank.take(rows) if room is None else bank.take(rows, room)
+        taken = bank.take(rows, room) if isinstance(bank, FeatureBank) else bank.take(rows)
         item, shots = taken.shape[1:], self.support.numel()
         return Episodes.trusted(support=taken[:shots].view(*self.support.shape, *item), support_labels=self.support_labels,
                                 query=taken[shots:].view(*self.query.shape, *item), ways=self.ways, query_lengths=lengths)
@@ -99,8 +101,9 @@ class EpisodeSampler:
     Raises FewshotError for impossible requests, naming the class and the count.
     """
 
-    def __init__(self, labels, ways: int | tuple[int, int] = 5, shots: int | tuple[int, int] = 1, queries: int = 15,
-                 seed: int = 0, query_distribution: str = "balanced", alpha: float = 2.0, k_eff: int | None = None,
+    def __init__(self, labels: ImageBank | FeatureBank | Tensor | ArrayLike, ways: int | tuple[int, int] = 5,
+                 shots: int | tuple[int, int] = 1, queries: int = 15, seed: int = 0,
+                 query_distribution: str = "balanced", alpha: float = 2.0, k_eff: int | None = None,
                  small_classes: str = "refuse", open_classes: int = 0, open_queries: int = 0):
         names = getattr(labels, "class_names", None)
         labels = np.asarray(getattr(labels, "labels", labels))
@@ -108,7 +111,8 @@ class EpisodeSampler:
             raise FewshotError(f"labels have shape {labels.shape} and dtype {labels.dtype}; expected [M] integers")
         self._labels = labels
         self.ways, self.shots = _range("ways", ways, 2), _range("shots", shots, 1)
-        self.queries, self.seed, self.alpha = _integer("queries", queries, 1), _integer("seed", seed), float(alpha)
+        self.queries, self.seed = check_integer("queries", queries, 1), check_integer("seed", seed)
+        self.alpha = check_number("alpha", alpha, 0, low_allowed=False)
         self.query_distribution, self.k_eff = query_distribution, k_eff
         self._check_protocol(small_classes)
         self._index(labels, names, small_classes)
@@ -167,15 +171,13 @@ class EpisodeSampler:
             raise FewshotError(unknown_message("query distribution", self.query_distribution, list(QUERY_DISTRIBUTIONS)))
         if small_classes not in ("refuse", "drop"):
             raise FewshotError(f"small_classes={small_classes!r}; choose 'refuse' or 'drop'")
-        if not self.alpha > 0 or not np.isfinite(self.alpha):
-            raise FewshotError(f"alpha={self.alpha}; a Dirichlet distribution needs a positive finite alpha")
         if (self.query_distribution == "k_eff") != (self.k_eff is not None):
             raise FewshotError(f"k_eff={self.k_eff} with query_distribution={self.query_distribution!r}; k_eff belongs to "
                                "'k_eff' and is required there")
         if self.k_eff is not None and not 1 <= self.k_eff <= self.ways[0]:
             raise FewshotError(f"k_eff={self.k_eff}; it must lie between 1 and ways={self.ways[0]}")
 
-    def _index(self, labels: np.ndarray, names, small_classes: str) -> None:
+    def _index(self, labels: np.ndarray, names: Sequence[str] | None, small_classes: str) -> None:
         classes, sizes = np.unique(labels, return_counts=True)
         need = self.shots[1] + (self.queries if self.query_distribution == "balanced" else 0)
         small = sizes < need
@@ -205,7 +207,8 @@ class EpisodeSampler:
         """name -> [count, length] numbers in [0, 1) of episodes start .. start+count-1."""
         return counted_uniforms(f"{_STREAM} {self.seed}", self._layout, start, count)
 
-    def _draw(self, start: int, count: int):
+    def _draw(self, start: int, count: int) -> tuple[np.ndarray, ...]:
+        """(classes, ways, shots, query counts, items, random keys of the queries) of episodes start .. start+count-1."""
         u = self._uniforms(start, count)
         (low, high), pool = self.ways, len(self._classes)
         chosen = ordered_subset(u["classes"], np.full(count, pool))  # [E, N]
@@ -227,7 +230,7 @@ class EpisodeSampler:
             gamma = np.where(active, gammaincinv(self.alpha, u["counts"]), 0.0)
             share = gamma / gamma.sum(1, keepdims=True)
             return _cap(_published_rounding(share * total[:, None], total), left, share)
-        if self.query_distribution == "k_eff":
+        if self.k_eff is not None:
             rank = np.argsort(np.argsort(np.where(active, u["present"], 2.0), 1), 1)
             left = np.where(rank < self.k_eff, left, 0)
         # Drawing from a pool without replacement: only how often each class is hit matters here, because
@@ -274,7 +277,8 @@ def _cap(counts: np.ndarray, left: np.ndarray, share: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _assemble(classes, shots, counts, items, keys) -> EpisodeIndices:
+def _assemble(classes: np.ndarray, shots: np.ndarray, counts: np.ndarray, items: np.ndarray,
+              keys: np.ndarray) -> EpisodeIndices:
     """Split each class's shuffled items into its first `shots` and the next `counts`."""
     episodes, ways, depth = items.shape
     if (shots == shots[0, 0]).all() and (counts == counts[0, 0]).all():  # slices, several times faster than masks
@@ -294,16 +298,9 @@ def _assemble(classes, shots, counts, items, keys) -> EpisodeIndices:
                           torch.from_numpy(np.ascontiguousarray(classes)))
 
 
-def _integer(name: str, value, least: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or (least is not None and value < least):
-        limit = "" if least is None else f" of at least {least}"
-        raise FewshotError(f"{name}={value!r}; expected an integer{limit}")
-    return int(value)
-
-
-def _range(name: str, value, least: int) -> tuple[int, int]:
+def _range(name: str, value: int | tuple[int, int], least: int) -> tuple[int, int]:
     low, high = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, value)
-    low, high = _integer(name, low, least), _integer(name, high, least)
+    low, high = check_integer(name, low, least), check_integer(name, high, least)
     if low > high:
         raise FewshotError(f"{name}={value!r}; the low end exceeds the high end")
     return low, high

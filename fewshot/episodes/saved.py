@@ -30,7 +30,7 @@ class EpisodeDigest:
 
     def update(self, indices: EpisodeIndices) -> None:
         for rows in (indices.support, indices.query, indices.query_labels):
-            self._digest.update(rows.contiguous().flatten().numpy())
+            self._digest.update(rows.contiguous().flatten().numpy().data)
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
@@ -123,9 +123,9 @@ class EpisodeList:
     @classmethod
     def load(cls, path: str | Path) -> EpisodeList:
         """Read a file written by `save`; raises FewshotError if it is missing, no such file, or altered."""
-        found, about = read_safetensors(path, "episodes", "a readable list of episodes",
-                                        f"save some with `fewshot episodes save --out {path}`", "save it again")
-        rows = {name: found[name].long() for name in _FIELDS if name in found}
+        tensors, about = read_safetensors(path, "episodes", "a readable list of episodes",
+                                          f"save some with `fewshot episodes save --out {path}`", "save it again")
+        rows = {name: tensors[name].long() for name in _FIELDS if name in tensors}
         if len(rows) < len(_FIELDS) or "fingerprint" not in about:
             raise FewshotError(f"{path} is no list of episodes; it was not written by EpisodeList.save")
         found = cls(EpisodeIndices(**rows), about["identity"], json.loads(about["protocol"]), about["name"], about["split"],

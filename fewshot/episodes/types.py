@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 
 
@@ -37,11 +39,11 @@ class Episodes:
     unlabelled: Tensor | None = None
     query_lengths: Tensor | None = dataclasses.field(default=None, init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self)
 
     @classmethod
-    def trusted(cls, **fields) -> Episodes:
+    def trusted(cls, **fields: Any) -> Episodes:
         """Build without checks; only for tensors already validated at a boundary."""
         episodes = object.__new__(cls)
         vars(episodes).update(fields)  # what is not given has its default in the class
@@ -56,6 +58,9 @@ class Episodes:
             position = range(len(self))[operator.index(which)]
             which = slice(position, position + 1)
         return self.map(lambda x: x[which])
+
+    def __iter__(self) -> Iterator[Episodes]:
+        return (self[position] for position in range(len(self)))
 
     def to(self, target: torch.device | str | torch.dtype) -> Episodes:
         """Move to a device, or cast the floating tensors to a dtype (labels stay int64)."""
@@ -83,8 +88,7 @@ def _check(e: Episodes) -> None:
         value = getattr(e, name)
         if not isinstance(value, Tensor):
             raise FewshotError(f"{name} is a {type(value).__name__}; pass a torch.Tensor (torch.as_tensor(x))")
-    if isinstance(e.ways, bool) or not isinstance(e.ways, int) or e.ways < 2:
-        raise FewshotError(f"ways={e.ways!r}; an episode needs an integer of at least 2 classes")
+    object.__setattr__(e, "ways", check_integer("ways", e.ways, 2))
     if e.support.ndim < 3 or e.query.ndim != e.support.ndim:
         raise FewshotError(
             f"support has shape {tuple(e.support.shape)} and query {tuple(e.query.shape)}; expected [E, S, ...] and "

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from fewshot.core.errors import FewshotError, check_at_least, check_positive
+from fewshot.core.checked import check_at_least, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store, experiment_store
 from fewshot.experiments.published import find_results, load_experiment

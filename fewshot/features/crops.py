@@ -7,14 +7,16 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fewshot.core.checked import check_at_least
 from fewshot.core.counted_random import below, counted_uniforms
-from fewshot.core.errors import FewshotError, check_at_least
+from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 
 _TRIES = 10  # boxes drawn until one fits into the image, as in torchvision
@@ -43,7 +45,7 @@ class Crops:
     smallest: float = 0.08
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(1, count=self.count)
         if not 0 < self.smallest <= 1:
             raise FewshotError(f"smallest={self.smallest!r} in the crops; it is a share of the area, above 0 and at most 1")
@@ -94,7 +96,7 @@ def parse_crops(spec: str) -> Crops | None:
     match = re.fullmatch(r"\s*(mean|keep)\s*\(([^()]*)\)\s*", spec)
     if match is None:
         raise FewshotError(f"cannot read the crops {spec!r}; write e.g. 'mean(30)' or 'keep(7,flip=True)'")
-    given: dict[str, object] = {}
+    given: dict[str, Any] = {}
     for position, argument in enumerate(match[2].split(",") if match[2].strip() else []):
         key, equals, text = (part.strip() for part in argument.partition("="))
         if not equals:
@@ -108,7 +110,8 @@ def parse_crops(spec: str) -> Crops | None:
 
 
 def _value(spec: str, key: str, text: str) -> object:
-    kind = {"flip": bool, "smallest": (int, float)}.get(key, int)
+    kinds: dict[str, type | tuple[type, ...]] = {"flip": bool, "smallest": (int, float)}
+    kind = kinds.get(key, int)
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fewshot.backbones.base import PRECISIONS, Backbone
+from fewshot.core.checked import check_at_least
 from fewshot.core.errors import FewshotError
 from fewshot.core.provenance import versions
 from fewshot.core.registry import unknown_message
@@ -45,8 +47,7 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
     Raises FewshotError for an empty bank, and naming the image where features are NaN or infinite. Damaged cache files
     are extracted again, and a cache that cannot be written is done without, both with a warning.
     """
-    if batch_size < 1 or shard_batches < 1:
-        raise FewshotError(f"batch_size={batch_size}, shard_batches={shard_batches}; both must be at least 1")
+    check_at_least(1, batch_size=batch_size, shard_batches=shard_batches)
     if not isinstance(bank, ImageBank):
         raise FewshotError(f"{type(bank).__name__} given; embed takes an ImageBank (load_dataset makes one)")
     if not len(bank):
@@ -65,25 +66,23 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
         if found is not None:
             shutil.rmtree(shards, ignore_errors=True)
             return found
-    fields = {"labels": bank.labels, "class_names": bank.class_names, "name": bank.name, "split": bank.split,
-              "provenance": provenance}
-    extracted = {"batch_size": batch_size, "device": device, "shards": shards, "shard_batches": shard_batches,
-                 "progress": progress, "crops": cut,
-                 "dim": backbone.feature_dim * (cut.count if cut is not None and cut.kind == "keep" else 1)}
-    if target is not None:
+    dim = backbone.feature_dim * (cut.count if cut is not None and cut.kind == "keep" else 1)
+    extract = functools.partial(_extract, bank, backbone, provenance, batch_size, device, shards, shard_batches, progress,
+                                cut, dim)
+    if target is not None and shards is not None:
         try:
-            pieces = _extract(bank, backbone, provenance, **extracted)
-            FeatureBank.save_pieces(target, pieces, extracted["dim"], **fields)
+            FeatureBank.save_pieces(target, extract(), dim, labels=bank.labels, class_names=bank.class_names,
+                                    name=bank.name, split=bank.split, provenance=provenance)
         except OSError as error:
             _warn_unkept(target, error)
         else:
             shutil.rmtree(shards, ignore_errors=True)
             return FeatureBank.load(target)
-    features, at = torch.empty(len(bank), extracted["dim"]), 0
-    for piece in _extract(bank, backbone, provenance, **extracted):
+    features, at = torch.empty(len(bank), dim), 0
+    for piece in extract():
         features[at : at + len(piece)] = piece
         at += len(piece)
-    return FeatureBank(features, **fields)
+    return FeatureBank(features, bank.labels, bank.class_names, bank.name, bank.split, provenance)
 
 
 def embed_episodes(episodes: Episodes, backbone: Backbone) -> Episodes:
@@ -165,7 +164,7 @@ def _forward(backbone: Backbone, images: Tensor, crops: Crops | None, name: str,
     if crops is None:
         return features(images)
     every = (features(crops.cut(images, number, name, start)) for number in range(crops.count))
-    return torch.cat(list(every), 1) if crops.kind == "keep" else sum(every) / crops.count
+    return torch.cat(list(every), 1) if crops.kind == "keep" else sum(every, torch.zeros(())) / crops.count
 
 
 def _load(path: Path, provenance: dict) -> FeatureBank | None:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -25,8 +26,6 @@ from fewshot.episodes.types import Episodes
 from fewshot.ops import features as ops
 from fewshot.ops.distances import l2_normalise
 from fewshot.ops.span import to_span
-
-TRANSFORMS: Registry[type] = Registry("transform")
 
 
 class Step(abc.ABC):
@@ -52,6 +51,10 @@ class Step(abc.ABC):
         return write_step(self.name, self)
 
 
+Made = TypeVar("Made", bound=Step)
+TRANSFORMS: Registry[type[Step]] = Registry("transform")
+
+
 class PointStep(Step):
     """A step that treats every feature vector alike and alone; it can be applied to a bank as well."""
 
@@ -63,10 +66,12 @@ class PointStep(Step):
         return episodes.with_features(self.point)
 
 
-def _register(name: str):
-    def add(cls: type) -> type:
+def _register(name: str) -> Callable[[type[Made]], type[Made]]:
+    def add(cls: type[Made]) -> type[Made]:
         cls.name = name
-        return TRANSFORMS.register(name)(dataclass(frozen=True)(cls))
+        made = dataclass(frozen=True)(cls)
+        TRANSFORMS.register(name)(made)
+        return made
 
     return add
 
@@ -87,7 +92,8 @@ class CenterBase(PointStep):
     mean: Tensor | None = dataclasses.field(default=None, repr=False, compare=False, metadata={"fitted": True})
 
     def fit(self, features: Tensor) -> CenterBase:
-        return dataclasses.replace(self, mean=features.mean(0))
+        made: Any = self  # a dataclass, by `_register`
+        return dataclasses.replace(made, mean=features.mean(0))
 
     def point(self, x: Tensor) -> Tensor:
         if self.mean is None:
@@ -131,7 +137,7 @@ class Power(PointStep):
 
     beta: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.beta < math.inf:
             raise FewshotError(f"power(beta={self.beta}): beta must be positive; tukey(0) is the logarithm")
 
@@ -145,7 +151,7 @@ class Tukey(PointStep):
 
     beta: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.beta < math.inf:
             raise FewshotError(f"tukey(beta={self.beta}): beta must be 0 (the logarithm) or positive")
 
@@ -171,7 +177,7 @@ class ChannelImportance(PointStep):
     k: float = 1.3
     variant: str = "sane"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.k < math.inf:
             raise FewshotError(f"channel_importance(k={self.k}): k must be positive")
         if self.variant not in ("sane", "released"):
@@ -217,9 +223,11 @@ class TransformChain:
         x, steps = base_bank.features, []
         last = max(i for i, step in enumerate(self.steps) if step.needs_base)
         for i, step in enumerate(self.steps):
-            steps.append(step.fit(x))
+            fitted = step.fit(x)
+            steps.append(fitted)
             if i < last:
-                x = steps[-1].point(x)
+                assert isinstance(fitted, PointStep), "`parse_transforms` lets no other stand before one that needs the base"
+                x = fitted.point(x)
         return TransformChain(tuple(steps))
 
     def bank(self, base_bank: FeatureBank) -> FeatureBank:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.backbones.base import Backbone
 from fewshot.backbones.transform import ImageTransform
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.sampler import EpisodeSampler
@@ -28,7 +30,7 @@ from fewshot.methods.contract import Method, create_method
 Task = tuple[Tensor, Tensor]
 
 
-def episodes_from_taskset(taskset, ways: int, shots: int, queries: int, count: int, *, even_odd: bool = False,
+def episodes_from_taskset(taskset: Any, ways: int, shots: int, queries: int, count: int, *, even_odd: bool = False,
                           seed: int = 0) -> tuple[Episodes, Tensor]:
     """`count` tasks as Episodes of E = count, and their query labels [E, Q].
 
@@ -74,8 +76,8 @@ class EpisodeTasks:
     def __init__(self, bank: ImageBank | FeatureBank, ways: int, shots: int, queries: int, seed: int = 0,
                  num_tasks: int = 10_000, *, even_odd: bool = False, transform: Callable[[Tensor], Tensor] | None = None,
                  small_classes: str = "refuse"):
-        if isinstance(ways, (tuple, list)) or isinstance(shots, (tuple, list)) or num_tasks < 1:
-            raise FewshotError(f"ways={ways!r}, shots={shots!r}, num_tasks={num_tasks!r}; expected integers of at least 1")
+        ways, shots = check_integer("ways", ways, 2), check_integer("shots", shots, 1)  # no ranges, which the sampler takes
+        num_tasks = check_integer("num_tasks", num_tasks, 1)
         self.sampler = EpisodeSampler(bank, ways, shots, queries, seed, small_classes=small_classes)
         self._support_at, self._query_at = _places(shots, queries, even_odd)
         if transform is None and isinstance(bank, ImageBank):
@@ -183,14 +185,17 @@ class AlgorithmLearner(nn.Module, Method):
 
     inputs = "images"
 
-    def __init__(self, algorithm, backbone: WrappedBackbone, rates: nn.ParameterList, settings: GradientMethod):
+    algorithm: Any
+    backbone: WrappedBackbone
+
+    def __init__(self, algorithm: Any, backbone: WrappedBackbone, rates: nn.ParameterList, settings: GradientMethod):
         super().__init__()
         self.__dict__["algorithm"] = algorithm  # no submodule: its network would be in the state dict twice
         self.backbone, self.rates, self.settings, self.ways = backbone, rates, settings, backbone.feature_dim
         self.source = f"{settings.source}; learnables/learn2learn"
         self.setting = "transductive" if backbone.batch_norm == "batch" and _batch_norms(backbone) else "inductive"
 
-    def adapt(self, support: Tensor, labels: Tensor, first_order: bool):
+    def adapt(self, support: Tensor, labels: Tensor, first_order: bool) -> Any:
         """A clone of the algorithm after the inner steps of the present mode on support [S, C, H, W], labels [S]."""
         s, clone = self.settings, self.algorithm.clone()
         for _ in range(s.inner_steps if self.training or s.eval_steps is None else s.eval_steps):
@@ -218,8 +223,8 @@ class AlgorithmLearner(nn.Module, Method):
         return mean_cross_entropy(logits, query_labels), logits
 
 
-def wrap_algorithm(algorithm, channels: int, image_size: int, *, steps: int = 1, eval_steps: int | None = None,
-                   batch_norm: str = "batch", **options) -> AlgorithmLearner:
+def wrap_algorithm(algorithm: Any, channels: int, image_size: int, *, steps: int = 1, eval_steps: int | None = None,
+                   batch_norm: str = "batch", **options: Any) -> AlgorithmLearner:
     """learn2learn's `MAML(network, lr)` or `MetaSGD(network, lr)`, of a network from images [B, C, H, W] to logits [B, N],
     as a method in eval mode, for `evaluate(method=learner)` and `train(..., learner.backbone, method=learner)`.
 
@@ -244,5 +249,6 @@ def wrap_algorithm(algorithm, channels: int, image_size: int, *, steps: int = 1,
     lr = algorithm.lr if name == "maml" else torch.cat([rate.detach().flatten() for rate in rates]).mean()
     settings = create_method(name, inner_lr=float(lr), inner_steps=steps, eval_steps=eval_steps,
                              first_order=algorithm.first_order, batch_norm=batch_norm)
+    assert isinstance(settings, GradientMethod), "maml and meta_sgd are"
     backbone = wrap_backbone(algorithm.module, channels, image_size, batch_norm=batch_norm, **options)
     return AlgorithmLearner(algorithm, backbone, rates, settings).eval()

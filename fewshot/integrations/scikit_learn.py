@@ -16,6 +16,8 @@ from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.evaluation.one_episode import answer, fitted_method
 from fewshot.features.extract import embed
+from fewshot.features.transforms import TransformChain
+from fewshot.methods.contract import Method
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -56,16 +58,16 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X: ArrayLike, y: ArrayLike) -> FewShotClassifier:
         """Store the support: X [S, D] or images, y [S] labels of any kind that sorts."""
         if self.backbone is None:
-            X, y = validate_data(self, X, y, dtype=(np.float64, np.float32))
+            rows, targets = validate_data(self, X, y, dtype=(np.float64, np.float32))
         else:
-            X, y = self._images(X, reset=True), column_or_1d(y, warn=True)
-            if len(X) != len(y):
-                raise FewshotError(f"{len(X)} images and {len(y)} labels; give one label per image")
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
+            rows, targets = self._images(X, reset=True), column_or_1d(y, warn=True)
+            if len(rows) != len(targets):
+                raise FewshotError(f"{len(rows)} images and {len(targets)} labels; give one label per image")
+        check_classification_targets(targets)
+        self.classes_, labels = np.unique(targets, return_inverse=True)
         if len(self.classes_) < 2:
             raise FewshotError(f"y holds only one class ({self.classes_[0]!r}); a classifier needs at least 2")
-        self.support_, self.support_labels_ = self._features(X), labels.astype(np.int64)
+        self.support_, self.support_labels_ = self._features(rows), labels.astype(np.int64)
         self.base_ = None if self.base is None else self._base(np.asarray(self.base))
         self._fitted()  # a wrong hyper-parameter is named now
         return self
@@ -79,21 +81,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Probabilities [n, N] in the order of classes_: the softmax of the method's logits, not calibrated."""
         check_is_fitted(self)
         if self.backbone is None:
-            X = validate_data(self, X, dtype=(np.float64, np.float32), reset=False, ensure_min_samples=0)
+            rows = validate_data(self, X, dtype=(np.float64, np.float32), reset=False, ensure_min_samples=0)
         else:
-            X = self._images(X, reset=False)
-        if not len(X):
+            rows = self._images(X, reset=False)
+        if not len(rows):
             return np.empty((0, len(self.classes_)), dtype=self.support_.dtype)
-        features = self._features(X).astype(self.support_.dtype, copy=False)
+        features = self._features(rows).astype(self.support_.dtype, copy=False)
         found = answer(torch.tensor(self.support_), torch.tensor(self.support_labels_), torch.tensor(features),
                        len(self.classes_), *self._fitted())
         return found.numpy()
 
-    def _fitted(self):
+    def _fitted(self) -> tuple[Method, TransformChain]:
         """(method, transforms), with the statistics of the base classes where they need them."""
         base = None
         if self.base_ is not None:
-            base = FeatureBank(self.base_, np.zeros(len(self.base_), dtype=np.int64), name="base", split="train")
+            base = FeatureBank(torch.as_tensor(self.base_), torch.zeros(len(self.base_), dtype=torch.int64), name="base",
+                               split="train")
         return fitted_method(self.method, self.method_parameters or {}, self.transforms, base)
 
     def _base(self, base: NDArray) -> NDArray:
@@ -105,18 +108,18 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _features(self, X: NDArray) -> NDArray:
         if self.backbone is None:
             return X
-        bank = ImageBank(np.ascontiguousarray(X), np.zeros(len(X), dtype=np.int64), name="X")
+        bank = ImageBank(torch.as_tensor(np.ascontiguousarray(X)), torch.zeros(len(X), dtype=torch.int64), name="X")
         return embed(bank, self.backbone_, batch_size=self.batch_size, progress=False).features.numpy()
 
-    def _images(self, X: ArrayLike, reset: bool) -> NDArray:
-        X = np.asarray(X)
+    def _images(self, given: ArrayLike, reset: bool) -> NDArray:
+        X = np.asarray(given)
         if X.ndim != 4 or X.dtype != np.uint8 or X.shape[1] not in (1, 3):
             raise FewshotError(f"X has dtype {X.dtype} and shape {X.shape}; with a backbone it must be uint8 images "
                                "[n, C, H, W] with C = 1 or 3")
         if reset:
             if isinstance(self.backbone, Backbone):
                 self.backbone_ = self.backbone
-            else:
+            elif self.backbone is not None:
                 made = input_for(self.backbone, torch.from_numpy(X))
                 self.backbone_ = create_backbone(self.backbone, weights=self.weights, **made)
             self.image_shape_, self.n_features_in_ = X.shape[1:], int(np.prod(X.shape[1:]))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError
+from fewshot.core.checked import check_number
 from fewshot.labelling.answers import Answers
 
 _SIDE, _EXAMPLE_SIDE = 160, 80  # pixels of a thumbnail
@@ -25,8 +25,7 @@ def sheet(found: Answers, low: float) -> str:
 
     Of more than 2000 images the least confident are shown. Raises FewshotError for a `low` outside 0 .. 1.
     """
-    if not 0 <= low <= 1:
-        raise FewshotError(f"low={low!r}; a probability lies between 0 and 1")
+    check_number("low", low, 0, 1)
     shown = sorted(found.confidence.argsort(stable=True)[:_SHOWN].tolist())
     labels = found.probabilities.argmax(1).tolist()
     marked = (found.confidence < low).tolist()
@@ -57,8 +56,9 @@ _CONTROLS = """<form class="controls" hidden>
 def _section(found: Answers, label: int, rows: list[int], total: int, marked: list[bool]) -> str:
     name = escape(found.class_names[label])
     examples = (found.support.labels == label).nonzero()[:, 0].tolist()
+    files = found.support.files or ()
     pictures = "".join(_picture(found.support.images[row], _EXAMPLE_SIDE, f"example of {found.class_names[label]}: "
-                                f"{found.support.files[row]}") for row in examples[:_EXAMPLES])
+                                f"{files[row]}") for row in examples[:_EXAMPLES])
     more = f"<span>and {len(examples) - _EXAMPLES} more</span>" if len(examples) > _EXAMPLES else ""
     counted = "1 image" if total == 1 else f"{total} images"
     cards = "\n".join(_card(found, row, marked[row]) for row in rows)

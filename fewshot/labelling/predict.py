@@ -20,7 +20,7 @@ from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.datasets.files import Folder as FolderTree
 from fewshot.datasets.folder import Folder
-from fewshot.datasets.images import decoded
+from fewshot.datasets.images import Listing, decoded
 from fewshot.evaluation.one_episode import answer, fitted_method
 from fewshot.features.extract import embed
 from fewshot.labelling.answers import LOW, Answers
@@ -83,9 +83,9 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
             raise FewshotError(f"{message}, so nothing is left to label: {_shown(unreadable)}")
         warnings.warn(f"{message} and are left out: {_shown(unreadable)}", stacklevel=2)
     files = tuple(name for name in names if name not in unreadable)
-    known = ImageBank(examples, listing.labels, listing.class_names, "support", "all",
+    known = ImageBank(examples, torch.tensor(listing.labels), listing.class_names, "support", "all",
                       tuple(name for _, name in listing.files))
-    asked = ImageBank(images, torch.zeros(len(images), dtype=torch.int64), None, "queries", "all", files)
+    asked = ImageBank(images, torch.zeros(len(images), dtype=torch.int64), name="queries", files=files)
     repeated = _repeated(known, asked)
     values = [embed(bank, network, batch_size=batch_size, progress=progress, device=where).features
               for bank in (known, asked)]
@@ -98,7 +98,7 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
                        tuple(_notes(setting, method, chosen, network)), unreadable, repeated, known, images)
 
 
-def _support_listing(support: Path):
+def _support_listing(support: Path) -> Listing:
     if not support.is_dir():
         raise FewshotError(f"the support {support} is not a folder; give a folder with one folder of images per class")
     names = FolderTree(support).names()
@@ -162,7 +162,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # its own text is a memory address
         return "not an image"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels"
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"
     return str(error) or type(error).__name__
 
 
@@ -176,8 +176,8 @@ def _repeated(support: ImageBank, queries: ImageBank) -> dict[str, str]:
     def digests(bank: ImageBank) -> list[bytes]:
         return [hashlib.sha256(image.contiguous().numpy().data).digest() for image in bank.images]
 
-    homes = dict(zip(digests(support), support.files, strict=True))
-    found = {file: homes[key] for file, key in zip(queries.files, digests(queries), strict=True) if key in homes}
+    homes = dict(zip(digests(support), support.files or (), strict=True))
+    found = {file: homes[key] for file, key in zip(queries.files or (), digests(queries), strict=True) if key in homes}
     if found:
         warnings.warn(f"{len(found)} of the images to label are also in the support, so their answers are trivial: "
                       + _shown(found, "{} = {}"), stacklevel=3)

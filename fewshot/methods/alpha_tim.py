@@ -35,7 +35,7 @@ class AlphaTIM(TIMGD):
     def assumes(self) -> tuple[str, ...]:
         return super().assumes if self.alpha == 1 else ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.alpha != "auto" and (isinstance(self.alpha, str) or not self.alpha > 0):
             raise FewshotError(f"alpha={self.alpha!r}; give a number above 0, or 'auto'")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.core.errors import FewshotError, check_at_least, check_positive
+from fewshot.core.checked import check_at_least, check_number, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.data.banks import FeatureBank
 from fewshot.episodes.types import Episodes
@@ -23,6 +24,8 @@ class BaseAttention(nn.Module, Method):
     """The attention with its weights and the prototypes of the base classes, which its weights file holds, too. Made by
     `create_method("base_transformer", ...).fit(base_bank).with_backbone(backbone, ways)`. Any number of ways.
     """
+
+    base: Tensor
 
     def __init__(self, settings: BaseTransformer, feature_dim: int, seed: int):
         super().__init__()
@@ -115,14 +118,13 @@ class BaseTransformer(Method):
     base_classes: int = 0
     base: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(1, neighbours=self.neighbours, heads=self.heads)
         if self.channels is not None:
             check_at_least(1, channels=self.channels)
         check_at_least(0, base_classes=self.base_classes)
         check_positive(temperature=self.temperature)
-        if not 0 <= self.dropout < 1:
-            raise FewshotError(f"dropout={self.dropout!r}; it is a probability, 0 or more and below 1")
+        check_number("dropout", self.dropout, 0, 1, high_allowed=False)
 
     def fit(self, base_bank: FeatureBank) -> BaseTransformer:
         """A copy with the mean features of the base classes."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, Method, fitted
 from fewshot.ops.distances import cosine, squared_euclidean
@@ -47,18 +48,17 @@ class BDCSPN(BaseMean, Method):
     temperature: float = 0.1
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(NORMS, norm=self.norm)
         check_choice(VARIANTS, variant=self.variant)
         check_choice(QUERIES, queries=self.queries)
         if self.scale != "auto" and (isinstance(self.scale, str) or not self.scale > 0):
             raise FewshotError(f"scale={self.scale!r}; give a positive number, or 'auto'")
-        if not self.temperature > 0:
-            raise FewshotError(f"temperature={self.temperature}; give a positive number")
+        check_positive(temperature=self.temperature)
 
     def __call__(self, episodes: Episodes) -> Tensor:
         shifted, paper = aligned(episodes, self.norm, self.base_mean), self.variant == "paper"
-        scale = (1.0 if paper else 10.0) if self.scale == "auto" else self.scale
+        scale = (1.0 if paper else 10.0) if isinstance(self.scale, str) else self.scale
         query, lengths = shifted.query, shifted.query.norm(dim=-1)
         centres = rectified_prototypes(shifted, scale, paper, lengths)
         if self.queries == "unshifted":

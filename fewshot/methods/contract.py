@@ -9,9 +9,9 @@ import inspect
 import numbers
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,13 @@ from fewshot.episodes.types import Episodes
 if TYPE_CHECKING:
     from fewshot.data.banks import FeatureBank
 
-METHODS: Registry[type] = Registry("method")
+METHODS: Registry[type[Method]] = Registry("method")
 
 
-def _takes_its_inputs(function):
+def _takes_its_inputs(function: Callable) -> Callable:
     """Images given to a method on features are the first mistake one makes: it is named before any arithmetic."""
     @functools.wraps(function)
-    def checked(self, episodes, *arguments, **options):
+    def checked(self: Method, episodes: Episodes, *arguments: Any, **options: Any) -> Any:
         if self.inputs == "features" and episodes.support.ndim != 3:
             raise FewshotError(f"{type(self).__name__} takes features [E, S, D]; support has shape "
                                f"{tuple(episodes.support.shape)}: embed the images first (`fewshot.embed` for a bank)")
@@ -54,15 +54,25 @@ class Method(abc.ABC):
     renamed      earlier names of hyper-parameters -> present ones, so that results and weights stored under them are found
     """
 
-    setting: ClassVar[str] = "inductive"
+    setting: str = "inductive"
     inputs: ClassVar[str] = "features"
-    assumes: ClassVar[tuple[str, ...]] = ()
-    needs_base: ClassVar[bool] = False
-    needs_backbone: ClassVar[bool] = False
-    source: ClassVar[str] = ""
+    source: str = ""
     renamed: ClassVar[Mapping[str, str]] = {}
 
-    def __init_subclass__(cls, **options):
+    # Properties, so that a subclass may have either: its own property, or a plain attribute of the class.
+    @property
+    def assumes(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def needs_base(self) -> bool:
+        return False
+
+    @property
+    def needs_backbone(self) -> bool:
+        return False
+
+    def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
         for name in ("__call__", "forward", "refine"):
             if name in cls.__dict__:
@@ -95,6 +105,14 @@ def feature_dim_of(backbone: nn.Module, feature_dim: int | None = None) -> int:
     return dim
 
 
+@runtime_checkable
+class TakesBackbone(Protocol):
+    """The hyper-parameters of a method with weights of its own, or of one that adapts a backbone."""
+
+    def with_backbone(self, backbone: nn.Module, ways: int, *, seed: int = 0) -> Method:
+        """The method on `backbone` for episodes of `ways`, random weights drawn from `seed`."""
+
+
 @dataclass(frozen=True, eq=False)
 class Refinement:
     """What an iterative method found.
@@ -123,15 +141,19 @@ class Refinement:
         return cls(logits, prototypes, taken, torch.ones_like(taken, dtype=torch.bool), history, space)
 
 
-class BaseMean:
+class BaseMean(Method):
     """Mixin for methods with the fields `norm` and `base_mean`: norm="cl2n" subtracts the mean of the base features."""
+
+    norm: str
+    base_mean: Tensor | None
 
     @property
     def needs_base(self) -> bool:
         return self.norm == "cl2n"
 
-    def fit(self, base_bank: FeatureBank):
-        return dataclasses.replace(self, base_mean=base_bank.features.mean(0))
+    def fit(self, base_bank: FeatureBank) -> Method:
+        made: Any = self  # a dataclass, as the mixin itself is not
+        return dataclasses.replace(made, base_mean=base_bank.features.mean(0))
 
 
 class IterativeMethod(Method):
@@ -167,7 +189,7 @@ class TwoStageMethod(IterativeMethod):
         return dataclasses.replace(found, logits=found.logits.to(episodes.query.dtype))
 
 
-def create_method(name: str, **params) -> Method:
+def create_method(name: str, **params: Any) -> Method:
     """The method `name` with hyper-parameters `params`; unknown names and parameters raise with the nearest ones."""
     cls = METHODS[name]
     known = method_parameters(name)
@@ -191,7 +213,7 @@ def complete_parameters(name: str, given: Mapping[str, object]) -> dict[str, obj
 
 def method_parameters(name: str) -> dict[str, object]:
     """The hyper-parameters of a method with their defaults (fitted state is not a hyper-parameter)."""
-    cls = METHODS[name]
+    cls: type = METHODS[name]
     if not dataclasses.is_dataclass(cls):  # an nn.Module: its constructor keywords are the hyper-parameters
         return {key: parameter.default for key, parameter in inspect.signature(cls).parameters.items()}
     return {f.name: f.default for f in dataclasses.fields(cls) if f.metadata.get("fitted") is None and f.init}
@@ -208,19 +230,20 @@ _KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "a w
 
 def check_types(name: str, cls: type, params: dict) -> None:
     """Values have the annotated types: a text where a number belongs is named here, not in the middle of a method."""
-    hints = typing.get_type_hints(cls if dataclasses.is_dataclass(cls) else cls.__init__)
+    made: Any = cls if dataclasses.is_dataclass(cls) else inspect.getattr_static(cls, "__init__")
+    hints = typing.get_type_hints(made)
     for key, value in params.items():
         hint = hints[key]
         union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-        kinds = [typing.get_origin(kind) or kind for kind in (typing.get_args(hint) if union else (hint,))]
+        kinds: list[Any] = [typing.get_origin(kind) or kind for kind in (typing.get_args(hint) if union else (hint,))]
         # Integers are numbers; lists are what JSON makes of tuples; True is no number here.
-        wider = {float: numbers.Real, int: numbers.Integral, tuple: (tuple, list)}
-        allowed = tuple(wider.get(kind, kind) for kind in kinds)
+        wider: dict[Any, Any] = {float: numbers.Real, int: numbers.Integral, tuple: (tuple, list)}
+        allowed: tuple[Any, ...] = tuple(wider.get(kind, kind) for kind in kinds)
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
             expected = " or ".join(_KINDS.get(kind, kind.__name__) for kind in kinds)
             raise FewshotError(f"{key}={value!r} of {name}; expected {expected}")
 
 
-def fitted(default=None):
+def fitted(default: Any = None) -> Any:
     """A dataclass field that `fit` fills in: state, not a hyper-parameter."""
     return dataclasses.field(default=default, repr=False, metadata={"fitted": True})

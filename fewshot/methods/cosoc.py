@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.core.checked import check_at_least, check_choice, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Method
 from fewshot.ops.chunked import in_blocks
@@ -60,7 +62,7 @@ class Cosoc(Method):
     scale: float = 1.0
     variant: str = "paper"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(1, crops=self.crops)
         check_positive(alpha=self.alpha, beta=self.beta, scale=self.scale)
         check_choice(VARIANTS, variant=self.variant)
@@ -78,7 +80,8 @@ class Cosoc(Method):
     def _focus(self, images: Tensor, shots: Tensor) -> _Focus:
         """Of images [E, N, K, V, D], of which the first `shots` [E, N] are real and the others zero."""
         several = (shots > 1).unsqueeze(-1)
-        left, vectors, weights = images, [], []
+        left, weights = images, []
+        vectors: list[Tensor] = []
         for number in range(self.crops):
             last = number == self.crops - 1
             if last and self.variant == "official" and number:
@@ -95,7 +98,7 @@ class Cosoc(Method):
         cosines = torch.einsum("eqvd,enwd->eqnwv", query, vectors)
         if self.variant == "official":
             return self._first_and_diagonal(cosines)
-        total = 0
+        total = torch.zeros_like(cosines[..., 0, 0])
         for number in range(self.crops):
             best, place = cosines.flatten(3).max(-1)  # [E, Q, N]
             total = total + self.beta**number * best.relu()
@@ -146,7 +149,8 @@ def _closest_to_one(images: Tensor) -> Tensor:
     crops = images.flatten(2, 3)  # [E, N, K V, D]
     choices = (crops @ crops.transpose(-1, -2)).unflatten(-1, (K, V)).argmax(-1)  # [E, N, K V, K]
     chosen = [images[:, :, i].gather(2, choices[..., i, None].expand(-1, -1, -1, crops.shape[-1])) for i in range(K)]
-    best = sum(chosen).square().sum(-1).argmax(-1)  # pairwise cosines and the K constant ones of a crop with itself
+    total = functools.reduce(torch.add, chosen)
+    best = total.square().sum(-1).argmax(-1)  # pairwise cosines and the K constant ones of a crop with itself
     return choices.gather(2, best[..., None, None].expand(-1, -1, 1, K)).squeeze(2)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_at_least
+from fewshot.core.checked import check_at_least
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Method
 from fewshot.ops.chunked import in_blocks
@@ -37,7 +38,7 @@ class Dn4(Method):
     channels: int = 64
     neighbours: int = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(1, channels=self.channels, neighbours=self.neighbours)
 
     def __call__(self, episodes: Episodes) -> Tensor:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_at_least, check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Refinement, TwoStageMethod
 from fewshot.ops.mixtures import SIMPLEX, dirichlet_em, simplex_features
@@ -53,15 +54,12 @@ class EMDirichlet(TwoStageMethod):
     def assumes(self) -> tuple[str, ...]:
         return () if self.k_eff is None else ("known K_eff",)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(SIMPLEX, simplex=self.simplex)
         if self.zero_shot and self.simplex == "prototypes":
             raise FewshotError("zero_shot=True ignores the support, so simplex='prototypes' does not fit; pass "
                                "episodes.text or probability rows")
-        for name in ("iterations", "mm_steps", "k_eff"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise FewshotError(f"{name}={value}; it must be at least 1")
+        check_at_least(1, iterations=self.iterations, mm_steps=self.mm_steps, k_eff=self.k_eff)
 
     def reduce(self, episodes: Episodes) -> Episodes:
         if self.k_eff is not None and self.k_eff > episodes.ways:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from fewshot.core.errors import check_choice, check_positive
+from fewshot.core.checked import check_choice, check_positive
 from fewshot.methods.bases.test_time_learner import FineTuning, Head, check_found
 from fewshot.methods.contract import METHODS
 from fewshot.ops.frozen_prefix import Tensors
@@ -45,7 +45,7 @@ class Film(FineTuning):
     scale: float = 10.0
     head_lr: float = 0.0035
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(HEADS, head=self.head)
         check_positive(scale=self.scale)
@@ -61,7 +61,7 @@ class Film(FineTuning):
                 for name, value in frozen.items()}
 
     def adapted(self, values: Tensors, frozen: Tensors) -> Tensors:
-        weights = {}
+        weights: Tensors = {}
         for name in frozen:
             if name.endswith("weight"):
                 bias, gamma = name.removesuffix("weight") + "bias", values[name]

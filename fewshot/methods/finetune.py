@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.core.errors import check_at_least, check_choice, check_positive
+from fewshot.core.checked import check_at_least, check_choice, check_positive
 from fewshot.core.seeding import derived_seed
 from fewshot.methods.bases.test_time_learner import FineTuning, Head
 from fewshot.methods.contract import METHODS
@@ -57,21 +57,22 @@ class Finetune(FineTuning):
     batch_size: int | None = 100
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(("linear", "cosine"), head=self.head)
         check_choice(INITIAL, initial=self.initial)
         check_choice(("un", "l2n"), norm=self.norm)
         check_positive(scale=self.scale)
         check_at_least(0, seed=self.seed)
-        if self.batch_size is not None:
-            check_at_least(1, batch_size=self.batch_size)
-        object.__setattr__(self, "layers", blocks_text(self.layers))
-        if self.layers not in LAYERS:
-            block_numbers(self.layers, "layers", tuple(LAYERS))
+        check_at_least(1, batch_size=self.batch_size)
+        layers = blocks_text(self.layers)
+        object.__setattr__(self, "layers", layers)
+        if layers not in LAYERS:
+            block_numbers(layers, "layers", tuple(LAYERS))
 
     def adapts(self, network: nn.Module) -> list[str]:
-        return chosen_weights(network, LAYERS.get(self.layers, self.layers))
+        layers = blocks_text(self.layers)
+        return chosen_weights(network, LAYERS.get(layers, layers))
 
     @property
     def classifier(self) -> Head:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.core.checked import check_at_least, check_choice, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import derived_seed
 from fewshot.data.banks import FeatureBank
 from fewshot.episodes.types import Episodes
@@ -76,13 +77,12 @@ class FreeLunch(IterativeMethod):
     seed: int = 0
     base: BaseDraws | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(1, neighbours=self.neighbours, samples=self.samples)
         check_positive(beta=self.beta, C=self.C)
         if not self.alpha >= 0:
             raise FewshotError(f"alpha={self.alpha!r}; it is a variance, 0 or more")
-        if self.tolerance is not None:
-            check_positive(tolerance=self.tolerance)
+        check_positive(tolerance=self.tolerance)
         check_choice(DISPERSIONS, dispersion=self.dispersion)
 
     def fit(self, base_bank: FeatureBank) -> FreeLunch:
@@ -103,8 +103,7 @@ class FreeLunch(IterativeMethod):
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         """Sample, fit and classify. There are no prototypes, hence no history."""
-        if self.base is None:
-            raise FewshotError("free_lunch needs the statistics of the base classes: call method.fit(base_bank) first")
+        self._known()
         e = episodes.with_features(lambda x: tukey_transform(x, self.beta))
         size = max(1, _ELEMENTS // (e.ways * self.samples * e.query.shape[2]))
         parts = [self._answer(e[start:start + size]) for start in range(0, len(e), size)]
@@ -119,7 +118,8 @@ class FreeLunch(IterativeMethod):
 
     def sample(self, e: Episodes) -> tuple[Tensor, Tensor]:
         """(features [E, N samples, D], their labels [E, N samples]) for episodes of transformed features."""
-        means, draws = (x.to(e.support) for x in (self.base.means, self.base.draws))
+        base = self._known()
+        means, draws = base.means.to(e.support), base.draws.to(e.support)
         nearest = squared_euclidean(e.support, means.expand(len(e), -1, -1)).topk(self.neighbours, largest=False).indices
         centres = (e.support + means[nearest].sum(2)) / (self.neighbours + 1)  # [E, S, D]
         item = _items_of_samples(e, self.samples)  # [E, N, T]
@@ -131,6 +131,11 @@ class FreeLunch(IterativeMethod):
         spread = self._gaussian("dispersion", 1 if self.dispersion == "all" else centres.shape[2]).to(centre)
         labels = torch.arange(e.ways, device=item.device).repeat_interleave(self.samples).expand(len(e), -1)
         return centre + self.alpha**0.5 * spread.repeat(e.ways, 1), labels
+
+    def _known(self) -> BaseDraws:
+        if self.base is None:
+            raise FewshotError("free_lunch needs the statistics of the base classes: call method.fit(base_bank) first")
+        return self.base
 
     def _gaussian(self, stream: str, width: int) -> Tensor:
         """[T, width] float64, a function of the seed and the name of the stream."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fewshot.core.errors import FewshotError
+from fewshot.core.checked import check_at_least, check_number, check_positive
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
 from fewshot.ops.distances import cosine, l2_normalise
@@ -36,20 +36,17 @@ class HCTAdapt(IterativeMethod):
     step_size: float = 0.2
     iterations: int = 20
 
-    def __post_init__(self):
-        if not self.scale > 0:
-            raise FewshotError(f"scale={self.scale}; give a positive number")
-        if not 0 < self.step_size <= 1:
-            raise FewshotError(f"step_size={self.step_size}; it must lie in (0, 1]")
-        if self.iterations < 1:
-            raise FewshotError(f"iterations={self.iterations}; at least 1 is needed")
+    def __post_init__(self) -> None:
+        check_positive(scale=self.scale)
+        check_number("step_size", self.step_size, 0, 1, low_allowed=False)
+        check_at_least(1, iterations=self.iterations)
 
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         labels = one_hot(episodes.support_labels, episodes.ways, episodes.support.dtype).transpose(1, 2)  # [E, N, S]
-        means, trace = None, []
-        for _ in range(self.iterations):
+        trace = []
+        for step in range(self.iterations):
             episodes = episodes.with_features(centred_unit)
-            if means is None:
+            if step == 0:
                 means = l2_normalise(prototypes(episodes))
             assigned = (self.scale * cosine(episodes.query, means)).softmax(-1)  # [E, Q, N]
             total = labels @ episodes.support + assigned.transpose(1, 2) @ episodes.query

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import check_choice
+from fewshot.core.checked import check_choice
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.clustering import ClusteringOptions, cluster
@@ -38,7 +38,7 @@ class KMeans(BaseMean, IterativeMethod):
     tolerance: float = 1e-4
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(NORMS, norm=self.norm)
         self.options()
 
@@ -54,6 +54,6 @@ class KMeans(BaseMean, IterativeMethod):
         found = cluster(points, episodes.support_labels, episodes.ways, self.options(), history)
         logits = found.scores[:, shots:]  # [E, Q, N]
         trace, space = None, None
-        if history:
+        if found.history is not None:
             trace, space = [w @ points for w in found.history], episodes
         return Refinement(logits, found.weights @ points, found.iterations, found.converged, trace, space)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice
+from fewshot.core.checked import check_at_least, check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.features import NORMS, normalise_episodes
@@ -57,7 +58,7 @@ class LaplacianShot(BaseMean, IterativeMethod):
     def assumes(self) -> tuple[str, ...]:
         return ("balanced queries",) if self.rectify else ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(NORMS, norm=self.norm)
         check_choice(QUERIES, queries=self.queries)
         weight = self.laplacian_weight
@@ -78,6 +79,6 @@ class LaplacianShot(BaseMean, IterativeMethod):
                           points if history else None)
 
     def _weight(self, episodes: Episodes) -> float:
-        if self.laplacian_weight != "auto":
+        if not isinstance(self.laplacian_weight, str):
             return self.laplacian_weight
         return 0.7 if episodes.support.shape[1] <= 2 * episodes.ways else 0.3

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_at_least, check_choice, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, Refinement, TwoStageMethod, fitted
 from fewshot.ops.features import NORMS, normalise_episodes
@@ -41,14 +42,12 @@ class LogisticRegression(BaseMean, TwoStageMethod):
     tolerance: float | None = None
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.C > 0:
             raise FewshotError(f"C={self.C!r}; it must be positive (a larger C regularises less)")
         check_choice(NORMS, norm=self.norm)
-        if self.max_iterations < 1:
-            raise FewshotError(f"max_iterations={self.max_iterations!r}; at least one step is needed")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise FewshotError(f"tolerance={self.tolerance!r}; give a positive number, or None for the default")
+        check_at_least(1, max_iterations=self.max_iterations)
+        check_positive(tolerance=self.tolerance)
 
     @torch.no_grad()
     def reduce(self, episodes: Episodes) -> Episodes:

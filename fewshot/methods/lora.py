@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.core.checked import check_at_least, check_choice, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.methods.bases.test_time_learner import FineTuning, Head, check_found
 from fewshot.methods.contract import METHODS
 from fewshot.methods.film import HEADS
@@ -49,7 +50,7 @@ class Lora(FineTuning):
     head_lr: float = 1e-3
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(1, rank=self.rank)
         check_at_least(0, seed=self.seed)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fewshot.core.checked import check_at_least
 from fewshot.episodes.types import Episodes
-from fewshot.methods.bases.gradient_learner import GradientLearner, GradientMethod, at_least, mean_cross_entropy
+from fewshot.methods.bases.gradient_learner import GradientLearner, GradientMethod, mean_cross_entropy
 from fewshot.methods.contract import METHODS
 
 _LEAST = 0.03  # share of its equal weight that a step's loss keeps at the end, as in MAML++'s code
@@ -17,10 +19,14 @@ _LEAST = 0.03  # share of its equal weight that a step's loss keeps at the end, 
 class MamlLearner(GradientLearner):
     """Adds learned rates [adapted tensors][steps] and the loss of every step."""
 
-    def __init__(self, settings: Maml, *arguments):
+    settings: Maml
+    episodes_seen: Tensor
+
+    def __init__(self, settings: Maml, *arguments: Any):
         super().__init__(settings, *arguments)
         self.rates = nn.ParameterList()
         if settings.learned_rates:
+            assert self.head is not None, "has_head"
             one_each = self.head.weight.new_full((max(1, settings.inner_steps),), settings.inner_lr)
             self.rates.extend(one_each.clone() for _ in self.adapted)
         self.register_buffer("episodes_seen", torch.zeros((), dtype=torch.int64))
@@ -80,6 +86,6 @@ class Maml(GradientMethod):
     learned_rates: bool = False
     multi_step_episodes: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(self, multi_step_episodes=0)
+        check_at_least(0, multi_step_episodes=self.multi_step_episodes)

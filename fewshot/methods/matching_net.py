@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice
+from fewshot.core.checked import check_at_least, check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Method, feature_dim_of
@@ -92,7 +93,7 @@ class MatchingNet(Method):
     full_context: bool = False
     steps: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(VARIANTS, variant=self.variant)
         if not self.scale > 0:
             raise FewshotError(f"scale={self.scale!r}; it must be positive, or the nearest point gets the least weight")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from fewshot.methods.contract import METHODS
 class MetaSgdLearner(GradientLearner):
     """Adds rates of the shapes of the weights."""
 
-    def __init__(self, settings: MetaSgd, *arguments):
+    def __init__(self, settings: MetaSgd, *arguments: Any):
         super().__init__(settings, *arguments)
         weights = self._weights()
         self.rates = nn.ParameterList(torch.full_like(weights[name], settings.inner_lr) for name in self.adapted)

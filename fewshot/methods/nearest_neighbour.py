@@ -27,7 +27,7 @@ class NearestNeighbour(Method):
 
     metric: str = "euclidean"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.metric not in ("euclidean", "cosine"):
             raise FewshotError(f"metric={self.metric!r}; choose 'euclidean' or 'cosine'")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.core.checked import check_at_least, check_choice, check_number, check_positive
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Refinement, TwoStageMethod
 from fewshot.ops.distances import squared_euclidean
@@ -54,12 +54,12 @@ class OpTA(TwoStageMethod):
     def assumes(self) -> tuple[str, ...]:
         return assumed_queries(self.query_prior)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(VARIANTS, variant=self.variant)
-        if self.keep is not None and not 0 <= self.keep <= 1:
-            raise FewshotError(f"keep={self.keep}; it is a weight between 0 and 1")
+        if self.keep is not None:
+            check_number("keep", self.keep, 0, 1)
         check_positive(reg=self.reg, C=self.C)
-        check_at_least(0, passes=self.passes or 0)
+        check_at_least(0, passes=self.passes)
 
     @torch.no_grad()
     def reduce(self, episodes: Episodes) -> Episodes:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewshot.core.checked import check_at_least
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
@@ -42,9 +43,8 @@ class Paddle(IterativeMethod):
     def assumes(self) -> tuple[str, ...]:
         return ("few of the classes among the queries",) if self.prior_weight > 0 else ()
 
-    def __post_init__(self):
-        if self.iterations < 1:
-            raise FewshotError(f"iterations={self.iterations}; PADDLE needs at least 1")
+    def __post_init__(self) -> None:
+        check_at_least(1, iterations=self.iterations)
         if self.prior_weight < 0:
             raise FewshotError(f"prior_weight={self.prior_weight}; it must be 0 (soft k-means) or more")
 
@@ -80,7 +80,7 @@ def shifted_moments(episodes: Episodes, scale_by_range: bool = False) -> Moments
     means = sums / counts.unsqueeze(-1)
     origin = query.mean(1, keepdim=True)
     query, means = query - origin, means - origin
-    scale = 1.0
+    scale: Tensor | float = 1.0
     if scale_by_range:
         low, high = episodes.query.aminmax(dim=1, keepdim=True)
         spread = high - low

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fewshot.core.errors import FewshotError, check_at_least, check_positive
+from fewshot.core.checked import check_at_least, check_number, check_positive
 from fewshot.methods.bases.test_time_learner import FineTuning, check_found
 from fewshot.methods.contract import METHODS
 from fewshot.ops.diff_augment import diff_augment
@@ -43,12 +43,11 @@ class Pmf(FineTuning):
     probability: float = 0.9
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(scale=self.scale)
         check_at_least(0, seed=self.seed)
-        if not 0 <= self.probability <= 1:
-            raise FewshotError(f"probability={self.probability!r}; it lies between 0 and 1")
+        check_number("probability", self.probability, 0, 1)
 
     def adapts(self, network: nn.Module) -> list[str]:
         return check_found(chosen_weights(network, self.blocks), self.blocks, "weights", "choose a backbone with some")

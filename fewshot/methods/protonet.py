@@ -25,7 +25,7 @@ class ProtoNet(Method):
 
     temperature: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise FewshotError(f"temperature={self.temperature!r}; it must be positive, or the farthest class wins")
 

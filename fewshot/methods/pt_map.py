@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.core.checked import check_at_least, check_choice, check_number, check_positive
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Refinement, TwoStageMethod
 from fewshot.ops.distances import l2_normalise
@@ -54,10 +54,9 @@ class PTMAP(TwoStageMethod):
     def assumes(self) -> tuple[str, ...]:
         return assumed_queries(self.query_prior)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(VARIANTS, variant=self.variant)
-        if not 0 < self.step_size <= 1:
-            raise FewshotError(f"step_size={self.step_size}; it must lie in (0, 1]")
+        check_number("step_size", self.step_size, 0, 1, low_allowed=False)
         check_positive(power=self.power, scale=self.scale)
         check_at_least(0, iterations=self.iterations)
 

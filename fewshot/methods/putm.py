@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice, check_positive
+from fewshot.core.checked import check_at_least, check_choice, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
 from fewshot.ops.adam import Adam
@@ -73,7 +74,7 @@ class PUTM(IterativeMethod):
     def assumes(self) -> tuple[str, ...]:
         return assumed_queries(self.query_prior)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(VARIANTS, variant=self.variant)
         for name in ("rho", "balance"):
             value = getattr(self, name)
@@ -88,7 +89,7 @@ class PUTM(IterativeMethod):
     @torch.no_grad()
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         one_shot = episodes.support.shape[1] <= episodes.ways
-        step_size = (0.2 if one_shot else 0.1) if self.step_size == "auto" else self.step_size
+        step_size = (0.2 if one_shot else 0.1) if isinstance(self.step_size, str) else self.step_size
         dtype = episodes.query.dtype
         episodes = episodes.to(torch.float64).with_features(lambda x: power_transform(x, self.power))
         episodes = (to_span if self.variant == "official" else _to_principal_axes)(episodes)

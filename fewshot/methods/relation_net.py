@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice
+from fewshot.core.checked import check_at_least, check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Method, feature_dim_of
@@ -109,7 +110,7 @@ class RelationNet(Method):
     hidden: int = 8
     loss: str = "mse"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(1, channels=self.channels, hidden=self.hidden)
         check_choice(LOSSES, loss=self.loss)
 
@@ -127,7 +128,8 @@ class RelationNet(Method):
 def _initialise(layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d):
         nn.init.normal_(layer.weight, 0, math.sqrt(2 / (9 * layer.out_channels)))
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
     elif isinstance(layer, nn.Linear):
         nn.init.normal_(layer.weight, 0, 0.01)
         nn.init.ones_(layer.bias)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import check_choice
+from fewshot.core.checked import check_at_least, check_choice
 from fewshot.episodes.types import Episodes
-from fewshot.methods.bases.gradient_learner import GradientLearner, GradientMethod, at_least, mean_cross_entropy
+from fewshot.methods.bases.gradient_learner import GradientLearner, GradientMethod, mean_cross_entropy
 from fewshot.methods.contract import METHODS
 from fewshot.ops.inner_loop import Tensors
 
@@ -20,6 +20,7 @@ _DECAY, _EPSILON = 0.999, 1e-8  # beta_2 and epsilon, Adam's usual ones
 class ReptileLearner(GradientLearner):
     """Ordinary training on the support; the difference it makes is the meta-gradient."""
 
+    settings: Reptile
     plain_loss = False
 
     def forward(self, episodes: Episodes) -> Tensor:
@@ -33,7 +34,8 @@ class ReptileLearner(GradientLearner):
         with torch.no_grad():
             logits, adapted = self._run(episodes, {self.steps})
         logits, own = logits[-1], self._weights()
-        pull = sum((own[name] * (own[name] - adapted[name].mean(0)).detach()).sum() for name in self.adapted)
+        pull = torch.stack([(own[name] * (own[name] - adapted[name].mean(0)).detach()).sum()
+                            for name in self.adapted]).sum()
         return mean_cross_entropy(logits, query_labels) + (pull - pull.detach()), logits
 
     def _step(self, step: int, weights: Tensors, statistics: Tensors, memory: Tensors, support: Tensor,
@@ -91,7 +93,8 @@ class Reptile(GradientMethod):
     eval_batch: int | None = 5
     batch_seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(_OPTIMISERS, inner_optimiser=self.inner_optimiser)
-        at_least(self, inner_batch=1, eval_batch=1, batch_seed=0)
+        check_at_least(1, inner_batch=self.inner_batch, eval_batch=self.eval_batch)
+        check_at_least(0, batch_seed=self.batch_seed)

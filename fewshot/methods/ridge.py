@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, Method, fitted
 from fewshot.ops.features import NORMS, normalise_episodes
@@ -37,7 +38,7 @@ class Ridge(BaseMean, Method):
     norm: str = "l2n"
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.regularisation > 0:
             raise FewshotError(f"regularisation={self.regularisation!r}; it must be positive, or the few "
                                "support points do not determine the weights")

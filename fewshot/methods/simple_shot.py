@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, Method, fitted
 from fewshot.ops.distances import cosine, squared_euclidean
@@ -35,7 +36,7 @@ class SimpleShot(BaseMean, Method):
     scale: float = 1.0
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(NORMS, norm=self.norm)
         if self.metric not in ("euclidean", "cosine"):
             raise FewshotError(f"metric={self.metric!r}; choose 'euclidean' or 'cosine'")

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_at_least, check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.distances import squared_euclidean
@@ -41,11 +42,10 @@ class SoftKMeans(BaseMean, IterativeMethod):
     norm: str = "me"
     base_mean: Tensor | None = fitted()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.scale > 0:
             raise FewshotError(f"scale={self.scale!r}; it must be positive, or far points get the most weight")
-        if self.iterations < 1:
-            raise FewshotError(f"iterations={self.iterations!r}; at least one assignment is needed")
+        check_at_least(1, iterations=self.iterations)
         if not self.tolerance >= 0:
             raise FewshotError(f"tolerance={self.tolerance!r}; give 0 (all iterations) or a positive number")
         check_choice(("me", *NORMS), norm=self.norm)

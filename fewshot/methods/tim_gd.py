@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fewshot.core.errors import check_at_least, check_positive
+from fewshot.core.checked import check_at_least, check_positive
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
 from fewshot.ops.distances import l2_normalise, squared_euclidean
@@ -44,7 +44,7 @@ class TIMGD(IterativeMethod):
     def assumes(self) -> tuple[str, ...]:
         return ("balanced queries",) if self.marginal > 0 else ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_weights(self.cross_entropy, self.marginal, self.conditional)
         check_positive(scale=self.scale, learning_rate=self.learning_rate)
         check_at_least(0, iterations=self.iterations)

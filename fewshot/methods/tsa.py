@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fewshot.core.errors import FewshotError, check_positive
-from fewshot.methods.bases.test_time_learner import FineTuning, Head, check_found, check_rates
+from fewshot.core.checked import check_number, check_positive
+from fewshot.core.errors import FewshotError
+from fewshot.methods.bases.test_time_learner import FineTuning, Head, check_found
 from fewshot.methods.contract import METHODS
 from fewshot.ops.frozen_prefix import Tensors
 from fewshot.ops.heads import PrototypeHead
@@ -50,10 +51,10 @@ class Tsa(FineTuning):
     initial: float = 1e-4
     scale: float = 10.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(scale=self.scale)
-        check_rates(initial=self.initial)
+        check_number("initial", self.initial, 0)
 
     def adapts(self, network: nn.Module) -> list[str]:
         layers = layers_of(network, chosen_weights(network, self.blocks), CONVOLUTIONS)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from fewshot.core.errors import check_choice
+from fewshot.core.checked import check_choice
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Refinement, TwoStageMethod
 from fewshot.methods.unem_gaussian import UnrolledEM

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from fewshot.core.checked import check_at_least
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, IterativeMethod, Refinement
@@ -27,11 +28,13 @@ class UnrolledEM(IterativeMethod, nn.Module):
 
     recipe: ClassVar[dict] = {}
     initial: ClassVar[dict[str, float]] = {}
+    scale: nn.Parameter
+    prior: nn.Parameter
+    temperature: nn.Parameter
 
     def __init__(self, layers: int, learned: Mapping | None):
         super().__init__()
-        if layers < 1:
-            raise FewshotError(f"layers={layers}; an unrolled method needs at least 1")
+        check_at_least(1, layers=layers)
         self.layers = layers
         for name, value in self.initial.items():
             shape = () if name == "scale" else (layers,)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fewshot.core.errors import check_positive
+from fewshot.core.checked import check_positive
 from fewshot.methods.bases.test_time_learner import FineTuning, Head
 from fewshot.methods.contract import METHODS
 from fewshot.ops.heads import PrototypeHead
@@ -33,7 +33,7 @@ class Url(FineTuning):
     optimiser: str = "adadelta"
     scale: float = 10.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(scale=self.scale)
 

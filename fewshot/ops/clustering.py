@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice
+from fewshot.core.checked import check_at_least, check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.ops.class_reductions import best_class
 from fewshot.ops.graphs import bound_updates, centred_gram, knn_affinity, squared_distances
 from fewshot.ops.prototypes import one_hot
@@ -35,7 +36,7 @@ class ClusteringOptions:
     mode_iterations: int = 1000
     mode_tolerance: float = 1e-5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_choice(CENTRES, centres=self.centres)
         if self.laplacian_weight < 0:
             raise FewshotError(f"laplacian_weight={self.laplacian_weight}; give a number of at least 0 (0: no graph)")
@@ -92,7 +93,8 @@ def cluster(points: Tensor, support_labels: Tensor, ways: int, options: Clusteri
     final_scores, final_weights = scores.clone(), weights.clone()
     iterations = torch.full((episodes,), options.max_iterations, device=points.device)
     converged = torch.zeros(episodes, dtype=torch.bool, device=points.device)
-    alive, previous, trace = torch.arange(episodes, device=points.device), None, []
+    alive, trace = torch.arange(episodes, device=points.device), []
+    previous: Tensor | None = None
     for step in range(options.max_iterations):
         if options.centres == "mean":
             weights = members / members.sum(-1, keepdim=True)
@@ -103,7 +105,7 @@ def cluster(points: Tensor, support_labels: Tensor, ways: int, options: Clusteri
             scores = -_centre_distances(weights, gram) / spread
             unary = -scores.exp()
         soft = None
-        if options.laplacian_weight:
+        if affinity is not None and options.laplacian_weight:
             found = bound_updates(unary.transpose(1, 2), affinity, options.laplacian_weight, options.bound_iterations,
                                   options.bound_tolerance, support_labels[alive], hold_labels=options.clamp_support)
             scores = found.scores.transpose(1, 2)
@@ -113,7 +115,7 @@ def cluster(points: Tensor, support_labels: Tensor, ways: int, options: Clusteri
 
         emptied = (members.sum(-1) == 0).any(-1)
         settled = torch.zeros_like(emptied)
-        if step > 1:
+        if previous is not None and step > 1:
             settled = ((energy - previous).abs() <= options.tolerance * previous.abs()) & ~emptied
         kept = alive[~emptied]
         final_scores[kept], final_weights[kept] = scores[~emptied], weights[~emptied]
@@ -155,7 +157,7 @@ def _affinity(distances: Tensor, options: ClusteringOptions) -> Tensor | None:
 
 def _twice_variance(distances: Tensor, affinity: Tensor | None, options: ClusteringOptions) -> Tensor:
     """2 s^2 [E, 1, 1] of the Gaussian kernel, positive also where points coincide with all their neighbours."""
-    if options.centres == "mean" or options.bandwidth is not None:
+    if affinity is None or options.centres == "mean" or options.bandwidth is not None:
         return distances.new_full((len(distances), 1, 1), 2 * (options.bandwidth or 1.0) ** 2)
     variance = (affinity * distances).sum((1, 2)) / (5 * distances.shape[-1])
     limits = torch.finfo(distances.dtype)
@@ -196,6 +198,6 @@ def _mean_shift(weights: Tensor, members: Tensor, gram: Tensor, spread: Tensor, 
 
 def _energy(assignment: Tensor, unary: Tensor, affinity: Tensor | None, options: ClusteringOptions) -> Tensor:
     cost = assignment * unary
-    if options.laplacian_weight:
+    if affinity is not None and options.laplacian_weight:
         cost -= options.laplacian_weight * assignment * (assignment @ affinity.transpose(1, 2))
     return cost.sum((1, 2), dtype=torch.float64)

@@ -4,6 +4,7 @@ needed."""
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,9 @@ def _leaping(alpha: Tensor, mean_log: Tensor, steps: int, tolerance: float) -> t
     result, met = alpha.clone(), torch.zeros(episodes, dtype=torch.bool, device=alpha.device)
     alive = torch.arange(episodes, device=alpha.device)
     a, y = alpha.flatten(0, 1), mean_log.flatten(0, 1)  # [E N, D]
-    times, changes, taken = [], [], 0
+    times: list[int] = []
+    changes: list[Tensor] = []
+    taken = 0
     while True:
         length = min(CHECK if taken else CHECK + 1, steps - taken)
         skipped = length - DAMPING
@@ -141,7 +144,7 @@ class _DirichletMM(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, alpha, mean_log, steps, tolerance):
+    def forward(ctx: Any, alpha: Tensor, mean_log: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
         if not any(ctx.needs_input_grad):
             result, met = _leaping(alpha, mean_log, steps, tolerance)
             ctx.mark_non_differentiable(met)
@@ -168,7 +171,7 @@ class _DirichletMM(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad, _):
+    def backward(ctx: Any, grad: Tensor, of_met: None) -> tuple[Tensor, Tensor, None, None]:
         grad_alpha, grad_mean = grad.clone(), torch.zeros_like(grad)
         for active, a, length in reversed(ctx.blocks):
             y, visited = ctx.mean_log[active], [a]

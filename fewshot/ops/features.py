@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.ops.distances import l2_normalise
 
@@ -47,13 +48,14 @@ def centre_episodes(episodes: Episodes, separately: bool = False) -> Episodes:
     Unlabelled points are shifted by the joint mean, or by their own. Transductive: uses all queries.
     """
     parts = (episodes.support, episodes.query, episodes.unlabelled)
+    means: list[Tensor | None]
     if separately:
         means = [None if x is None else x.mean(1, keepdim=True) for x in parts]
     else:
         shots, queries = episodes.support.shape[1], episodes.query.shape[1]
         total = episodes.support.sum(1, keepdim=True) + episodes.query.sum(1, keepdim=True)
         means = [total / (shots + queries)] * 3
-    support, query, unlabelled = (None if x is None else x - m for x, m in zip(parts, means, strict=True))
+    support, query, unlabelled = (None if x is None or m is None else x - m for x, m in zip(parts, means, strict=True))
     return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways,
                             text=episodes.text, unlabelled=unlabelled)
 

@@ -7,8 +7,9 @@ outputs each time: these are kept and given again ("replayed").
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,8 @@ def shared_copy(network: nn.Module, batch_norm: str = "running") -> nn.Module:
 
     batch_norm   "running" statistics, or those of the "batch" of each call, which are not recorded
     """
-    memo = {id(value): nn.Parameter(value.detach(), requires_grad=False) for value in network.parameters()}
+    memo: dict[int, Tensor] = {id(value): nn.Parameter(value.detach(), requires_grad=False)
+                               for value in network.parameters()}
     memo |= {id(value): value for value in network.buffers()}
     made = copy.deepcopy(network, memo).eval()
     for name, layer in made.named_modules():
@@ -127,16 +129,16 @@ class ReplayedNetwork:
 
     def _record(self, pixels: Tensor, names: Iterable[str] | None = None) -> Tensors:
         """Outputs by name: of the modules `names`, or of all that can be replayed."""
-        candidates, outputs, spoiled = self._candidates(), {}, set()
-        reached = []
+        candidates, spoiled, reached = self._candidates(), set(), []
+        outputs: Tensors = {}
 
-        def before(module, arguments):
+        def before(module: nn.Module, arguments: object) -> None:
             reached.append(True)
             if names is not None:
                 raise _Reached  # what is recorded ran before
 
-        def after(name):
-            def hook(module, arguments, output):
+        def after(name: str) -> Callable[[nn.Module, object, object], None]:
+            def hook(module: nn.Module, arguments: object, output: Any) -> None:
                 fits = isinstance(output, Tensor) and output.ndim > 0 and len(output) == len(pixels)
                 if name in outputs or reached or not fits:
                     spoiled.add(name)
@@ -192,7 +194,9 @@ class _Given(nn.Module):
         self.name, self.example = name, example.detach()[:0]
         self.images: Images | None = None
 
-    def forward(self, *_, **__) -> Tensor:
-        if self.name in self.images.outputs:
-            return self.images.outputs[self.name].clone()
-        return self.example.new_zeros(len(self.images), *self.example.shape[1:])
+    def forward(self, *_: object, **__: object) -> Tensor:
+        images = self.images
+        assert images is not None, "set for the time of a call"
+        if self.name in images.outputs:
+            return images.outputs[self.name].clone()
+        return self.example.new_zeros(len(images), *self.example.shape[1:])

@@ -109,18 +109,18 @@ def bound_updates(unary: Tensor, affinity: Tensor, weight: float, max_iterations
     pinned = None if labels is None else _pinned(labels, unary)
     update = -unary  # [E, N, P]
     if pinned is not None:
-        update[..., :labels.shape[1]] = pinned
+        update[..., :pinned.shape[-1]] = pinned
     pull = update.softmax(dim=1) @ pull_graph
-    previous = None
+    previous: Tensor | None = None
     for step in range(max_iterations):
         update = pull - unary
         if pinned is not None and hold_labels:
-            update[..., :labels.shape[1]] = pinned
+            update[..., :pinned.shape[-1]] = pinned
         log_y = update.log_softmax(dim=1)
         y = log_y.exp()
         pull = y @ pull_graph
         energy = (log_y.add_(unary).sub_(pull).mul_(y)).sum((1, 2), dtype=torch.float64)
-        if step > 1:
+        if previous is not None and step > 1:
             done = (energy - previous).abs() <= tolerance * previous.abs()
             if done.any():
                 finished, keep = alive[done], ~done

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice
+from fewshot.core.errors import FewshotError
 
 Tensors = dict[str, Tensor]
 BATCH_NORM_MODES = ("batch", "running", "per_step")
@@ -52,7 +53,7 @@ def call_each(network: nn.Module, stacked: Tensors, shared: Tensors, statistics:
 
     Names in none of the dictionaries are the network's own.
     """
-    def call(stacked, statistics, images):
+    def call(stacked: Tensors, statistics: Tensors, images: Tensor) -> tuple[Tensor, Tensors]:
         # BatchNorm writes into its buffers: into these copies, so that a repeated call (checkpointing) gives the same.
         statistics = {name: value.clone() for name, value in statistics.items()}
         output = functional_call(network, {**shared, **stacked, **statistics}, (images,))
@@ -119,14 +120,16 @@ class BatchNormMode(nn.Module):
             for name, value in self._stored(network).items():
                 value.copy_(statistics[name].detach().mean(0))
             for layer in _layers(network).values():
-                layer.num_batches_tracked.add_(1)
+                if layer.num_batches_tracked is not None:
+                    layer.num_batches_tracked.add_(1)
 
     def call(self, network: nn.Module, stacked: Tensors, statistics: Tensors, images: Tensor, step: int,
              vectorise: bool) -> tuple[Tensor, Tensors]:
         """`call_each` after `step` inner steps, with the layers in this mode."""
         layers, shared = _layers(network), {}
         if statistics:  # BatchNorm counts its calls in place: in copies, `record` counts the meta-batches
-            shared = {f"{name}.num_batches_tracked": layer.num_batches_tracked.clone() for name, layer in layers.items()}
+            shared = {f"{name}.num_batches_tracked": layer.num_batches_tracked.clone() for name, layer in layers.items()
+                      if layer.num_batches_tracked is not None}
         of_batch = self.mode == "batch" or self.training
         with _flags(layers.values(), training=of_batch, tracking=self.mode != "batch"):
             if self.mode != "per_step":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ class Interval:
         """x - epsilon, x, x + epsilon."""
         return cls(x - epsilon, x, x + epsilon)
 
-    def __getitem__(self, which) -> Interval:
+    def __getitem__(self, which: int | slice | Tensor) -> Interval:
         return Interval(self.lower[which], self.nominal[which], self.upper[which])
 
     def interpolate(self, mix: Tensor) -> Tensor:
@@ -81,7 +82,7 @@ def _affine(x: Interval, weight: Tensor, bias: Tensor | None, function: Callable
 
 
 def _batch_norm(layer: _BatchNorm, x: Interval) -> Interval:
-    if layer.training or layer.running_mean is None:
+    if layer.training or layer.running_mean is None or layer.running_var is None:
         over = [axis for axis in range(x.nominal.ndim) if axis != 1]
         variance, mean = torch.var_mean(x.nominal, over, correction=0)
     else:
@@ -113,7 +114,7 @@ class IntervalNetwork(nn.Module):
             raise FewshotError(f"blocks={blocks}; the backbone has {len(backbone.blocks)}: choose 1 to "
                                f"{len(backbone.blocks)}")
         self.blocks, self.cut, self.epsilon = backbone.blocks, blocks, epsilon
-        self.pool = backbone.pool
+        self.pool = cast(Callable[[Tensor], Tensor], backbone.pool)  # a method, which nn.Module does not know of
 
     def bounds(self, images: Tensor) -> Interval:
         """The interval [B, C', h, w] at the cut for all inputs within epsilon of images [B, C, H, W]."""

@@ -103,7 +103,8 @@ def _centre(x: Tensor) -> Tensor:
     return x - x.sum(-1, keepdim=True) / x.shape[-1]
 
 
-def _newton(design: Tensor, targets: Tensor, C: float, max_iterations: int, tolerance: float):
+def _newton(design: Tensor, targets: Tensor, C: float, max_iterations: int,
+            tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
     """Coefficients [E, R + 1, N], iterations [E], converged [E] for design [E, S, R + 1] and targets [E, S, N]."""
     episodes, _, width = design.shape
     result = design.new_zeros(episodes, width, targets.shape[-1])

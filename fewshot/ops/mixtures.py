@@ -73,7 +73,9 @@ def gaussian_em(statistics: GaussianStatistics, prior_weights: Iterable, tempera
 
     Returns the logits [E, N, Q] of the last step and its assignments (with `history` those of every step).
     """
-    u, v, visited = None, 0.0, []
+    u: Tensor | None = None
+    v: Tensor | float = 0.0
+    visited: list[Tensor] = []
     for weight, temperature in zip(prior_weights, temperatures, strict=True):
         logits = statistics.scores(u) + weight * v
         if isinstance(temperature, Tensor) or temperature != 1:
@@ -121,14 +123,15 @@ def simplex_features(episodes: Episodes, simplex: str, scale: Tensor | float = 3
         if not rows.any():
             return other
         kept = simplex_features(episodes, "rows", scale)
-        return tuple(torch.where(rows[:, None, None], x, y) for x, y in zip(kept, other, strict=True))
+        support, query = (torch.where(rows[:, None, None], x, y) for x, y in zip(kept, other, strict=True))
+        return support, query
     if simplex in ("rows", "cosines") and not fits:
         raise FewshotError(f"simplex={simplex!r} needs one feature per class; the features have D={support.shape[-1]} "
                            f"for ways={ways}: choose simplex='text' (with episodes.text) or 'prototypes'")
     if simplex == "rows":
-        if not isinstance(scale, Tensor):
-            return support, query
-        return tuple((scale / 30 * x.clamp_min(1e-15).log()).softmax(-1) for x in (support, query))
+        if isinstance(scale, Tensor):
+            support, query = ((scale / 30 * x.clamp_min(1e-15).log()).softmax(-1) for x in (support, query))
+        return support, query
     if simplex == "cosines":
         return (scale * support).softmax(-1), (scale * query).softmax(-1)
     if simplex == "text":
@@ -169,8 +172,9 @@ def dirichlet_em(support: Tensor | None, labels: Tensor | None, query: Tensor, p
     """
     ways = query.shape[-1]
     log_query, u = (query + 1e-15).log(), query.transpose(1, 2)  # u [E, N, Q]
-    sums, counts = 0.0, 0.0
-    if support is not None:
+    sums: Tensor | float = 0.0
+    counts: Tensor | float = 0.0
+    if support is not None and labels is not None:
         y = one_hot(labels, ways, query.dtype).transpose(1, 2)  # [E, N, S]
         sums, counts = y @ (support + 1e-15).log(), y.sum(-1, keepdim=True)
     alpha, visited = torch.ones_like(query[:, :1]).expand(-1, ways, -1).contiguous(), []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -11,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fewshot.core.errors import FewshotError
 
 NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm)
+Layer = TypeVar("Layer", bound=nn.Module)
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -48,13 +50,14 @@ def block_weights(network: nn.Module) -> list[list[str]]:
 NAMED = ("all", "last", "none")
 
 
-def chosen_weights(network: nn.Module, blocks: str) -> list[str]:
+def chosen_weights(network: nn.Module, blocks: str | int | tuple) -> list[str]:
     """Names of the weights of "all" blocks, the "last", "none", or those of the numbers in e.g. "2,3".
 
     Raises FewshotError for anything else and for numbers of blocks that the network does not have.
     """
-    parts = block_weights(network)
-    numbers = {"all": range(len(parts)), "last": [len(parts) - 1], "none": []}.get(blocks)
+    parts, blocks = block_weights(network), blocks_text(blocks)
+    named: dict[str, list[int]] = {"all": list(range(len(parts))), "last": [len(parts) - 1], "none": []}
+    numbers = named.get(blocks)
     if numbers is None:
         numbers = block_numbers(blocks)
         if numbers[-1] >= len(parts):
@@ -76,7 +79,7 @@ def block_numbers(blocks: str, field: str = "blocks", named: tuple[str, ...] = N
     return sorted({int(number) for number in blocks.split(",")})
 
 
-def layers_of(network: nn.Module, weights: list[str], kinds: tuple[type, ...]) -> dict[str, nn.Module]:
+def layers_of(network: nn.Module, weights: list[str], kinds: tuple[type[Layer], ...]) -> dict[str, Layer]:
     """{name: module} of the layers of these kinds that have a weight among `weights`, which may hold that of others."""
     names = {name.rpartition(".")[0] for name in weights if name.rpartition(".")[2] == "weight"}
     return {name: layer for name, layer in network.named_modules() if name in names and isinstance(layer, kinds)}

@@ -8,7 +8,8 @@ ordinary training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ class CheapSecondOrder(TorchFunctionMode):
     They cannot be called under vmap.
     """
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func is F.conv2d:
             return conv2d(*args, **kwargs)
@@ -63,13 +64,13 @@ def _pair(value: int | Sequence[int]) -> list[int]:
 
 class _Convolution(Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, geometry):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
         return _convolution(x, weight, bias, *geometry)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         return *_ConvolutionBackward.apply(g, *ctx.saved_tensors, ctx.geometry, ctx.needs_input_grad[:3]), None
 
 
@@ -77,14 +78,16 @@ class _ConvolutionBackward(Function):
     """(g * weight^T, x * g, sum of g): bilinear in g and (x, weight), hence so are its derivatives."""
 
     @staticmethod
-    def forward(ctx, g, x, weight, geometry, needed):
+    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor, geometry: tuple,
+                needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
         ctx.save_for_backward(g, x, weight)
         ctx.set_materialize_grads(False)
         ctx.geometry = geometry
         return _convolution_backward(g, x, weight, [weight.shape[0]] if needed[2] else None, *geometry, needed)
 
     @staticmethod
-    def backward(ctx, to_x, to_weight, to_bias):
+    def backward(ctx: Any, to_x: Tensor | None, to_weight: Tensor | None,
+                 to_bias: Tensor | None) -> tuple[Tensor | None, ...]:
         g, x, weight = ctx.saved_tensors
         geometry, (needs_g, needs_x, needs_weight) = ctx.geometry, ctx.needs_input_grad[:3]
         d_g = d_x = d_weight = None
@@ -104,7 +107,8 @@ class _ConvolutionBackward(Function):
 
 class _Norm(Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, running_mean, running_var, momentum, eps):
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+                momentum: float, eps: float) -> Tensor:
         y, mean, rstd = _norm(x, weight, bias, running_mean, running_var, True, momentum, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
         ctx.set_materialize_grads(False)
@@ -112,7 +116,7 @@ class _Norm(Function):
         return y
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
         if g is None:
             return (None,) * 7
         x, weight, mean, rstd = ctx.saved_tensors
@@ -124,7 +128,8 @@ class _NormBackward(Function):
     (weight rstd P(g), sum of g u, sum of g). P is symmetric. Sums and means are over all axes but the channels."""
 
     @staticmethod
-    def forward(ctx, g, x, weight, mean, rstd, eps):
+    def forward(ctx: Any, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
+                eps: float) -> tuple[Tensor, Tensor, Tensor]:
         d_x, d_weight, d_bias = _norm_backward(g, x, weight, None, None, mean, rstd, True, eps, [True, True, True])
         ctx.save_for_backward(g, x, weight, mean, rstd, d_weight, d_bias)
         ctx.set_materialize_grads(False)
@@ -132,7 +137,8 @@ class _NormBackward(Function):
         return d_x, d_weight, d_bias
 
     @staticmethod
-    def backward(ctx, v, to_weight, to_bias):
+    def backward(ctx: Any, v: Tensor | None, to_weight: Tensor | None,
+                 to_bias: Tensor | None) -> tuple[Tensor | None, ...]:
         g, x, weight, mean, rstd, g_u, g_1 = ctx.saved_tensors  # g_u = sum of g u, g_1 = sum of g
         with torch.no_grad():
             zero = torch.zeros_like(weight)
@@ -157,11 +163,12 @@ class _Last(Function):
     once_differentiable would let wrong zeros through where torch.autograd.grad is told its inputs."""
 
     @staticmethod
-    def forward(ctx, d_g, d_x, d_weight, g, x, weight):
+    def forward(ctx: Any, d_g: Tensor, d_x: Tensor, d_weight: Tensor, g: Tensor, x: Tensor,
+                weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return d_g, d_x, d_weight
 
     @staticmethod
-    def backward(ctx, *gradients):
+    def backward(ctx: Any, *gradients: Tensor) -> NoReturn:
         raise RuntimeError("batch_norm has no third derivative, here as in PyTorch")
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice
+from fewshot.core.errors import FewshotError
 
 LINEAR_RANGE = 200.0  # exp(+-3 * 200) is still finite in float64
 STOPS = ("marginal", "row_sums", "potentials")

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice
+from fewshot.core.errors import FewshotError
 
 EPISODES = "episode sampling"
 CLASSES = "episode sampling and the choice of the novel classes"
@@ -44,7 +46,7 @@ class Interval:
         return f"{100 * self.mean:.2f} ± {100 * self.half_width:.2f}"
 
 
-def mean_interval(values, confidence: float = 0.95, covers: str = EPISODES) -> Interval:
+def mean_interval(values: ArrayLike, confidence: float = 0.95, covers: str = EPISODES) -> Interval:
     """Student-t interval of the mean of independent values [n] (ddof = 1); n = 1 gives an infinite half width."""
     values = as_values(values)
     check_confidence(confidence)
@@ -55,7 +57,7 @@ def mean_interval(values, confidence: float = 0.95, covers: str = EPISODES) -> I
     return Interval(float(values.mean()), float(half), n, confidence, covers)
 
 
-def class_interval(values, classes, confidence: float = 0.95) -> Interval:
+def class_interval(values: ArrayLike, classes: ArrayLike, confidence: float = 0.95) -> Interval:
     """Interval of the mean over episodes when the novel classes themselves are a sample: how the number would move with
     other classes of the same kind and other episodes.
 
@@ -112,8 +114,8 @@ def class_interval(values, classes, confidence: float = 0.95) -> Interval:
     return Interval(float(mean), float(half), episodes, confidence, f"{CLASSES} ({pool} classes)")
 
 
-def bootstrap_interval(values, confidence: float = 0.95, *, statistic: Callable = np.mean, method: str = "bca",
-                       resamples: int = 9999, seed: int = 0, covers: str = EPISODES) -> Interval:
+def bootstrap_interval(values: ArrayLike, confidence: float = 0.95, *, statistic: Callable = np.mean,
+                       method: str = "bca", resamples: int = 9999, seed: int = 0, covers: str = EPISODES) -> Interval:
     """Bootstrap interval of `statistic` (which takes `axis`) over independent values [n]: for few or skewed values, and for
     statistics without a formula. `method`: "bca" (bias-corrected and accelerated, Efron 1987) or "percentile". The
     interval is not symmetric: see `low` and `high`. Equal seeds give equal intervals; no global generator is used.
@@ -138,7 +140,7 @@ def bootstrap_interval(values, confidence: float = 0.95, *, statistic: Callable 
     return Interval(estimate, (high - low) / 2, len(values), confidence, covers, (low, high))
 
 
-def worst_share(values, share: float = 0.1, confidence: float = 0.95) -> Interval:
+def worst_share(values: ArrayLike, share: float = 0.1, confidence: float = 0.95) -> Interval:
     """Mean of the worst `share` of the values [n] (the lower conditional value at risk), with its interval.
 
     q + min(x - q, 0) / share at the share-quantile q has this mean (Rockafellar and Uryasev 2000, theorem 1), and its
@@ -162,7 +164,7 @@ class SeedSpread:
     highest: float
 
 
-def seed_spread(means, confidence: float = 0.95) -> SeedSpread:
+def seed_spread(means: ArrayLike, confidence: float = 0.95) -> SeedSpread:
     """From the mean accuracy of every training seed [n], at least two. The error of each mean from its episodes is part of
     the spread; more episodes make it small, only more seeds narrow the interval."""
     means = as_values(means)
@@ -177,7 +179,7 @@ def _blocks(episodes: int) -> Iterator[slice]:
     yield from (slice(at, at + _ROWS) for at in range(0, episodes, _ROWS))
 
 
-def as_values(values) -> np.ndarray:
+def as_values(values: ArrayLike) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or len(values) == 0:
         raise FewshotError(f"values have shape {values.shape}; expected [n] with n of at least 1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from fewshot.core.errors import FewshotError
@@ -35,7 +36,7 @@ class Comparison:
         return self.better + self.ties / 2
 
 
-def paired_difference(a, b, confidence: float = 0.95) -> Comparison:
+def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Comparison:
     """Compare per-episode values of two methods on the same episodes, [n] each."""
     a, b = as_values(a), as_values(b)
     if a.shape != b.shape:
@@ -52,7 +53,7 @@ def paired_difference(a, b, confidence: float = 0.95) -> Comparison:
     return Comparison(interval, float((gap > 0).mean()), float((gap == 0).mean()), p_value)
 
 
-def holm(p_values) -> np.ndarray:
+def holm(p_values: ArrayLike) -> np.ndarray:
     """Adjusted p-values [m] that keep the chance of any false finding among m tests below the level, whatever their
     dependence: the i-th smallest times m - i + 1, made monotone and cut at 1 (Holm 1979)."""
     p = as_values(p_values)

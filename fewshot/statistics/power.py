@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fewshot.core.errors import FewshotError
 from fewshot.statistics.intervals import as_values, check_confidence
@@ -34,7 +35,7 @@ class Plan:
         return self.unpaired / self.paired
 
 
-def plan_episodes(a, b, difference: float, power: float = 0.8, confidence: float = 0.95) -> Plan:
+def plan_episodes(a: ArrayLike, b: ArrayLike, difference: float, power: float = 0.8, confidence: float = 0.95) -> Plan:
     """Plan a comparison from per-episode accuracies of two methods on the same pilot episodes, [n] each.
 
     The paired test sees the spread of a - b, the unpaired one that of both: var(a) + var(b). Numbers are as good as the

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fewshot.core.errors import FewshotError
 from fewshot.statistics.intervals import check_confidence
@@ -29,7 +30,7 @@ class Ranking:
     concordance: float = float("nan")
 
 
-def rank(values, confidence: float = 0.95) -> Ranking:
+def rank(values: ArrayLike, confidence: float = 0.95) -> Ranking:
     """Rank K methods within each of B blocks, values [K, B], higher is better (Demsar 2006, section 3.2.2).
 
     The critical difference is q sqrt(K (K + 1) / (6 B)), with q the studentised range quantile for K groups and infinite

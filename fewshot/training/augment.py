@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ from fewshot.core.spec_text import read_steps, write_step
 class Augment(Protocol):
     """`draws` is how many random numbers an image takes; `repr` must tell the settings, as it identifies a run."""
 
-    draws: int
+    @property
+    def draws(self) -> int: ...
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """uint8 [B, C, H, W] and draws [B, draws] in [0, 1) -> images of the same shape; uint8, or floating in [0, 1]."""
@@ -50,13 +52,16 @@ class AugmentStep(abc.ABC):
         return write_step(self.name, self)
 
 
+Step = TypeVar("Step", bound=AugmentStep)
 AUGMENTS: Registry[type[AugmentStep]] = Registry("augmentation step")
 
 
-def _register(name: str):
-    def add(cls: type) -> type:
+def _register(name: str) -> Callable[[type[Step]], type[Step]]:
+    def add(cls: type[Step]) -> type[Step]:
         cls.name = name
-        return AUGMENTS.register(name)(dataclass(frozen=True)(cls))
+        made = dataclass(frozen=True)(cls)
+        AUGMENTS.register(name)(made)
+        return made
 
     return add
 
@@ -82,7 +87,7 @@ class Crop(AugmentStep):
 
     draws = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.padding < 1:
             raise FewshotError(f"crop(padding={self.padding}); at least 1 pixel is needed")
 
@@ -113,7 +118,7 @@ class ResizedCrop(AugmentStep):
 
     draws = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.scale <= 1:
             raise FewshotError(f"resized_crop(scale={self.scale}); it must lie in (0, 1]")
 
@@ -139,7 +144,7 @@ class Affine(AugmentStep):
 
     draws = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (0 <= self.degrees <= 180 and 0 <= self.translate < 1 and 0 <= self.scale < 1):
             raise FewshotError(f"{self}; degrees must lie in [0, 180], translate and scale in [0, 1)")
 
@@ -168,7 +173,7 @@ class ColorJitter(AugmentStep):
 
     draws = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (0 <= self.strength <= 1 and 0 <= self.hue <= 0.5 and 0 < self.p <= 1):
             raise FewshotError(f"{self}; strength must lie in [0, 1], hue in [0, 0.5] and p in (0, 1]")
 

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def rng_states() -> dict:
     """States of Python's, NumPy's and PyTorch's global generators, as plain values."""
-    algorithm, keys, *rest = np.random.get_state()  # noqa: NPY002
+    algorithm, keys, *rest = cast(tuple, np.random.get_state())  # noqa: NPY002
     states = {"python": random.getstate(), "numpy": [algorithm, torch.from_numpy(keys.astype(np.int64)), *rest],
               "torch": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -126,7 +127,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """
     request = StopRequest()
 
-    def handle(number, frame):
+    def handle(number: int, frame: object) -> None:
         if request and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.number = number

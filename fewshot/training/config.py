@@ -7,13 +7,15 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, TypeVar
 
 from fewshot.backbones.base import PRECISIONS
+from fewshot.core.checked import check_integer, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 from fewshot.training.losses import Loss, parse_losses
 
+Config = TypeVar("Config", bound="LoopConfig")
 OPTIMISERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "step", "cosine")
 HEADS = ("linear", "cosine")
@@ -32,8 +34,9 @@ _NUMBERS = {"lr": (0, math.inf, False, False), "lr_min": (0, math.inf, True, Fal
 # name -> allowed values
 _CHOICES = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "precision": PRECISIONS, "small_classes": ("refuse", "drop"),
             "head": HEADS, "validation_norm": VALIDATION_NORMS}
-_LATER = (("loss", "cross_entropy"), ("loss_parameters", {}), ("cycles", 1), ("cycle_gamma", 1.0), ("milestones", ()),
-          ("recipe_parameters", {}), ("augmentation", ""))
+_LATER: tuple[tuple[str, Any], ...] = (
+    ("loss", "cross_entropy"), ("loss_parameters", {}), ("cycles", 1), ("cycle_gamma", 1.0), ("milestones", ()),
+    ("recipe_parameters", {}), ("augmentation", ""))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +70,6 @@ class LoopConfig:
     seed                   of the order of the data, of augmentation and of random numbers inside the network (dropout)
     """
 
-    length: ClassVar[int]  # of the training, in intervals
-    title: ClassVar[str]  # what is trained, in one word
-
     accumulate: int = 1
     optimiser: str = "adam"
     lr: float = 1e-3
@@ -99,13 +99,16 @@ class LoopConfig:
     log_every: int = 20
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field_ in dataclasses.fields(self):
             name, value = field_.name, getattr(self, field_.name)
             if name in _INTEGERS:
-                _check_integer(name, value, _INTEGERS[name])
+                object.__setattr__(self, name, check_integer(name, value, _INTEGERS[name]))
             elif name in _NUMBERS:
-                check_number(name, value, *_NUMBERS[name])
+                low, high, with_low, with_high = _NUMBERS[name]
+                number = check_number(name, value, low, high, low_allowed=with_low, high_allowed=with_high)
+                # lr=1 stays 1: as 1.0 it would be another fingerprint than that of runs that are stored.
+                object.__setattr__(self, name, value if isinstance(value, int) else number)
             elif name in _CHOICES and value not in _CHOICES[name]:
                 raise FewshotError(unknown_message(name, str(value), list(_CHOICES[name])))
         object.__setattr__(self, "milestones", _ascending(self.milestones))
@@ -117,6 +120,16 @@ class LoopConfig:
         if self.early_stopping_patience and not self.validate_every:
             raise FewshotError(f"early_stopping_patience={self.early_stopping_patience} with validate_every=0; early "
                                "stopping needs validations: set validate_every")
+
+    @property
+    def length(self) -> int:
+        """Of the training, in intervals."""
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        """What is trained, in one word."""
+        raise NotImplementedError
 
     def steps_in_all(self, interval: int = 1) -> int:
         """Optimiser steps of the training, `interval` of them an interval; FewshotError if warm-up or cycles do not fit."""
@@ -154,7 +167,7 @@ class LoopConfig:
         return {key: value for key, value in dataclasses.asdict(self).items() if (key, value) not in _LATER}
 
     @classmethod
-    def from_dict(cls, values: dict):
+    def from_dict(cls: type[Config], values: dict) -> Config:
         """The inverse of `to_dict`; settings left out get their defaults, unknown ones raise with the nearest names."""
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
@@ -196,7 +209,7 @@ class TrainConfig(LoopConfig):
     episodes_per_step: int = 1
     steps: int = 10_000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.parameters, dict):
             raise FewshotError(f"parameters={self.parameters!r}; pass a dictionary of parameters of {self.method}")
@@ -259,7 +272,7 @@ class SupervisedConfig(LoopConfig):
     gamma: float = 0.1
     validate_every: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.flip, bool):
             raise FewshotError(f"flip={self.flip!r}; pass True or False")
@@ -287,7 +300,7 @@ class SupervisedConfig(LoopConfig):
         return self.recipe
 
 
-def _ascending(values) -> tuple[int, ...]:
+def _ascending(values: Any) -> tuple[int, ...]:
     try:
         found = tuple(values)
     except TypeError:
@@ -295,17 +308,3 @@ def _ascending(values) -> tuple[int, ...]:
     if not all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in found) or list(found) != sorted(set(found)):
         raise FewshotError(f"milestones={values!r}; expected ascending positive integers, e.g. (60, 80)")
     return found
-
-
-def _check_integer(name: str, value, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise FewshotError(f"{name}={value!r}; expected an integer of at least {least}")
-
-
-def check_number(name: str, value, low: float, high: float, with_low: bool, with_high: bool) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    above = number and (value > low or (with_low and value == low))
-    below = number and (value < high or (with_high and value == high))
-    if not (above and below):  # NaN fails both comparisons
-        span = f"{'[' if with_low else '('}{low}, {high}{']' if with_high else ')'}"
-        raise FewshotError(f"{name}={value!r}; expected a finite number in {span}")

@@ -6,6 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fewshot.methods.bases.gradient_learner import GradientLearner
 
 
 def first_non_finite(learner: nn.Module, answer: Callable[[], Tensor]) -> str | None:
@@ -15,15 +18,15 @@ def first_non_finite(learner: nn.Module, answer: Callable[[], Tensor]) -> str | 
     Runs the network once more, so call it only when training is over anyway.
     """
     for module in learner.modules():
-        if hasattr(module, "vectorise"):
+        if isinstance(module, GradientLearner):
             module.vectorise = False  # hooks cannot look into tensors under vmap
     weights = _first_bad(dict(learner.named_parameters()))
     if weights:
         return f"the weights of {weights}"
     found: list[str] = []
 
-    def watch(name: str, module: nn.Module):
-        def hook(_module, _inputs, output):
+    def watch(name: str, module: nn.Module) -> RemovableHandle:
+        def hook(_module: nn.Module, _inputs: object, output: object) -> None:
             if not found and isinstance(output, Tensor) and not torch.isfinite(output).all():
                 found.append(f"{name} ({type(module).__name__})")
         return module.register_forward_hook(hook)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fewshot.backbones.base import Backbone
 from fewshot.data.banks import ImageBank
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.episodes.types import Episodes
@@ -55,7 +56,7 @@ class EpisodeTask:
         return range(start, start + count)
 
 
-def train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None, backbone: nn.Module, *,
+def train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None, backbone: Backbone, *,
           method: Method | None = None, out: str | Path, progress: bool = True, resume: bool = True) -> TrainResult:
     """Minimise the mean of config.loss over episodes of `train_bank`; keep the weights best on `val_bank`.
 

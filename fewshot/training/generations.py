@@ -7,6 +7,7 @@ import inspect
 from pathlib import Path
 
 from fewshot.backbones import Backbone
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import ImageBank
 from fewshot.training.config import SupervisedConfig
@@ -25,8 +26,7 @@ def train_generations(config: SupervisedConfig, train_bank: ImageBank, val_bank:
     """
     if "teacher" not in inspect.signature(OBJECTIVES[config.recipe]).parameters:
         raise FewshotError(f"recipe {config.recipe} has no teacher; train generations with recipe rfs")
-    if isinstance(generations, bool) or not isinstance(generations, int) or generations < 1:
-        raise FewshotError(f"generations={generations!r}; expected an integer of at least 1")
+    generations = check_integer("generations", generations, 1)
     for generation in range(1, generations + 1):
         folder = Path(out) if generation == generations else Path(out) / f"generation_{generation}"
         result = train_supervised(config, train_bank, val_bank, backbone, out=folder, progress=progress, resume=resume)

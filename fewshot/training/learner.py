@@ -5,22 +5,26 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fewshot.backbones.base import Backbone
 from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.episodes.types import Episodes
 from fewshot.features.extract import embed_episodes
 from fewshot.methods.bases.test_time_learner import FineTuning
-from fewshot.methods.contract import METHODS, Method, create_method
+from fewshot.methods.contract import METHODS, Method, TakesBackbone, create_method
 from fewshot.training.config import TrainConfig
 from fewshot.training.losses import NetworkLoss, mean_of
-from fewshot.training.types import Moment
+from fewshot.training.types import Moment, Trained
+
+T = TypeVar("T")
 
 
-class Learner(nn.Module):
+class Learner(Trained):
     """Image episodes -> logits [E, Q, N].
 
     A method whose `inputs` are "images" holds the backbone itself and gets the transformed images.
@@ -29,7 +33,9 @@ class Learner(nn.Module):
     config      of the training, whose losses `loss` takes; None for the defaults
     """
 
-    def __init__(self, backbone: nn.Module, method: Method, precision: str = "float32", config: TrainConfig | None = None):
+    method: Method
+
+    def __init__(self, backbone: Backbone, method: Method, precision: str = "float32", config: TrainConfig | None = None):
         super().__init__()
         self.backbone, self.method, self.precision = backbone, method, precision
         self.config = TrainConfig() if config is None else config
@@ -48,8 +54,9 @@ class Learner(nn.Module):
             numbers = torch.arange(len(episodes)) if numbers is None else numbers
             moment = Moment(numbers, self.config.seed, self.config.episodes_per_step, self.config.steps)
             return self.losses[0].of(self, episodes, query_labels, moment)
-        if hasattr(self.method, "loss"):
-            return self._apply_to(episodes, lambda prepared: self.method.loss(prepared, query_labels))
+        own = getattr(self.method, "loss", None)
+        if own is not None:
+            return self._apply_to(episodes, lambda prepared: own(prepared, query_labels))
 
         def score(prepared: Episodes) -> tuple[Tensor, Tensor]:
             logits = self.method(prepared)
@@ -61,7 +68,7 @@ class Learner(nn.Module):
         """The precision that the backbone runs in."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
-    def _apply_to(self, episodes: Episodes, method: Callable):
+    def _apply_to(self, episodes: Episodes, method: Callable[[Episodes], T]) -> T:
         """`method` of the episodes as it takes them: images, or the features of the backbone."""
         with self.autocast():
             if self.method.inputs == "images":
@@ -71,7 +78,8 @@ class Learner(nn.Module):
 
     def trajectory(self, episodes: Episodes, at: set[int]) -> Tensor:
         """Logits [T, E, Q, N] of a gradient-based learner after the numbers of inner steps in `at`, ascending."""
-        return self._apply_to(episodes, lambda prepared: self.method.trajectory(prepared, at))
+        method: Any = self.method  # one that has inner steps
+        return self._apply_to(episodes, lambda prepared: method.trajectory(prepared, at))
 
     def describe(self) -> str:
         """The method with its settings."""
@@ -79,12 +87,8 @@ class Learner(nn.Module):
         fields = dataclasses.fields(method) if dataclasses.is_dataclass(method) else ()
         return f"{type(method).__name__} { {field.name: getattr(method, field.name) for field in fields} }"
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.backbone.parameters()).device
 
-
-def make_learner(config: TrainConfig, backbone: nn.Module, method: Method | None) -> Learner:
+def make_learner(config: TrainConfig, backbone: Backbone, method: Method | None) -> Learner:
     """A learner of copies of `backbone` and `method` (created from the config where None), so that training leaves the
     caller's untouched. Raises FewshotError for a method that cannot be trained or is not the configured one."""
     if method is None:
@@ -93,7 +97,7 @@ def make_learner(config: TrainConfig, backbone: nn.Module, method: Method | None
         if isinstance(method, FineTuning):
             raise FewshotError(f"{config.method} adapts a trained backbone to each test episode and has nothing to train; "
                                "train with another method, e.g. protonet, and evaluate those weights with it")
-        if method.needs_backbone:
+        if method.needs_backbone and isinstance(method, TakesBackbone):
             method = method.with_backbone(backbone, config.ways, seed=config.seed)
         if method.needs_base:
             raise FewshotError(f"{config.method} with these parameters needs statistics of the base features, which "

@@ -43,7 +43,7 @@ class Log:
     def __enter__(self) -> Log:
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, *unused: object) -> None:
         self.bar.close()
         self.writer.close()
 
@@ -87,7 +87,7 @@ class NoLog:
     def __enter__(self) -> NoLog:
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, *unused: object) -> None:
         pass
 
     def update(self) -> None:
@@ -97,6 +97,9 @@ class NoLog:
         pass
 
     def validation(self, step: int, accuracy: Interval, scored: Scored) -> None:
+        pass
+
+    def save(self, history: list[dict]) -> None:
         pass
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ from fewshot.training.record import (
     write_result,
 )
 from fewshot.training.step_buffers import StepBuffers
-from fewshot.training.types import Scored
+from fewshot.training.types import Scored, Trained
 from fewshot.training.validation import Validation
 
 
@@ -55,19 +56,27 @@ class Task(Protocol):
     items      images or episodes of a step on average, and unit, their name
     """
 
-    config: LoopConfig
-    train_bank: ImageBank
-    val_bank: ImageBank | None
-    learner: nn.Module
-    scorer: Learner
-    interval: int
-    items: float
-    unit: str
+    @property
+    def config(self) -> LoopConfig: ...
+    @property
+    def train_bank(self) -> ImageBank: ...
+    @property
+    def val_bank(self) -> ImageBank | None: ...
+    @property
+    def learner(self) -> Trained: ...
+    @property
+    def scorer(self) -> Learner: ...
+    @property
+    def interval(self) -> int: ...
+    @property
+    def items(self) -> float: ...
+    @property
+    def unit(self) -> str: ...
 
-    def part(self, step: int, number: int) -> tuple[object, Tensor, float]:
+    def part(self, step: int, number: int) -> tuple[Any, Tensor, float]:
         """(inputs, labels, share of the step's items) of pass `number` of a step: a pure function of both."""
 
-    def loss(self, step: int, number: int, inputs: object, labels: Tensor,
+    def loss(self, step: int, number: int, inputs: Any, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(mean loss, logits [..., classes]) of what `part` returned. Random numbers come from `generator` or the global
         generators, which are seeded for every pass."""
@@ -235,7 +244,7 @@ def _optimise(task: Task, run: dict, out: Path, progress: bool, team: Team) -> N
     team.from_first(lambda: write_result(out, run, config, learner, outcome))
 
 
-def _loss(task: Task, step: int, number: int, inputs, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _loss(task: Task, step: int, number: int, inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Loss and logits of one pass; its random numbers depend neither on what ran before nor on the process."""
     seed = derived_seed("pass", task.config.seed, step, number)
     with isolated_generators(seed):
@@ -254,10 +263,11 @@ def _remember(state: _State, scored: Scored, log: Log | NoLog) -> None:
 
 
 def _optimiser(config: LoopConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    common = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimiser == "sgd":
-        return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, **common)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimiser](parameters, **common)
+        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay,
+                               nesterov=config.nesterov)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimiser]
+    return kind(parameters, config.lr, weight_decay=config.weight_decay)
 
 
 @torch.no_grad()
@@ -276,7 +286,7 @@ def _divergence(task: Task, state: _State, loss: float, norm: float, out: Path, 
         return _loss(task, state.step, number, inputs, labels.to(task.learner.device))[1]
 
     own = range(team.rank, task.config.accumulate, team.size)
-    found = [first_non_finite(task.learner, lambda number=number: logits_of(number)) for number in own]
+    found = [first_non_finite(task.learner, functools.partial(logits_of, number)) for number in own]
     named = [where for places in team.gather(found) for where in places if where]
     # All passes see a gradient that is bad, few the layer that made it so.
     named.sort(key=lambda where: where.startswith("the gradient"))

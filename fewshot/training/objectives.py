@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import abc
 import inspect
-import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +43,7 @@ class Objective(nn.Module, abc.ABC):
         """Called before every `loss` with the share of the training that is done, in [0, 1)."""
 
     @abc.abstractmethod
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(mean loss, logits [B, classes] whose accuracy is shown).
 
@@ -69,7 +68,7 @@ class CosineHead(nn.Module):
         return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))  # [B, classes]
 
 
-def recipe_config(recipe: str, **settings) -> SupervisedConfig:
+def recipe_config(recipe: str, **settings: Any) -> SupervisedConfig:
     """The configuration of `recipe` with the settings of its paper, but those given."""
     defaults = getattr(OBJECTIVES[recipe], "defaults", {})
     return SupervisedConfig.from_dict({**defaults, "recipe": recipe, **settings})
@@ -87,13 +86,6 @@ def make_objective(config: SupervisedConfig, classes: int, backbone: Backbone) -
         objective = make(config, classes, backbone.feature_dim, **config.recipe_parameters)
         objective.attach(backbone)
     return objective
-
-
-def number(name: str, value, low: float, high: float = math.inf) -> float:
-    """`value`, or FewshotError if it is no number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (low <= value <= high and math.isfinite(value)):
-        raise FewshotError(f"{name}={value!r}; expected a finite number in [{low}, {high}]")
-    return value
 
 
 def head_logits(head: nn.Module, features: Tensor) -> Tensor:
@@ -119,7 +111,7 @@ class CrossEntropy(Objective):
     def extra_repr(self) -> str:
         return f"label_smoothing={self.label_smoothing}"
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         logits = head_logits(self.head, backbone(images))
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), logits

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-from fewshot.backbones import load_weights, save_weights
+from fewshot.backbones import Backbone, load_weights, save_weights
 from fewshot.backbones.weights import read_method
 from fewshot.core import provenance
 from fewshot.core.errors import FewshotError
@@ -23,14 +23,10 @@ from fewshot.methods.bases.own_weights import describe_method, load_own_state, o
 from fewshot.methods.contract import Method
 from fewshot.statistics import Interval
 from fewshot.training.config import LoopConfig
+from fewshot.training.types import Trained
 
-if TYPE_CHECKING:
-    from fewshot.training.objectives import Objective
-
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 HISTORY = ("history.csv", "history.json")
@@ -51,8 +47,8 @@ class TrainResult:
     """
 
     config: LoopConfig
-    backbone: nn.Module
-    method: Method | Objective
+    backbone: Backbone
+    method: Method | nn.Module
     steps: int
     stopped: str
     best_step: int
@@ -67,7 +63,7 @@ class TrainResult:
         return f"{self.steps} steps ({self.stopped}); weights of step {self.best_step}, {found}: {self.weights}"
 
 
-def identify(config: LoopConfig, train_bank: ImageBank, val_bank: ImageBank | None, learner: nn.Module) -> dict:
+def identify(config: LoopConfig, train_bank: ImageBank, val_bank: ImageBank | None, learner: Trained) -> dict:
     """What must be equal for a run to be continued, as plain JSON values: settings, data, and initial weights."""
     run = {"config": config.identity(), "train_bank": _describe(train_bank),
            "val_bank": _describe(val_bank) if config.validate_every and val_bank is not None else None,
@@ -104,7 +100,7 @@ def exclusive(out: Path) -> Iterator[None]:
     """Hold the folder for this process; raises FewshotError while another one does. The lock ends with the process,
     however that ends. Where the system has no such locks (Windows) nothing is checked."""
     out.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
+    if sys.platform == "win32":
         yield
         return
     with open(out / ".lock", "a") as file:
@@ -118,7 +114,7 @@ def exclusive(out: Path) -> Iterator[None]:
         yield
 
 
-def write_result(out: Path, run: dict, config: LoopConfig, learner: nn.Module, outcome: dict) -> None:
+def write_result(out: Path, run: dict, config: LoopConfig, learner: Trained, outcome: dict) -> None:
     """Write result.json and, last, the weights."""
     record = {"run": run, **outcome, "versions": provenance.versions(), "commit": provenance.commit()}
     write_atomically(out / RESULT, json.dumps(record, indent=1).encode())
@@ -127,13 +123,14 @@ def write_result(out: Path, run: dict, config: LoopConfig, learner: nn.Module, o
     save_weights(learner.backbone, out / WEIGHTS, provenance=record, method=method)
 
 
-def read_result(out: Path, run: dict, config: LoopConfig, learner: nn.Module) -> TrainResult:
+def read_result(out: Path, run: dict, config: LoopConfig, learner: Trained) -> TrainResult:
     """The finished run in `out`; raises FewshotError if it is another one."""
     record = json.loads((out / RESULT).read_text())
     refuse_other_run(out, record["run"], run)
     load_weights(learner.backbone, out / WEIGHTS)
     stored = read_method(out / WEIGHTS)
     if stored is not None:
+        assert isinstance(learner.method, nn.Module), "what has weights in the file"
         load_own_state(learner.method, stored[0], out / WEIGHTS)
     learner.eval()
     validation = None

@@ -22,7 +22,7 @@ class StepBuffers:
         self.passes = passes
         self.buffers = list(network.buffers()) if passes > 1 else []
         self.before = [value.clone() for value in self.buffers]
-        self.total = torch.zeros_like(_flat(self.before)) if self.buffers else None
+        self.total = torch.zeros_like(_flat(self.before)) if self.buffers else torch.empty(0)
 
     @contextlib.contextmanager
     def one_pass(self) -> Iterator[None]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewshot.backbones import Backbone
 from fewshot.core.errors import FewshotError
@@ -20,10 +21,13 @@ from fewshot.training.learner import Learner
 from fewshot.training.loop import check_banks, run_training
 from fewshot.training.objectives import OBJECTIVES, Objective, make_objective
 from fewshot.training.record import TrainResult
+from fewshot.training.types import Trained
 
 
-class Classifier(nn.Module):
+class Classifier(Trained):
     """Backbone and objective as one trainable module."""
+
+    method: Objective
 
     def __init__(self, backbone: Backbone, objective: Objective, precision: str = "float32"):
         super().__init__()
@@ -39,10 +43,6 @@ class Classifier(nn.Module):
 
     def describe(self) -> str:
         return repr(self.method)
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.backbone.parameters()).device
 
 
 class ClassificationTask:
@@ -108,7 +108,7 @@ def train_supervised(config: SupervisedConfig, train_bank: ImageBank, val_bank: 
         raise FewshotError(f"train_bank holds images of {classes} classes; classification needs at least 2")
     if objective is None:
         objective = make_objective(config, classes, backbone)
-    elif config.recipe in OBJECTIVES and not isinstance(objective, OBJECTIVES[config.recipe]):
+    elif config.recipe in OBJECTIVES and not isinstance(objective, cast(type, OBJECTIVES[config.recipe])):
         raise FewshotError(f"config.recipe is {config.recipe!r}, but the objective passed is a {type(objective).__name__}; "
                            "make them agree")
     augment = _augmentation(config, augment, objective)

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import abc
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewshot.backbones.base import Backbone
 from fewshot.methods.contract import Method
+
+
+class Trained(nn.Module, abc.ABC):
+    """The weights of a training: a backbone, and the method or objective that stands on it."""
+
+    backbone: Backbone
+    method: Method | nn.Module
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.backbone.parameters()).device
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """What stands on the backbone, with its settings."""
 
 
 class Trainable(Protocol):

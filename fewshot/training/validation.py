@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class Validation:
                                episode.ways)
 
     def _inner_loop(self) -> dict[int, float]:
-        method = self.learner.method
+        method: Any = self.learner.method
         if not hasattr(method, "trajectory"):
             return {}
         at = sorted({round(method.steps * i / (_CURVE_POINTS - 1)) for i in range(_CURVE_POINTS)})

@@ -13,7 +13,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_choice
+from fewshot.core.errors import FewshotError
 from fewshot.core.files import read_safetensors, write_atomically
 from fewshot.core.provenance import commit, versions
 from fewshot.episodes.types import Episodes

@@ -137,7 +137,7 @@ def test_unequal_class_sizes(sizes, ways, shots, queries, distribution, seed):
     ({"ways": 31}, "only 30 classes"), ({"queries": 40}, "class 0 .*40 images"), ({"shots": 0}, "shots=0"),
     ({"ways": 1}, "ways=1"), ({"query_distribution": "dirichlett"}, "did you mean 'dirichlet'"),
     ({"k_eff": 3}, "k_eff belongs to"), ({"query_distribution": "k_eff", "k_eff": 6}, "between 1 and"),
-    ({"alpha": 0.0}, "positive"), ({"ways": (6, 3)}, "low end"), ({"queries": 2.5}, "queries=2.5"),
+    ({"alpha": 0.0}, "above 0"), ({"ways": (6, 3)}, "low end"), ({"queries": 2.5}, "queries=2.5"),
     ({"open_classes": 3}, "open_queries=0"), ({"open_queries": 3}, "open_classes=0"),
     ({"open_classes": 26, "open_queries": 1}, "only 30 classes"), ({"open_classes": 1, "open_queries": 41}, "40 images"),
     ({"ways": 20, "queries": 39, "query_distribution": "k_eff", "k_eff": 2}, "only 78 images left"),

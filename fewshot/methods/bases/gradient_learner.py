@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fewshot.core.errors import FewshotError, check_choice
+from fewshot.core.checked import check_at_least, check_choice, check_number
+from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import Method, feature_dim_of
@@ -40,6 +40,7 @@ class GradientLearner(nn.Module, Method):
     """
 
     inputs = "images"
+    assumes: tuple[str, ...] = ()
 
     def __init__(self, settings: GradientMethod, backbone: nn.Module, ways: int, feature_dim: int, seed: int):
         super().__init__()
@@ -102,8 +103,7 @@ class GradientLearner(nn.Module, Method):
         size = len(images) if self._vectorised(images.device) else 1
         statistics = self.norms.statistics(self.backbone, len(images))
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
-        return torch.cat([self._embed(*({name: value[part] for name, value in group.items()}
-                                        for group in (weights, statistics)), images[part], self.steps)[0]
+        return torch.cat([self._embed(_rows(weights, part), _rows(statistics, part), images[part], self.steps)[0]
                           for part in parts])
 
     def _run(self, episodes: Episodes, at: set[int]) -> tuple[Tensor, Tensors]:
@@ -114,8 +114,7 @@ class GradientLearner(nn.Module, Method):
         with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
             parts = [self._adapt(part, at) for part in self._chunks(episodes)]
             logits = torch.cat([torch.stack(part[0]) for part in parts], dim=1)
-            weights, statistics = ({name: torch.cat([part[i][name] for part in parts]) for name in parts[0][i]}
-                                   for i in (1, 2))
+            weights, statistics = _joined([part[1] for part in parts]), _joined([part[2] for part in parts])
             self.norms.record(self.backbone, statistics)
         return logits, weights
 
@@ -127,7 +126,8 @@ class GradientLearner(nn.Module, Method):
             query, statistics = self._embed({}, statistics, e.query, 0)
             e = Episodes.trusted(support=support, support_labels=e.support_labels, query=query, ways=e.ways)
         weights, statistics = self._initial(e, statistics)
-        memory, outputs = {}, []
+        memory: Tensors = {}
+        outputs = []
         for step in range(max(at) + 1):
             if step in at:
                 logits, statistics = self._logits(weights, statistics, e.query, step)
@@ -189,11 +189,11 @@ class GradientLearner(nn.Module, Method):
         return features, statistics
 
     def _weights(self) -> Tensors:
-        weights = {f"backbone.{name}": value for name, value in self.backbone.named_parameters()}
+        weights: Tensors = {f"backbone.{name}": value for name, value in self.backbone.named_parameters()}
         return weights if self.head is None else {**weights, **dict(zip(HEAD, self.head.parameters(), strict=False))}
 
     def _vectorised(self, device: torch.device) -> bool:
-        return device.type != "cpu" if self.vectorise == "auto" else self.vectorise
+        return device.type != "cpu" if self.vectorise == "auto" else bool(self.vectorise)
 
     def _cheap(self, device: torch.device) -> bool:
         # First derivatives are PyTorch's own either way, and quicker without a detour through Python.
@@ -249,10 +249,10 @@ class GradientMethod(Method):
     chunk: int | None = None
     checkpoint: bool = False
 
-    def __post_init__(self):
-        if not (self.inner_lr >= 0 and math.isfinite(self.inner_lr)):
-            raise FewshotError(f"inner_lr={self.inner_lr!r}; it must be a finite number of 0 or more")
-        at_least(self, inner_steps=0, eval_steps=0, chunk=1)
+    def __post_init__(self) -> None:
+        check_number("inner_lr", self.inner_lr, 0)
+        check_at_least(0, inner_steps=self.inner_steps, eval_steps=self.eval_steps)
+        check_at_least(1, chunk=self.chunk)
         check_choice(self.batch_norm_modes, batch_norm=self.batch_norm)
         if self.vectorise not in (True, False, "auto"):
             raise FewshotError(f"vectorise={self.vectorise!r}; choose True, False or 'auto'")
@@ -274,12 +274,12 @@ class GradientMethod(Method):
         raise self.without_network()
 
 
-def at_least(settings: GradientMethod, **limits: int) -> None:
-    """Raise FewshotError for a hyper-parameter below its limit; None passes."""
-    for name, least in limits.items():
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise FewshotError(f"{name}={value!r}; expected an integer of at least {least}")
+def _rows(tensors: Tensors, rows: slice) -> Tensors:
+    return {name: value[rows] for name, value in tensors.items()}
+
+
+def _joined(parts: list[Tensors]) -> Tensors:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

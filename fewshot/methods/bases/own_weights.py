@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fewshot.backbones.weights import read_method
 from fewshot.core.errors import FewshotError
 from fewshot.core.hashing import state_sha256
-from fewshot.methods.contract import METHODS, Method
+from fewshot.methods.contract import METHODS, Method, TakesBackbone
 
 if TYPE_CHECKING:
     from fewshot.backbones.base import Backbone
@@ -22,14 +22,14 @@ FRESH = "fresh"
 _BACKBONE = "backbone."  # a learner that holds its backbone shares those tensors with it
 
 
-def own_state(method: Method) -> dict[str, Tensor]:
+def own_state(method: Method | nn.Module) -> dict[str, Tensor]:
     """The tensors of `method` that are not its backbone's; {} for a method without weights."""
     if not isinstance(method, nn.Module):
         return {}
     return {name: value for name, value in method.state_dict().items() if not name.startswith(_BACKBONE)}
 
 
-def describe_method(name: str, method: Method) -> dict | None:
+def describe_method(name: str, method: Method | nn.Module) -> dict | None:
     """What a weights file says about the method in it, as plain values; None for a method without weights."""
     state = own_state(method)
     if not state:
@@ -56,14 +56,15 @@ def method_with_weights(name: str, method: Method, backbone: Callable[[], Backbo
     Raises FewshotError where the file's tensors do not fit its parameters and ways.
     """
     made_here = method.needs_backbone
-    if made_here:
+    if made_here and isinstance(method, TakesBackbone):
         method = method.with_backbone(backbone(), ways)
-    if isinstance(method, nn.Module):
-        method.eval()
+    if not isinstance(method, nn.Module):
+        return method, None
+    method.eval()
     if not own_state(method):
         return method, None
     found = trained_method(name, weights)
-    if found is None:
+    if found is None or weights is None:
         return method, FRESH if made_here else None
     state, described = found
     if getattr(method, "ways", None) not in (None, described["ways"]):

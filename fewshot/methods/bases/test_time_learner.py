@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from fewshot.core.errors import FewshotError, check_at_least, check_choice
+from fewshot.core.checked import check_at_least, check_choice, check_number
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import Method
 from fewshot.ops.frozen_prefix import Images, ReplayedNetwork, Tensors
@@ -44,6 +45,7 @@ class TestTimeLearner(nn.Module, Method):
 
     __test__ = False  # the name looks like a test case to pytest
     inputs = "images"
+    assumes: tuple[str, ...] = ()
 
     def __init__(self, settings: FineTuning, backbone: nn.Module):
         super().__init__()
@@ -62,14 +64,16 @@ class TestTimeLearner(nn.Module, Method):
                                f"{episodes.support.dtype} {tuple(episodes.support.shape)}: apply backbone.transform first")
         # Nothing can be differentiated in inference mode, not even to adapt.
         with torch.inference_mode(False):
-            network = self._network()
-            return torch.cat([self._answer(network, *(x.clone() if x.is_inference() else x for x in parts), episodes.ways)
-                              for parts in zip(episodes.support.split(1), episodes.support_labels.split(1),
-                                               episodes.query.split(1), strict=True)])
+            network, answers = self._network(), []
+            for parts in zip(episodes.support.split(1), episodes.support_labels.split(1), episodes.query.split(1),
+                             strict=True):
+                support, labels, query = (x.clone() if x.is_inference() else x for x in parts)
+                answers.append(self._answer(network, support, labels, query, episodes.ways))
+            return torch.cat(answers)
 
     def _answer(self, network: ReplayedNetwork, support: Tensor, labels: Tensor, query: Tensor, ways: int) -> Tensor:
         s, head = self.settings, self.settings.classifier
-        frozen = {name: value for name, value in network.whole.named_parameters() if name in self.changing}
+        frozen: Tensors = {name: value for name, value in network.whole.named_parameters() if name in self.changing}
         with torch.no_grad():
             images = network.prepare(support[0])
             features = _features(network, {}, images)
@@ -155,9 +159,11 @@ class FineTuning(Method):
     schedule: str = "constant"
     batch_norm: str = "running"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_at_least(0, steps=self.steps)
-        check_rates(lr=self.lr, **({"head_lr": self.head_lr} if hasattr(self, "head_lr") else {}))
+        for name in ("lr", "head_lr"):
+            if hasattr(self, name):
+                check_number(name, getattr(self, name), 0)
         check_choice(OPTIMISERS, optimiser=self.optimiser)
         check_choice(SCHEDULES, schedule=self.schedule)
         check_choice(self.batch_norm_modes, batch_norm=self.batch_norm)
@@ -171,7 +177,7 @@ class FineTuning(Method):
 
     def adapts(self, network: nn.Module) -> list[str]:
         """Names of the weights of `network` that change; raises FewshotError where it has none of the kind."""
-        return chosen_weights(network, self.blocks)
+        return chosen_weights(network, getattr(self, "blocks", "all"))
 
     def start(self, frozen: Tensors) -> Tensors:
         """What is learned for these weights, by any names; the weights themselves by default."""
@@ -184,7 +190,7 @@ class FineTuning(Method):
     @property
     def classifier(self) -> Head:
         """What is put on the features."""
-        return PrototypeHead(self.scale)
+        return PrototypeHead(getattr(self, "scale", PrototypeHead.scale))
 
     @property
     def rate_of_head(self) -> float:
@@ -209,13 +215,7 @@ class FineTuning(Method):
         raise self.without_network()
 
 
-def check_rates(**rates: float) -> None:
-    for name, value in rates.items():
-        if not (value >= 0 and math.isfinite(value)):
-            raise FewshotError(f"{name}={value!r}; it must be a finite number of 0 or more")
-
-
-def check_found(found: list[str], blocks: str, what: str, remedy: str) -> list[str]:
+def check_found(found: list[str], blocks: str | int | tuple, what: str, remedy: str) -> list[str]:
     """`found`, or FewshotError where it is empty although blocks were asked for."""
     if not found and blocks != "none":
         raise FewshotError(f"this network has no {what} in blocks={blocks!r}; {remedy}")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import ClassVar
+import functools
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from fewshot.core.errors import FewshotError
@@ -49,7 +51,7 @@ class NetworkLoss(Loss):
         raise FewshotError(f"{type(self).__name__} needs the network, not features; use it as TrainConfig.loss")
 
 
-def create_loss(name: str, **params) -> Loss:
+def create_loss(name: str, **params: Any) -> Loss:
     """The loss `name` with parameters `params`; unknown names and parameters raise with the nearest ones."""
     cls = LOSSES[name]
     known = [field.name for field in dataclasses.fields(cls)]
@@ -95,4 +97,4 @@ def parse_losses(names: str, parameters: dict[str, dict]) -> tuple[Loss, ...]:
 
 def mean_of(losses: tuple[Loss, ...], features: Episodes, query_labels: Tensor, logits: Tensor) -> Tensor:
     """Mean of the values of `losses`, each with the same weight."""
-    return sum(loss(features, query_labels, logits) for loss in losses) / len(losses)
+    return functools.reduce(torch.add, (loss(features, query_labels, logits) for loss in losses)) / len(losses)

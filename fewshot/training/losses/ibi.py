@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import check_positive
+from fewshot.core.checked import check_positive
 from fewshot.training.losses.base import LOSSES
 from fewshot.training.losses.interval import IntervalLoss
 from fewshot.training.types import Moment
@@ -37,7 +37,7 @@ class Ibi(IntervalLoss):
     alpha: float = 0.5
     beta: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(alpha=self.alpha, beta=self.beta)
 

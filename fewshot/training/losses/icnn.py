@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewshot.core.checked import check_at_least
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.ops.distances import squared_euclidean
@@ -40,9 +41,8 @@ class Icnn(Loss):
 
     neighbours: int = 4
 
-    def __post_init__(self):
-        if self.neighbours < 1:
-            raise FewshotError(f"neighbours={self.neighbours}; an embedding needs at least one")
+    def __post_init__(self) -> None:
+        check_at_least(1, neighbours=self.neighbours)
 
     def __call__(self, features: Episodes, query_labels: Tensor, logits: Tensor) -> Tensor:
         x = torch.cat([features.support, features.query], dim=1)  # [E, n, D]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError, check_positive
+from fewshot.core.checked import check_number, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
+from fewshot.methods.bases.gradient_learner import GradientLearner
 from fewshot.ops.intervals import IntervalNetwork, TwinNetwork, with_mix
 from fewshot.training.losses.base import NetworkLoss
 from fewshot.training.types import Moment
@@ -50,14 +51,13 @@ class IntervalLoss(NetworkLoss):
     bound_weight: float | None = None
     ramp: float = 0.9
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_positive(temperature=self.temperature)
         for name in ("epsilon", "bound_weight"):
             value = getattr(self, name)
-            if value is not None and not (value >= 0 and math.isfinite(value)):
-                raise FewshotError(f"{name}={value!r}; give a finite number of 0 or more")
-        if not 0 <= self.ramp <= 1:
-            raise FewshotError(f"ramp={self.ramp!r}; give a share of the training, 0 to 1")
+            if value is not None:
+                check_number(name, value, 0)
+        check_number("ramp", self.ramp, 0, 1)
 
     def check(self, learner: Trainable) -> None:
         IntervalNetwork(learner.backbone, self.blocks, self.epsilon)
@@ -96,7 +96,7 @@ def _on_features(learner: Trainable, e: Episodes, query_labels: Tensor, blocks: 
         rows = torch.arange(labels.numel(), device=labels.device).view(labels.shape)
         distances = found[rows[:, shots:].flatten()].distances().view(len(e), -1, 2).mean(1)
         maps = found.nominal
-        if chosen is not None:
+        if chosen is not None and mix is not None:
             maps = torch.cat([maps, found[rows[chosen]].interpolate(mix.to(labels.device)[labels[chosen]])])
             labels = torch.cat([labels, labels[chosen : chosen + 1]])
         features = network.finish(maps)
@@ -119,13 +119,14 @@ def _adapting(learner: Trainable, e: Episodes, query_labels: Tensor, blocks: int
     halves is the mean of the two tasks' losses, in the inner loop and after it.
     """
     method, queries = learner.method, e.query.shape[1]
+    assert isinstance(method, GradientLearner), "`check` takes no other on images"
     order = [i for i in range(len(e)) if i != chosen]
     parts = []
     with learner.autocast():
         if order:
             logits, weights = method.adapt(e[torch.tensor(order, device=query_labels.device)])
             parts.append((_cross_entropies(logits, query_labels[order]), logits, weights))
-        if chosen is not None:
+        if chosen is not None and mix is not None:
             mix, one = mix.to(query_labels.device), slice(chosen, chosen + 1)
             twins = Episodes.trusted(support=with_mix(e.support[one], mix[e.support_labels[one]]),
                                      support_labels=e.support_labels[one].repeat(1, 2), ways=e.ways,
@@ -135,7 +136,7 @@ def _adapting(learner: Trainable, e: Episodes, query_labels: Tensor, blocks: int
             order.append(chosen)
         # Episodes back in their order.
         place = torch.tensor(order, device=query_labels.device).argsort()
-        task, logits = (torch.cat([part[i] for part in parts])[place] for i in (0, 1))
+        task, logits = torch.cat([part[0] for part in parts])[place], torch.cat([part[1] for part in parts])[place]
         weights = {name: torch.cat([part[2][name] for part in parts])[place] for name in parts[0][2]}
         distances = method.on(IntervalNetwork(learner.backbone, blocks, epsilon)).features(e.query, weights).mean(1)
     return torch.cat([task.unsqueeze(1), distances.to(task)], dim=1), logits

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import check_positive
+from fewshot.core.checked import check_positive
 from fewshot.episodes.types import Episodes
 from fewshot.ops.distances import squared_euclidean
 from fewshot.training.losses.base import LOSSES, Loss
@@ -31,7 +31,7 @@ class Nca(Loss):
 
     temperature: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_positive(temperature=self.temperature)
 
     def __call__(self, features: Episodes, query_labels: Tensor, logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError
+from fewshot.core.checked import check_number
 from fewshot.episodes.types import Episodes
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.prototypes import one_hot, prototypes
@@ -31,9 +31,8 @@ class ProtoTriplet(Loss):
 
     margin: float = 0.5
 
-    def __post_init__(self):
-        if not (self.margin >= 0 and math.isfinite(self.margin)):
-            raise FewshotError(f"margin={self.margin!r}; give a finite number of 0 or more")
+    def __post_init__(self) -> None:
+        check_number("margin", self.margin, 0)
 
     def __call__(self, features: Episodes, query_labels: Tensor, logits: Tensor) -> Tensor:
         distances = (squared_euclidean(features.query, prototypes(features)) + _EPSILON).sqrt()  # [E, Q, N]

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewshot.backbones import Backbone
+from fewshot.core.checked import check_number
 from fewshot.training.config import SupervisedConfig
-from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, number
+from fewshot.training.objectives import OBJECTIVES, Objective, head_logits
 
 
 class DistanceHead(nn.Module):
@@ -50,12 +52,12 @@ class BaselinePP(Objective):
                  class_norms: bool = True):
         super().__init__()
         self.label_smoothing = config.label_smoothing
-        self.head = DistanceHead(feature_dim, classes, number("scale", scale, 0), class_norms)
+        self.head = DistanceHead(feature_dim, classes, check_number("scale", scale, 0), class_norms)
 
     def extra_repr(self) -> str:
         return f"label_smoothing={self.label_smoothing}"
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         logits = head_logits(self.head, backbone(images))
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), logits

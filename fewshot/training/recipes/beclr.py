@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone
+from fewshot.core.checked import check_integer, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.ops.transport import sinkhorn
 from fewshot.training.config import SupervisedConfig
-from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, number
+from fewshot.training.objectives import OBJECTIVES, Objective, head_logits
 
 
 @OBJECTIVES.register("beclr")
@@ -55,19 +56,20 @@ class BECLR(Objective):
         if config.accumulate > 1:
             raise FewshotError(f"accumulate={config.accumulate}: every pass would keep a memory of its own; recipe beclr "
                                "takes accumulate=1")
-        width = int(number("projection_dim", projection_dim, 4))
-        self.momentum, self.progress = number("momentum", momentum, 0, 1), 0.0
-        self.neighbours = int(number("neighbours", neighbours, 0))
-        self.memory_start = number("memory_start", memory_start, 0, 1)
-        self.negatives, self.temperature = number("negatives", negatives, 0), number("temperature", temperature, 1e-3)
+        width = check_integer("projection_dim", projection_dim, 4)
+        self.momentum, self.progress = check_number("momentum", momentum, 0, 1), 0.0
+        self.neighbours = check_integer("neighbours", neighbours, 0)
+        self.memory_start = check_number("memory_start", memory_start, 0, 1)
+        self.negatives = check_number("negatives", negatives, 0)
+        self.temperature = check_number("temperature", temperature, 1e-3)
         self.projector = nn.Sequential(
             nn.Linear(feature_dim, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, width), nn.BatchNorm1d(width),
             nn.ReLU(), nn.Linear(width, width), nn.BatchNorm1d(width))
         self.predictor = nn.Sequential(nn.Linear(width, width // 4), nn.BatchNorm1d(width // 4), nn.ReLU(),
                                        nn.Linear(width // 4, width))
         self.teacher: nn.ModuleList | None = None
-        self.memory = DyCE(width, int(number("clusters", clusters, 2)), int(number("cluster_size", cluster_size, 1)),
-                           number("reg", reg, 1e-4))
+        self.memory = DyCE(width, check_integer("clusters", clusters, 2), check_integer("cluster_size", cluster_size, 1),
+                           check_number("reg", reg, 1e-4))
 
     def extra_repr(self) -> str:
         return (f"neighbours={self.neighbours}, memory_start={self.memory_start}, momentum={self.momentum}, "
@@ -79,9 +81,10 @@ class BECLR(Objective):
     def at(self, progress: float) -> None:
         self.progress = progress
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        self._follow(backbone)
+        assert self.teacher is not None, "attached"
+        self._follow(backbone, self.teacher)
         projected = head_logits(self.projector, backbone(images))  # [2 B, D]
         predicted = F.normalize(self.predictor(projected), dim=1)
         with torch.no_grad():
@@ -99,15 +102,20 @@ class BECLR(Objective):
         return (z @ z.T / self.temperature)[different].exp().mean().log()
 
     @torch.no_grad()
-    def _follow(self, backbone: nn.Module) -> None:
+    def _follow(self, backbone: nn.Module, teacher: nn.Module) -> None:
         """Move the teacher towards the student as the last step has left it."""
         momentum = 1 - (1 - self.momentum) * (1 + math.cos(math.pi * self.progress)) / 2
-        for own, new in zip(self.teacher.parameters(), [*backbone.parameters(), *self.projector.parameters()], strict=True):
+        for own, new in zip(teacher.parameters(), [*backbone.parameters(), *self.projector.parameters()], strict=True):
             own.lerp_(new, 1 - momentum)
 
 
 class DyCE(nn.Module):
     """The memory: embeddings [M, D] of unit length, their clusters [M] and the prototypes [P, D]."""
+
+    embeddings: Tensor
+    clusters: Tensor
+    prototypes: Tensor
+    added: Tensor
 
     def __init__(self, width: int, clusters: int, cluster_size: int, reg: float):
         super().__init__()

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone
+from fewshot.core.checked import check_number
 from fewshot.training.config import SupervisedConfig
 from fewshot.training.mixing import ManifoldMixup, need_stages, rotated
-from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head, number
+from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head
 
 
 @OBJECTIVES.register("easy")
@@ -37,7 +38,7 @@ class Easy(Objective):
     def __init__(self, config: SupervisedConfig, classes: int, feature_dim: int, *, alpha: float = 2.0):
         super().__init__()
         self.label_smoothing = config.label_smoothing
-        self.mixup = ManifoldMixup(number("alpha", alpha, 1e-3))
+        self.mixup = ManifoldMixup(check_number("alpha", alpha, 1e-3))
         self.head = make_head(config.head, feature_dim, classes)
         self.rotation_head = nn.Linear(feature_dim, 4)
 
@@ -47,7 +48,7 @@ class Easy(Objective):
     def attach(self, backbone: Backbone) -> None:
         need_stages(backbone)
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         mixed, _ = self.mixup.loss(backbone, self.head, images, labels, generator, self.label_smoothing)
         turned, turns = quarters_turned(images)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewshot.backbones import Backbone
+from fewshot.core.checked import check_number
 from fewshot.training.config import SupervisedConfig
 from fewshot.training.mixing import ManifoldMixup, need_stages
-from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head, number
+from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head
 
 
 @OBJECTIVES.register("hct")
@@ -34,7 +35,8 @@ class HCT(Objective):
                  consistency: float = 1.0):
         super().__init__()
         self.label_smoothing = config.label_smoothing
-        self.mixup, self.consistency = ManifoldMixup(number("alpha", alpha, 1e-3)), number("consistency", consistency, 0)
+        self.mixup = ManifoldMixup(check_number("alpha", alpha, 1e-3))
+        self.consistency = check_number("consistency", consistency, 0)
         self.head = make_head(config.head, feature_dim, classes)
 
     def extra_repr(self) -> str:
@@ -43,7 +45,7 @@ class HCT(Objective):
     def attach(self, backbone: Backbone) -> None:
         need_stages(backbone)
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         mixed, _ = self.mixup.loss(backbone, self.head, images[:len(labels)], labels, generator, self.label_smoothing)
         weak, strong = head_logits(self.head, backbone(images)).chunk(2)  # [B, classes] each

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone
+from fewshot.core.checked import check_number
 from fewshot.core.errors import FewshotError
 from fewshot.training.config import SupervisedConfig
-from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head, number
+from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head
 
 
 @OBJECTIVES.register("nsae")
@@ -28,13 +29,15 @@ class NSAE(Objective):
     """
 
     defaults = {"augmentation": "resized_crop(0.2),color_jitter(0.4),flip"}
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, config: SupervisedConfig, classes: int, feature_dim: int, *, reconstruction: float = 1.0,
                  classification: float = 1.0):
         super().__init__()
         self.label_smoothing = config.label_smoothing
-        self.reconstruction = number("reconstruction", reconstruction, 0)
-        self.classification = number("classification", classification, 0)
+        self.reconstruction = check_number("reconstruction", reconstruction, 0)
+        self.classification = check_number("classification", classification, 0)
         self.head = make_head(config.head, feature_dim, classes)
         self.decoder: nn.Module | None = None
 
@@ -51,8 +54,9 @@ class NSAE(Objective):
         self.register_buffer("mean", torch.tensor(transform.mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(transform.std).view(-1, 1, 1), persistent=False)
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        assert self.decoder is not None, "attached"
         features = backbone(images)
         rebuilt = self.decoder(features).to(images.dtype)  # [B, C, H, W] in [0, 1]
         logits = head_logits(self.head, features)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from fewshot.backbones import Backbone, create_backbone, load_weights
 from fewshot.backbones.weights import describe_weights, read_method
+from fewshot.core.checked import check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.hashing import state_sha256
 from fewshot.training.config import SupervisedConfig
-from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head, number
+from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, make_head
 
 
 @OBJECTIVES.register("rfs")
@@ -42,8 +43,8 @@ class RFS(Objective):
                  alpha: float = 0.5, beta: float = 0.5, temperature: float = 4.0):
         super().__init__()
         self.label_smoothing = config.label_smoothing
-        self.alpha, self.beta = number("alpha", alpha, 0), number("beta", beta, 0)
-        self.temperature = number("temperature", temperature, 1e-3)
+        self.alpha, self.beta = check_number("alpha", alpha, 0), check_number("beta", beta, 0)
+        self.temperature = check_number("temperature", temperature, 1e-3)
         self.head = make_head(config.head, feature_dim, classes)
         # In a tuple, so that neither checkpoints nor the optimiser nor `train()` know of it.
         self._teacher = _read_teacher(Path(teacher), config.head, classes) if str(teacher) else None
@@ -60,7 +61,7 @@ class RFS(Objective):
             raise FewshotError(f"the teacher prepares images by {self._teacher[0].transform}, the backbone by "
                                f"{backbone.transform}; create the backbone like the teacher's")
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         logits = head_logits(self.head, backbone(images))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fewshot.backbones import Backbone
+from fewshot.core.checked import check_number
 from fewshot.training.config import SupervisedConfig
 from fewshot.training.mixing import ManifoldMixup, need_stages, rotated
-from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, number
+from fewshot.training.objectives import OBJECTIVES, Objective, head_logits
 from fewshot.training.recipes.baseline_pp import DistanceHead
 
 
@@ -39,8 +40,8 @@ class S2M2(Objective):
                  alpha: float = 2.0):
         super().__init__()
         self.label_smoothing = config.label_smoothing
-        self.rotation_share = number("rotation_share", rotation_share, 0, 1)
-        self.mixup, self.mixing = ManifoldMixup(number("alpha", alpha, 1e-3)), False
+        self.rotation_share = check_number("rotation_share", rotation_share, 0, 1)
+        self.mixup, self.mixing = ManifoldMixup(check_number("alpha", alpha, 1e-3)), False
         self.head = DistanceHead(feature_dim, classes)
         self.rotation_head = nn.Linear(feature_dim, 4)
 
@@ -53,7 +54,7 @@ class S2M2(Objective):
     def at(self, progress: float) -> None:
         self.mixing = progress >= self.rotation_share
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         if not self.mixing:
             return self._rotations(backbone, images, labels)

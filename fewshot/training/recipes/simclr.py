@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fewshot.backbones import Backbone
+from fewshot.core.checked import check_integer, check_number
 from fewshot.training.config import SupervisedConfig
-from fewshot.training.objectives import OBJECTIVES, Objective, head_logits, number
+from fewshot.training.objectives import OBJECTIVES, Objective, head_logits
 
 
 @OBJECTIVES.register("simclr")
@@ -38,15 +40,15 @@ class SimCLR(Objective):
     def __init__(self, config: SupervisedConfig, classes: int, feature_dim: int, *, temperature: float = 0.5,
                  projection_dim: int = 128):
         super().__init__()
-        self.temperature = number("temperature", temperature, 1e-3)
-        width = int(number("projection_dim", projection_dim, 1))
+        self.temperature = check_number("temperature", temperature, 1e-3)
+        width = check_integer("projection_dim", projection_dim, 1)
         self.projection = nn.Sequential(nn.Linear(feature_dim, feature_dim, bias=False), nn.BatchNorm1d(feature_dim),
                                         nn.ReLU(), nn.Linear(feature_dim, width))
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}"
 
-    def loss(self, backbone: nn.Module, images: Tensor, labels: Tensor,
+    def loss(self, backbone: Backbone, images: Tensor, labels: Tensor,
              generator: torch.Generator) -> tuple[Tensor, Tensor]:
         z = F.normalize(head_logits(self.projection, backbone(images)), dim=1)  # [2 B, projection_dim]
         similarity = z @ z.T / self.temperature  # [2 B, 2 B]
