@@ -158,8 +158,8 @@ def _from_images(run: Run, method: Method | None, source: FeatureSource) -> Reso
     images, own = source.images(subject), None
     if method is None:
         run = as_trained(run)
-        method, own = method_with_weights(run.method, run.spec.make(), lambda: backbone_for(subject, images), run.ways,
-                                          run.weights)
+        method, own = method_with_weights(run.method, run.spec.make(), lambda: backbone_for(subject, images),
+                                          run.protocol.settings().get("ways"), run.weights)
     if method.inputs == "images":
         bank, data, transform = images, images.content_hash, method.backbone.transform
         weights = method.backbone.weights_id

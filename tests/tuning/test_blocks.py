@@ -94,7 +94,7 @@ def test_mistakes_are_named(run, message):
 
 
 def test_the_command_refuses_two_searches_at_once():
-    from fewshot.cli.main import app
+    from fewshot.cli.app import app
 
     answer = CliRunner().invoke(app, ["tune", "--method", "film", "--placement", "--grid", "lr=1"])
     assert isinstance(answer.exception, FewshotError) and "leave out --grid" in str(answer.exception)
