@@ -244,9 +244,10 @@ def training(quick: bool) -> dict:
 def memory(quick: bool) -> dict:
     """{label: [MiB at the peak of a fresh process]}"""
     threads = str(torch.get_num_threads())  # each holds episodes of its own
-    cases = {"no episodes": ("protonet", 0)} | {f"{method}, {episodes:,} episodes": (method, episodes) for method, episodes in (
-        ("protonet", 1_000), ("protonet", 20_000 if quick else 100_000), ("soft_kmeans", 2_000), ("pt_map", 2_000),
-        ("tim_gd", 32))}
+    cases = {"no episodes": ("protonet", 0)}
+    for method, episodes in (("protonet", 1_000), ("protonet", 20_000 if quick else 100_000), ("soft_kmeans", 2_000),
+                             ("pt_map", 2_000), ("tim_gd", 32)):
+        cases[f"{method}, {episodes:,} episodes"] = method, episodes
     return {label: [peak_memory(*case, OMP_NUM_THREADS=threads) for _ in range(3)] for label, case in cases.items()}
 
 
