@@ -25,7 +25,10 @@ import torch
 from common import conditions, feature_methods, markdown
 from processes import run
 
+from fewshot.methods import METHODS
+
 LEAST = 0.97  # ratio of speeds below which something is slower
+FREQUENT = ("protonet", "simple_shot", "pt_map", "soft_kmeans")
 BANK = """
 import statistics, sys, time, torch, fewshot
 def bank(seed, items, split):
@@ -59,7 +62,6 @@ class Checkout:
         found = Path(self.python(["-c", "import fewshot; print(fewshot.__file__)"]).output.strip())
         if root not in found.parents:
             raise SystemExit(f"{root} does not hold the package: {found} was imported instead")
-        self.python(["-c", SAVE, self.bank])
 
     def start(self, arguments: list) -> float:
         """Processor's seconds of a process."""
@@ -67,6 +69,8 @@ class Checkout:
 
     def evaluate_stored(self) -> float:
         """Processor's seconds of `fewshot eval` on a stored bank; a new run every time."""
+        if not self.bank.exists():
+            self.python(["-c", SAVE, self.bank])
         self.number += 1
         return self.start(["-m", "fewshot", "eval", "--features", self.bank, "--runs", self.folder / "runs", "--shots", 1,
                            "--seed", self.number])
@@ -75,8 +79,8 @@ class Checkout:
         """Processor's seconds of an evaluation."""
         return float(self.python(["-c", EVALUATE, method, shots, episodes, repeats]).output)
 
-    def transductive(self) -> set[str]:
-        return set(self.python(["-c", "import fewshot; print(*fewshot.list_methods('transductive'))"]).output.split())
+    def methods(self) -> set[str]:
+        return set(self.python(["-c", "import fewshot; print(*fewshot.list_methods())"]).output.split())
 
 
 Case = Callable[[Checkout], float]
@@ -90,12 +94,13 @@ def cases(before: Checkout, after: Checkout, seconds: float, wanted: Callable[[s
                 "fewshot --help": ["-m", "fewshot", "--help"], "fewshot list": ["-m", "fewshot", "list"]}
     found: dict[str, Case] = {label: partial(Checkout.start, arguments=arguments) for label, arguments in commands.items()}
     found["fewshot eval --features"] = Checkout.evaluate_stored
-    common = before.transductive() & after.transductive() & set(feature_methods())
-    methods = ["protonet", "simple_shot", "pt_map", "soft_kmeans"]
-    evaluations = [(name, shots) for name in methods for shots in (1, 5)]
-    for name, shots in evaluations + [(name, 1) for name in sorted(common - set(methods))]:
-        label = f"{name} 5w{shots}s"
-        if wanted(label):
+    evaluations = {f"{name} 5w{shots}s": (name, shots) for name in FREQUENT for shots in (1, 5)}
+    others = [name for name in feature_methods() if METHODS[name].setting == "transductive" and name not in FREQUENT]
+    evaluations |= {f"{name} 5w1s": (name, 1) for name in others}
+    evaluations = {label: case for label, case in evaluations.items() if wanted(label)}
+    known = before.methods() & after.methods() if evaluations else set()
+    for label, (name, shots) in evaluations.items():
+        if name in known:
             few = 2 if before.evaluate(name, shots, 2, 1) > seconds / 5 else 64
             episodes = max(2, int(few * seconds / before.evaluate(name, shots, few, 1)))
             found[label] = partial(Checkout.evaluate, method=name, shots=shots, episodes=episodes)
@@ -122,10 +127,10 @@ def page(found: Times, rounds: int, loads: tuple[float, float]) -> str:
         rows.append([label, *times, f"{ratio:.3f} ({min(ratios):.3f} to {max(ratios):.3f})"])
         if ratio < LEAST:
             slower.append(f"{label} {ratio:.3f}")
-    verdict = f"Ratios of speed below {LEAST}: {', '.join(slower)}." if slower else f"No ratio of speed below {LEAST}."
+    verdict = f"No ratio of speed is below {LEAST}." if not slower else f"Ratios below {LEAST}: {', '.join(slower)}."
     return "\n".join([
-        "# Speed after / before", "",
-        f"Medians (and ranges of the ratios) of {rounds} interleaved rounds. Written by `python benchmarks/progress.py`.", "",
+        "# Speed after / before", "", "Written by `python benchmarks/progress.py`; its first lines say how. Medians (and "
+        f"ranges of the ratios) of {rounds} interleaved rounds.", "",
         f"{conditions()}; load average {loads[0]:.1f} at the start, {loads[1]:.1f} at the end.", "",
         *markdown(["", "seconds before", "seconds after", "speed after / before"], rows), "", verdict, ""])
 

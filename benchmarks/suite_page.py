@@ -14,7 +14,8 @@ INTRODUCTION = """\
 Written by `python benchmarks/suite.py --write docs/benchmarks.md --figure docs/images/benchmarks.png`. Rates are medians
 (and ranges) over interleaved rounds, ratios are within a run; random features with 15 queries per class, float32. More on
 single subjects: [methods beside easyfsl and official programs](speed.md), [MAML beside learn2learn](speed_maml.md),
-[MAML on two cores](speed_maml_two_cores.md).
+[MAML on two cores](speed_maml_two_cores.md). `benchmarks/progress.py` compares two checkouts, `benchmarks/device.py` an
+accelerator with the CPU.
 """
 FLOOR = """\
 The floor of an episode is the time to gather its features at the bandwidth of a bare `index_select`, plus its matrix
