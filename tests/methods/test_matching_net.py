@@ -20,7 +20,13 @@ AGREEMENT = [("matching_net", {"scale": 1.0}, "matchingnet_cosine_plain"),
 
 @pytest.mark.parametrize("case", AGREEMENT, ids=lambda case: case[2])
 def test_agrees_with_official_code(oracles, case):
-    check_soft(oracles, *case)
+    """Full-context embeddings on the inputs that take no seconds."""
+    check_soft(oracles, *case, only=("caltech_5w1s_balanced", "caltech28px_5w5s_dirichlet") if "full_context" in case[1] else ())
+
+
+@pytest.mark.slow
+def test_full_context_agrees_with_official_code_on_all_inputs(oracles):
+    check_soft(oracles, *AGREEMENT[3])
 
 
 @pytest.mark.parametrize("relu", [False, True])
