@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fewshot.ops.class_reductions import best_class
+from fewshot.statistics import mean_interval
 
 BINS = 15  # of the confidence, as in Guo et al. 2017
 _FIXED = 2**24  # sums over episodes are integers, multiples of 1/_FIXED: they do not depend on the order of summation
@@ -38,9 +39,9 @@ def probability_measures(logits: Tensor, labels: Tensor, temperature: float = 1.
     calibration  [E, 3 BINS] per bin ((m-1)/BINS, m/BINS] of the confidence max_n p_n: the number of queries, how many of
                  them are right, and the sum of their confidences
 
-    logits [E, Q, N], labels [E, Q]; a label of -1 is left out of all of them.
+    logits [E, Q, N], labels [E, Q]; a label of -1 is left out of all of them. In float64, whatever the logits are.
     """
-    log_p = torch.log_softmax(logits / temperature if temperature != 1 else logits, -1)
+    log_p = torch.log_softmax(logits.double() / temperature, -1)
     known = (labels >= 0).to(log_p.dtype)
     each = known.sum(1)
     of_label = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
@@ -52,16 +53,17 @@ def probability_measures(logits: Tensor, labels: Tensor, temperature: float = 1.
     right = (predicted == labels).to(log_p.dtype)
     for part, weight in enumerate((known, right, known * confidence)):
         rows.scatter_add_(1, which + part * BINS, weight)
-    return {"nll": (-(of_label * known).sum(1) / each).double(), "brier": ((brier * known).sum(1) / each).double(),
-            "calibration": rows}
+    return {"nll": -(of_label * known).sum(1) / each, "brier": (brier * known).sum(1) / each, "calibration": rows}
 
 
 def macro_accuracy(correct: Tensor, total: Tensor) -> Tensor:
-    """[E] mean over the classes that have queries of the share of right ones, from counts [E, N]."""
+    """[E] float64 mean over the classes that have queries of the share of right ones, from counts [E, N]."""
     found = []
     for right, each in zip(correct.split(_ROWS), total.split(_ROWS), strict=True):
-        present = each > 0
-        found.append((right / each.clamp(min=1)).double().mul(present).sum(1) / present.sum(1))
+        # Shares of the largest class: where all classes have as many queries the sum is an integer, and the result is the
+        # accuracy to the last bit.
+        largest = each.amax(1, keepdim=True).double()
+        found.append((right * (largest / each.clamp(min=1))).sum(1) / (largest[:, 0] * (each > 0).sum(1)))
     return torch.cat(found)
 
 
@@ -76,7 +78,7 @@ def summary_of(measures: dict[str, Tensor]) -> dict[str, float]:
     """Means over episodes and totals as single numbers, of what was measured."""
     found = {}
     if "class_total" in measures:
-        found["macro_accuracy"] = float(macro_accuracy(measures["class_correct"], measures["class_total"]).mean())
+        found["macro_accuracy"] = mean_interval(macro_accuracy(measures["class_correct"], measures["class_total"])).mean
     for name, values in measures.items():
         if name.startswith("calibration"):
             found[name.replace("calibration", "calibration_error", 1)] = calibration_error(values)
