@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,16 +30,49 @@ def _as_labels(labels, items: int) -> Tensor:
     return labels
 
 
-def _as_names(names: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
+class NumberedNames(Sequence):
+    """The names "class 0", "class 1", ... of `count` classes, each made when it is looked at: labels may be ids of any
+    size, and what they cost follows the number of items."""
+
+    def __init__(self, count: int):
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, label: int) -> str:
+        return f"class {range(self._count)[operator.index(label)]}"
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, NumberedNames) and len(self) == len(other)
+
+    def __hash__(self) -> int:
+        return hash((NumberedNames, self._count))
+
+    def __repr__(self) -> str:
+        return f"NumberedNames({self._count})"
+
+
+def _as_names(names: Sequence[str] | None, labels: Tensor) -> Sequence[str]:
     classes = int(labels.max()) + 1 if len(labels) else 0
-    names = tuple(f"class {n}" for n in range(classes)) if names is None else tuple(map(str, names))
+    if names is None:
+        names = NumberedNames(classes)
+        names = tuple(names) if classes <= len(labels) else names  # with more ids than items most have none
+    elif not isinstance(names, NumberedNames):
+        names = tuple(map(str, names))
     if len(names) < classes:
-        raise FewshotError(f"{len(names)} class names for labels up to {classes - 1}; give one name per class")
+        raise FewshotError(f"{len(names)} class names for labels up to {classes - 1}; give one name per class, or leave "
+                           "class_names out, and classes are called by their number")
     return names
 
 
-def _identity(name: str, split: str, class_names: tuple[str, ...], labels: Tensor) -> str:
-    digest = hashlib.sha256(json.dumps([name, split, class_names]).encode())
+def _plain_names(names: Sequence[str]) -> Sequence[str] | int:
+    """For JSON; of names that are only numbered how many."""
+    return len(names) if isinstance(names, NumberedNames) else names
+
+
+def _identity(name: str, split: str, class_names: Sequence[str], labels: Tensor) -> str:
+    digest = hashlib.sha256(json.dumps([name, split, _plain_names(class_names)]).encode())
     digest.update(labels.numpy().tobytes())
     return digest.hexdigest()
 
@@ -47,7 +81,7 @@ class _Bank:
     """What both banks share: labels, names and an identity that does not depend on the features."""
 
     labels: Tensor
-    class_names: tuple[str, ...]
+    class_names: Sequence[str]
     name: str
     split: str
     lengths = None
@@ -61,9 +95,14 @@ class _Bank:
         so that results on different backbones can be paired."""
         return _identity(self.name, self.split, self.class_names, self.labels)
 
+    @cached_property
+    def classes(self) -> Tensor:
+        """[C] int64 labels that occur, ascending. Labels are ids: nothing is counted up to the largest one."""
+        return torch.unique(self.labels)
+
     def class_sizes(self) -> Tensor:
-        """[classes] number of items of each class."""
-        return torch.bincount(self.labels, minlength=len(self.class_names))
+        """[C] number of items of each of `classes`."""
+        return torch.unique(self.labels, return_counts=True)[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +111,14 @@ class ImageBank(_Bank):
 
     images       [M, C, H, W] uint8 (tensor or array), C is 1 or 3
     labels       [M] int64
-    class_names  one per class
+    class_names  by label, one for each up to the largest; left out, classes are called by their number
     name, split  data set and split, for provenance
     files        optional [M] source names, for error messages and galleries
     """
 
     images: Tensor
     labels: Tensor
-    class_names: tuple[str, ...] | None = None
+    class_names: Sequence[str] | None = None
     name: str = "custom"
     split: str = "all"
     files: tuple[str, ...] | None = None
@@ -118,7 +157,7 @@ class FeatureBank(_Bank):
 
     features: Tensor
     labels: Tensor
-    class_names: tuple[str, ...] | None = None
+    class_names: Sequence[str] | None = None
     name: str = "custom"
     split: str = "all"
     provenance: dict = field(default_factory=dict)
@@ -169,7 +208,7 @@ class FeatureBank(_Bank):
         """
         labels = _as_labels(labels, len(labels))
         names = _as_names(class_names, labels)
-        about = {"name": name, "split": split, "class_names": json.dumps(names),
+        about = {"name": name, "split": split, "class_names": json.dumps(_plain_names(names)),
                  "provenance": json.dumps(provenance or {}, sort_keys=True)}
         identity = _identity(name, split, names, labels)
         return bank_files.write(path, pieces, (len(labels), dim), dtype, labels, identity, about)
@@ -184,9 +223,10 @@ class FeatureBank(_Bank):
               agree the hash is taken from there. Delete that file to have everything read and compared again.
         """
         tensors, meta, mapped, vouched = bank_files.read(path, mmap)
-        bank = object.__new__(cls)
-        values = {"features": tensors["features"], "labels": _as_labels(tensors["labels"].clone(), len(tensors["features"])),
-                  "class_names": tuple(json.loads(meta["class_names"])), "name": meta["name"], "split": meta["split"],
+        bank, labels = object.__new__(cls), _as_labels(tensors["labels"].clone(), len(tensors["features"]))
+        names = json.loads(meta["class_names"])
+        values = {"features": tensors["features"], "labels": labels, "name": meta["name"], "split": meta["split"],
+                  "class_names": NumberedNames(names) if isinstance(names, int) else tuple(names),
                   "provenance": json.loads(meta["provenance"]), "content_hash": meta["content_hash"]}
         bank.__dict__.update(values)  # verified below, or before: the checks of a new bank would read everything again
         if not vouched:

@@ -16,8 +16,8 @@ _ROWS = 1 << 16  # episodes at a time, so that a million of them need no large a
 def class_counts(predicted: Tensor, labels: Tensor, classes: Tensor, pool: int) -> dict[str, Tensor]:
     """Per episode: the bank's classes, the queries of each class and how many of them are right, each [E, N].
 
-    predicted, labels [E, Q] (a label of -1 is no class of the episode), classes [E, N] of `pool` classes. In int16 where
-    that holds them: a million episodes have as many rows.
+    predicted, labels [E, Q] (a label of -1 is no class of the episode), classes [E, N] below `pool`. In int16 where that
+    holds them: a million episodes have as many rows.
     """
     known = labels >= 0
     place = labels.clamp(min=0)
@@ -28,7 +28,7 @@ def class_counts(predicted: Tensor, labels: Tensor, classes: Tensor, pool: int) 
 
 
 def _narrow(largest: int) -> torch.dtype:
-    return torch.int16 if largest < 2**15 else torch.int32
+    return torch.int16 if largest < 2**15 else torch.int32 if largest < 2**31 else torch.int64
 
 
 def probability_measures(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
@@ -118,27 +118,29 @@ def open_set_measures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 class Measures:
     """Measures the episodes of a unit, chunk by chunk; `totals` is what is summed over episodes, as integers.
 
+    classes       [C] ids of the bank's classes, ascending, with holes or without
     scores        measure probabilities, too: nll and brier [E], and the totals calibration [3, BINS] and confusion [C, C]
-                  over the bank's classes (row: true, column: predicted)
-    classes       C
+                  over `classes` (row: true, column: predicted)
     temperature   with scores: measure softmax(logits / temperature), too, under names that end in _calibrated
     """
 
-    def __init__(self, scores: bool = False, classes: int = 0, temperature: float | None = None):
+    def __init__(self, classes: Tensor, scores: bool = False, temperature: float | None = None):
         self._endings = {"": 1.0} if scores else {}
         if temperature is not None:
             self._endings["_calibrated"] = temperature
-        self._classes = classes
-        self.totals: dict[str, Tensor] = {"confusion": torch.zeros(classes, classes, dtype=torch.int64)} if scores else {}
+        self._classes, self._pool = classes, int(classes.max()) + 1
+        shape = len(classes), len(classes)
+        self.totals: dict[str, Tensor] = {"confusion": torch.zeros(shape, dtype=torch.int64)} if scores else {}
 
     def __call__(self, logits: Tensor, labels: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """Arrays [E, ...] of these episodes: logits [E, Q, N], labels [E, Q] with -1 for queries of no class of the
         episode, classes [E, N]."""
         predicted, known = best_class(logits.transpose(1, 2)), labels >= 0
         right = (predicted == labels).sum(1, dtype=torch.float64)
-        found = {"correct": right / known.sum(1), **class_counts(predicted, labels, classes, self._classes)}
+        found = {"correct": right / known.sum(1), **class_counts(predicted, labels, classes, self._pool)}
         if self._endings:
-            true, named = (classes.gather(1, x.clamp(min=0))[known] for x in (labels, predicted))
+            true, named = (torch.searchsorted(self._classes, classes.gather(1, x.clamp(min=0))[known])
+                           for x in (labels, predicted))
             confusion = self.totals["confusion"]
             confusion.view(-1).index_add_(0, true * len(confusion) + named, torch.ones_like(true))
         for ending, temperature in self._endings.items():
@@ -151,6 +153,8 @@ class Measures:
         return found
 
 
-def finished(totals: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums of `Measures.totals` as results hold them: confusion int64, calibration float64."""
-    return {name: values.double() / _FIXED if name.startswith("calibration") else values for name, values in totals.items()}
+def finished(totals: dict[str, Tensor], classes: Tensor) -> dict[str, Tensor]:
+    """Sums of `Measures.totals` as results hold them: confusion int64 with the ids of its rows, calibration float64."""
+    ids = {"confusion_classes": classes} if "confusion" in totals else {}
+    return ids | {name: values.double() / _FIXED if name.startswith("calibration") else values
+                  for name, values in totals.items()}

@@ -87,7 +87,7 @@ class FreeLunch(IterativeMethod):
 
     def fit(self, base_bank: FeatureBank) -> FreeLunch:
         """A copy with the statistics of the base classes; raises FewshotError where there are too few of them."""
-        present = base_bank.class_sizes().nonzero()[:, 0].tolist()
+        present = base_bank.classes.tolist()
         if len(present) < self.neighbours:
             raise FewshotError(f"neighbours={self.neighbours}, but {base_bank.name}/{base_bank.split} has {len(present)} "
                                "base classes; lower neighbours")

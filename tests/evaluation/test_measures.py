@@ -66,7 +66,7 @@ def test_class_counts_and_macro_accuracy():
 def test_macro_accuracy_of_balanced_queries_is_the_accuracy_to_the_last_bit(ways, queries):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(ways).repeat_interleave(queries).expand(300, -1)
-    found = Measures(classes=ways)(torch.randn(300, ways * queries, ways, generator=generator), labels,
+    found = Measures(torch.arange(ways))(torch.randn(300, ways * queries, ways, generator=generator), labels,
                                                  torch.arange(ways).expand(300, -1))
     macro = macro_accuracy(found["class_correct"], found["class_total"])
     assert macro.dtype == torch.float64 and torch.equal(macro, found["correct"])
@@ -105,6 +105,21 @@ def test_open_set_measures_against_scikit_learn():
             assert float(found[f"aupr_{name}"][e]) == pytest.approx(metrics.average_precision_score(opened, -score))
     perfect = torch.where(labels[..., None] < 0, 0.0, 9.0 * torch.nn.functional.one_hot(labels.clamp(min=0), 4))
     assert all((values == 1).all() for values in open_set_measures(perfect, labels).values())
+
+
+def test_labels_may_be_ids_of_any_size():
+    """Numbers are those of labels 0, 1, ...; a confusion matrix by the largest id would ask for terabytes."""
+    dense = toy_bank()
+    ids = torch.tensor([3, 70, 1_440_764, *(10**12 + 17 * torch.arange(9)).tolist()])
+    sparse = FeatureBank(dense.features, ids[dense.labels], name=dense.name, split=dense.split)
+    run = dataclasses.replace(RUN, episodes=50)
+    found, wanted = (evaluate(run, each, metrics=True) for each in (sparse, dense))
+    assert torch.equal(found.correct, wanted.correct)
+    assert torch.equal(found.measures["confusion"], wanted.measures["confusion"])
+    assert torch.equal(found.measures["confusion_classes"], ids)
+    assert torch.equal(wanted.measures["confusion_classes"], torch.arange(12))
+    assert torch.equal(found.measures["classes"], ids[wanted.measures["classes"].long()])
+    assert found.over_classes == wanted.over_classes
 
 
 def test_a_temperature_is_recovered():
@@ -185,7 +200,7 @@ def test_open_set_evaluation():
 def test_chunks_add_up():
     logits, labels = drawn()
     classes = torch.stack([torch.randperm(9)[:4] for _ in range(6)])
-    whole, parts = Measures(True, 9, 2.0), Measures(True, 9, 2.0)
+    whole, parts = (Measures(torch.arange(9), True, 2.0) for _ in range(2))
     at_once = whole(logits, labels, classes)
     pieces = [parts(logits[i : i + 2], labels[i : i + 2], classes[i : i + 2]) for i in (0, 2, 4)]
     for name, values in at_once.items():
