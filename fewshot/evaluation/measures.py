@@ -97,20 +97,21 @@ def open_set_measures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     aupr       average precision of finding the open queries from low scores, as scikit-learn's average_precision_score
     accepted   share of right answers among the queries kept when as many of the lowest score are rejected as there are
                open ones (a kept open query is wrong): every method rejects equally many
+
+    Queries are sorted by their score, so that memory follows their number, and counted: the results are exact.
     """
-    known, found = labels >= 0, {}
-    scores = {"logit": logits.amax(-1), "probability": torch.softmax(logits, -1).amax(-1)}
-    right = logits.argmax(-1) == labels
-    opened = (~known).sum(1)
+    known, right, found = labels >= 0, logits.argmax(-1) == labels, {}
+    opened, total = (~known).sum(1), known.sum(1)
     kept = torch.arange(labels.shape[1]) >= opened[:, None]
-    for name, score in scores.items():
-        at_most = (score[:, None, :] <= score[:, :, None]).double()  # [E, Q, Q]: query j scores at most as query i
-        ties = (score[:, None, :] == score[:, :, None]).double()
-        above = ((1 - at_most + ties / 2) * known[:, None, :]).sum(2)  # [E, Q] known queries above i
-        found[f"auroc_{name}"] = (above * ~known).sum(1) / (opened * known.sum(1))
-        precision = (at_most * ~known[:, None, :]).sum(2) / at_most.sum(2)
-        found[f"aupr_{name}"] = (precision * ~known).sum(1) / opened
-        order = score.argsort(dim=1, stable=True)
+    for name, score in (("logit", logits.amax(-1)), ("probability", logits.double().softmax(-1).amax(-1))):
+        score, order = score.sort(dim=1, stable=True)
+        is_open = ~known.gather(1, order)
+        below, at_most = (torch.searchsorted(score, score, right=right_end) for right_end in (False, True))  # [E, Q] queries
+        counted = torch.nn.functional.pad(is_open.cumsum(1), (1, 0))  # [E, Q+1] open ones among so many of the lowest
+        open_below, open_at_most = counted.gather(1, below), counted.gather(1, at_most)
+        twice_above = 2 * total[:, None] - (at_most - open_at_most) - (below - open_below)  # known ones above, ties half
+        found[f"auroc_{name}"] = (twice_above * is_open).sum(1).double() / (2 * opened * total)
+        found[f"aupr_{name}"] = (open_at_most.double() / at_most * is_open).sum(1) / opened
         found[f"accepted_{name}"] = (right.gather(1, order) & kept).sum(1, dtype=torch.float64) / kept.sum(1)
     return found
 

@@ -28,6 +28,7 @@ from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store
 from fewshot.statistics import mean_interval
 from tests.evaluation.test_evaluate import RUN, toy_bank
+from tests.memory import growth
 
 
 def drawn(episodes=6, queries=20, ways=4, seed=0, scale=2.0):
@@ -105,6 +106,37 @@ def test_open_set_measures_against_scikit_learn():
             assert float(found[f"aupr_{name}"][e]) == pytest.approx(metrics.average_precision_score(opened, -score))
     perfect = torch.where(labels[..., None] < 0, 0.0, 9.0 * torch.nn.functional.one_hot(labels.clamp(min=0), 4))
     assert all((values == 1).all() for values in open_set_measures(perfect, labels).values())
+
+
+@pytest.mark.parametrize("queries", [2, 7, 300])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_open_set_measures_against_every_pair(queries, dtype):
+    """By definition, pair by pair, with many ties; the counts are integers, so that AUROC is exact."""
+    logits, labels = drawn(5, queries, seed=queries)
+    logits = (4 * logits).round().div(8).to(dtype)
+    labels[:, : queries // 2] = -1
+    found = open_set_measures(logits, labels)
+    for e in range(5):
+        for name, score in (("logit", logits[e].amax(-1)), ("probability", logits[e].double().softmax(-1).amax(-1))):
+            known, opened = score[labels[e] >= 0], score[labels[e] < 0]
+            halves = (2 * (known[:, None] > opened) + (known[:, None] == opened)).sum()
+            assert float(found[f"auroc_{name}"][e]) == float(halves) / (2 * len(known) * len(opened))
+            precision = [float((opened <= s).sum()) / float((score <= s).sum()) for s in opened]
+            assert float(found[f"aupr_{name}"][e]) == pytest.approx(sum(precision) / len(opened), rel=1e-14)
+
+
+def test_the_memory_of_measures_follows_the_queries():
+    """20,000 queries: an array over pairs of them would take 3.2 GB, and the answers are 32 MB in float32."""
+    megabytes = growth("""
+        import torch
+        from fewshot.evaluation.measures import Measures
+        labels = torch.arange(20_000)[None] % 400
+        labels[:, ::2] = -1
+        logits, classes = torch.randn(1, 20_000, 400), torch.arange(400)[None]
+        measures = Measures(classes[0], True, 2.0)
+        measures(logits[:, :64], labels[:, :64], classes)
+        """, "measures(logits, labels, classes)")
+    assert megabytes < 500
 
 
 def test_labels_may_be_ids_of_any_size():
