@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import operator
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from fewshot.core.errors import FewshotError
 from fewshot.data import bank_files
+from fewshot.data.precision import row_lengths, working_dtype
 
 
 def _as_labels(labels, items: int) -> Tensor:
@@ -174,10 +176,25 @@ class FeatureBank(_Bank):
         object.__setattr__(self, "class_names", _as_names(self.class_names, labels))
 
     def take(self, indices: Tensor, room: Tensor | None = None) -> Tensor:
-        """Features [*indices.shape, D], in the first rows of `room` [m, D] where given."""
+        """Features [*indices.shape, D] in the precision to work in, in the first rows of `room` [m, D] where that is their
+        own and room is given."""
         # index_select is the fastest gather on CPU: it copies whole rows.
-        rows, out = indices.reshape(-1), None if room is None else room[: indices.numel()]
-        return torch.index_select(self.features, 0, rows, out=out).view(*indices.shape, -1)
+        rows, widened = indices.reshape(-1), self.working_dtype != self.features.dtype
+        out = None if room is None or widened else room[: indices.numel()]
+        return torch.index_select(self.features, 0, rows, out=out).to(self.working_dtype).view(*indices.shape, -1)
+
+    @cached_property
+    def working_dtype(self) -> torch.dtype:
+        """What arithmetic on the features takes, see `precision.working_dtype`; of a bank of the size that is left in its
+        file judged by a thousandth of its rows."""
+        features = self.features
+        return working_dtype(features[::1000] if features.nbytes >= bank_files.MAP_BYTES else features)
+
+    def working(self) -> FeatureBank:
+        """This bank with the features in the precision to work in."""
+        if self.working_dtype == self.features.dtype:
+            return self
+        return dataclasses.replace(self, features=self.features.to(self.working_dtype))
 
     @cached_property
     def lengths(self) -> Tensor | None:
@@ -185,7 +202,7 @@ class FeatureBank(_Bank):
         file: a few episodes of it need not read all."""
         if self.features.nbytes >= bank_files.MAP_BYTES:
             return None
-        return torch.linalg.vector_norm(self.features, dim=-1)
+        return row_lengths(self.features, self.working_dtype)
 
     @cached_property
     def content_hash(self) -> str:
