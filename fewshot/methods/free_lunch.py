@@ -47,7 +47,7 @@ class FreeLunch(IterativeMethod):
                  features as they are, and compare and average them with transformed support
     samples      drawn per class, shared equally among its shots (what does not divide goes to the first of them)
     C, tolerance   of the logistic regression (`ops.linear.fit_logistic`). With 750 samples nearly all time is spent on it:
-                 tolerance=1e-3 takes about half of it and leaves probabilities within a few thousandths
+                 tolerance=1e-3 takes fewer steps and stops a little before the optimum
     seed         of the draws
 
     `fit(base_bank)` keeps the means and, for each base class, `samples` draws with its covariance, made as Gaussian
