@@ -12,7 +12,7 @@ class FrozenDict(dict):
     def _refuse(self, *unused: object, **unused_too: object) -> NoReturn:
         raise TypeError("these settings cannot be changed; make new ones, e.g. with dataclasses.replace")
 
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))

@@ -57,7 +57,8 @@ def setting(default: object, help: str, check: Check, **facts: Any) -> Any:
 
 def settings_of(spec: object) -> dict[str, Setting]:
     """Name -> Setting of the fields of a dataclass (or an instance) that have one."""
-    return {f.name: f.metadata["setting"] for f in dataclasses.fields(spec) if "setting" in f.metadata}  # type: ignore
+    return {f.name: f.metadata["setting"] for f in dataclasses.fields(spec)  # type: ignore[arg-type]
+            if "setting" in f.metadata}
 
 
 def default_of(spec: object, name: str) -> Any:

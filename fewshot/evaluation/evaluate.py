@@ -107,7 +107,7 @@ def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics
     rows, fingerprint = collect(scorer, kept, work, label=f"{record.method} {run.protocol}")
     if not rows.complete:
         return store.load(record)  # another shard may just have put all together
-    measures = rows.arrays | finished(rows.totals)
+    measures = rows.arrays | finished(rows.totals, resolved.bank.classes)
     if temperature is not None:
         measures["temperature"] = torch.tensor(temperature, dtype=torch.float64)
     own = {name: measures.pop(name) for name in ("correct", "iterations", "converged") if name in measures}
