@@ -35,17 +35,17 @@ class EpisodeDigest:
         return self._digest.hexdigest()
 
 
-def block_size(source: EpisodeSampler | EpisodeList) -> int:
+def block_size(drawn_from: EpisodeSampler | EpisodeList) -> int:
     """Episodes of the blocks of which fingerprints are made."""
-    one = source.indices(0, 1)
+    one = drawn_from.indices(0, 1)
     return max(1, min(_BLOCK, _BLOCK_BYTES // (one.support.nbytes + one.query.nbytes + one.query_labels.nbytes)))
 
 
-def blocks(source: EpisodeSampler | EpisodeList, episodes: int) -> Iterator[EpisodeIndices]:
+def blocks(drawn_from: EpisodeSampler | EpisodeList, episodes: int) -> Iterator[EpisodeIndices]:
     """The first `episodes` episodes, block by block."""
-    size = block_size(source)
+    size = block_size(drawn_from)
     for start in range(0, episodes, size):
-        yield source.indices(start, min(size, episodes - start))
+        yield drawn_from.indices(start, min(size, episodes - start))
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,7 +37,7 @@ class Resolved:
     bank        of the evaluated classes: images for a method that adapts to images, else features
     base_bank   features of the base classes, where the run needs them
     method      not yet fitted to the base classes
-    transform   from the stored images to what the method takes, for a bank of images
+    image_transform   from the stored images to what the method takes, for a bank of images
     notes       warnings a table must carry
     """
 
@@ -46,7 +46,7 @@ class Resolved:
     bank: FeatureBank | ImageBank
     base_bank: FeatureBank | None
     method: Method
-    transform: Callable[[Tensor], Tensor] | None = None
+    image_transform: Callable[[Tensor], Tensor] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -93,8 +93,8 @@ def ready(resolved: Resolved, device: torch.device = CPU) -> tuple[Method, Calla
     method, chain = resolved.method, resolved.run.spec.chain.fit(resolved.base_bank)
     if method.needs_base:
         method = method.fit(chain.bank(_required(resolved.base_bank, method)))
-    prepare = moved(chain, device) if resolved.transform is None else \
-        partial(Episodes.with_features, transform=resolved.transform)
+    prepare = moved(chain, device) if resolved.image_transform is None else \
+        partial(Episodes.with_features, transform=resolved.image_transform)
     return moved(method, device), prepare, method.setting == "transductive" or chain.transductive
 
 

@@ -74,7 +74,7 @@ def _from_threads(scorer: Scorer, tasks: list[tuple[int, int]], pool: Executor, 
     def submitted():
         for task in tasks:
             for start, stop in scorer.split(*task, _DRAWN * scorer.unit):
-                for unit in scorer.source.indices(start, stop - start).split(scorer.unit):
+                for unit in scorer.drawn_from.indices(start, stop - start).split(scorer.unit):
                     yield task, unit, pool.submit(scorer.score_unit, start, unit, lambda: not stopped.is_set())
                     start += len(unit)
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingPlan:
     """How a file of `experiments/weights` was trained: settings, data set (its splits train and val) and backbone, whose
     random weights come from the seed of the settings. `base_options` are further options of the split train.
 
@@ -70,15 +70,15 @@ class Recipe:
 
 def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("backbone", "method"),
                    published: Sequence[Published] = (), differences: bool = False,
-                   recipes: Mapping[str, Recipe] | None = None) -> list[Result]:
+                   plans: Mapping[str, TrainingPlan] | None = None) -> list[Result]:
     """Evaluate `runs` (finished ones are found in the store) and write `results/<name>.md` and `.csv` beside `file`; with
     `published` numbers also `results/<name>_published.md`, with `differences` a file of paired differences per protocol.
     Runs whose data or weights are absent are left out, with the reason. Results in `kept/` beside `file` are found, too.
 
     The command line takes --data-root, --runs, and for a part of the runs or a trial, whose table is only printed,
-    --dataset, --distribution (only this one), --shots, --method (only these) and --episodes (fewer). With `recipes` (name of
-    the weights -> Recipe) it takes --train: train the weights named, or all, into RUNS/training/<name>, and put them into
-    `weights/` beside `file`, before the evaluation.
+    --dataset, --distribution (only this one), --shots, --method (only these) and --episodes (fewer). With `plans` (name of
+    the weights -> TrainingPlan) it takes --train: train the weights named, or all, into RUNS/training/<name>, and put them
+    into `weights/` beside `file`, before the evaluation.
     """
     path = Path(file)
     parser = argparse.ArgumentParser(description=f"experiment {path.stem}; see the head of {path.name}")
@@ -91,15 +91,15 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     parser.add_argument("--distribution", help="only the runs with these numbers of queries per class: balanced, dirichlet")
     parser.add_argument("--shots", type=int, nargs="+", help="only the runs with these numbers of shots")
     parser.add_argument("--method", nargs="+", help="only the runs of these methods")
-    if recipes:
-        parser.add_argument("--train", nargs="*", metavar="WEIGHTS", choices=list(recipes),
-                            help=f"train first; all without names, or some of {', '.join(recipes)}")
+    if plans:
+        parser.add_argument("--train", nargs="*", metavar="WEIGHTS", choices=list(plans),
+                            help=f"train first; all without names, or some of {', '.join(plans)}")
     arguments = parser.parse_args()
-    if recipes and arguments.train is not None:
-        for name in arguments.train or recipes:
-            result = recipes[name].train(arguments.runs / "training" / name, arguments.data_root)
+    if plans and arguments.train is not None:
+        for name in arguments.train or plans:
+            result = plans[name].train(arguments.runs / "training" / name, arguments.data_root)
             print(result, flush=True)
-            recipes[name].keep(result, weights_file(file, name))
+            plans[name].keep(result, weights_file(file, name))
     wanted = [run for run in of_setting(runs, arguments.dataset, arguments.distribution, arguments.shots)
               if run.method in (arguments.method or [run.method])]
     whole = len(wanted) == len(runs) and arguments.episodes is None

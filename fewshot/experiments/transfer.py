@@ -19,7 +19,7 @@ ACROSS, WITHIN, SIMILAR, TRAINED = "across", "within", "similar", "trained"
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """A backbone and where its weights come from.
 
     name      for people, e.g. "omniglot"
@@ -36,7 +36,7 @@ class Source:
     pretrained_on: str | None = None
 
     @classmethod
-    def of_file(cls, path: str | Path) -> Source:
+    def of_file(cls, path: str | Path) -> Origin:
         """The backbone in a file of `save_weights`: what it was trained and validated on is in its provenance (of training
         here, or of `convert_official` with a data set). Raises FewshotError as `read_weights`."""
         described, provenance = describe_weights(path), read_weights(path)[2]
@@ -48,7 +48,7 @@ class Source:
         return cls(name, described["backbone"], str(path), {}, tuple(data), described["pretrained_on"])
 
     @classmethod
-    def untrained(cls, backbone: str, name: str, **options) -> Source:
+    def untrained(cls, backbone: str, name: str, **options) -> Origin:
         """A backbone without weights, or with those that come with it."""
         return cls(name, backbone, None, options, (), BACKBONES[backbone].default_pretrained_on)
 
@@ -85,7 +85,7 @@ class Source:
         return run
 
 
-def domain_table(entries: Sequence[tuple[Source, str, Result]], left_out: Sequence[str] = ()) -> Table:
+def domain_table(entries: Sequence[tuple[Origin, str, Result]], left_out: Sequence[str] = ()) -> Table:
     """Rows: what the backbone was trained on, backbone and method; columns: what it is tested on and the protocol.
 
     entries    (source, its relation to the test images, result)

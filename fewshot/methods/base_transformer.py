@@ -108,7 +108,7 @@ class BaseTransformer(Method):
     """
 
     needs_backbone = True
-    source = "Maniparambil, McGuinness, O'Connor 2022, arXiv:2210.02476; mayug/BaseTransformers (reconstruction)"
+    paper = "Maniparambil, McGuinness, O'Connor 2022, arXiv:2210.02476; mayug/BaseTransformers (reconstruction)"
 
     channels: int | None = None
     neighbours: int = 5

@@ -86,13 +86,13 @@ class Method(abc.ABC):
     needs_base   True when `fit(base_bank)` must be called first (statistics of the base classes)
     needs_backbone   True when `with_backbone(backbone, ways)` must be called first: these are the hyper-parameters of a
                      method with weights of its own, which that makes
-    source       paper and official code
+    paper        where it was published, and official code
     renamed      earlier names of hyper-parameters -> present ones, so that results and weights stored under them are found
     """
 
     setting: str = "inductive"
     inputs: ClassVar[str] = "features"
-    source: str = ""
+    paper: str = ""
     renamed: ClassVar[Mapping[str, str]] = {}
 
     # Properties, so that a subclass may have either: its own property, or a plain attribute of the class.

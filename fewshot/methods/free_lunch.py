@@ -64,7 +64,7 @@ class FreeLunch(IterativeMethod):
 
     setting = "inductive"
     needs_base = True
-    source = "Yang, Liu, Xu 2021, arXiv:2101.06395; ShuoYang-1998/Few_Shot_Distribution_Calibration"
+    paper = "Yang, Liu, Xu 2021, arXiv:2101.06395; ShuoYang-1998/Few_Shot_Distribution_Calibration"
 
     neighbours: int = 2
     alpha: float = 0.21

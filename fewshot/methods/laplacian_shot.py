@@ -42,7 +42,7 @@ class LaplacianShot(BaseMean, IterativeMethod):
     Raises FewshotError for values outside these choices, and for norm="cl2n" without fit.
     """
 
-    source = "Ziko et al. 2020, arXiv:2006.15486; imtiazziko/LaplacianShot"
+    paper = "Ziko et al. 2020, arXiv:2006.15486; imtiazziko/LaplacianShot"
 
     norm: str = "cl2n"
     laplacian_weight: float | str = "auto"

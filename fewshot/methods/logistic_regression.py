@@ -34,7 +34,7 @@ class LogisticRegression(BaseMean, TwoStageMethod):
     """
 
     setting = "inductive"
-    source = "Tian et al. 2020, arXiv:2003.11539, section 3; WangYueFt/rfs eval/meta_eval.py"
+    paper = "Tian et al. 2020, arXiv:2003.11539, section 3; WangYueFt/rfs eval/meta_eval.py"
 
     C: float = 1.0
     norm: str = "l2n"

@@ -85,7 +85,7 @@ class MatchingNet(Method):
     Deviations: embeddings are used as they are unless full_context is set. `scale=1` is the formula of the paper.
     """
 
-    source = "Vinyals et al. 2016, arXiv:1606.04080 (no official code); wyharveychen/CloserLookFewShot"
+    paper = "Vinyals et al. 2016, arXiv:1606.04080 (no official code); wyharveychen/CloserLookFewShot"
 
     scale: float = 10.0
     relu: bool = False

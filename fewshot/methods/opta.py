@@ -41,7 +41,7 @@ class OpTA(TwoStageMethod):
     solved to convergence; scikit-learn's default tolerance in the official code stops before that.
     """
 
-    source = "Poulakakis-Daktylidis and Jamali-Rad 2024 (BECLR), ICLR; stypoumic/BECLR"
+    paper = "Poulakakis-Daktylidis and Jamali-Rad 2024 (BECLR), ICLR; stypoumic/BECLR"
 
     reg: float = 0.05
     passes: int | None = None

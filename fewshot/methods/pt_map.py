@@ -41,7 +41,7 @@ class PTMAP(TwoStageMethod):
     Works in the span of the points (the official code reduces by QR), see `fewshot.ops.span`.
     """
 
-    source = "Hu et al. 2021, arXiv:2006.03806; yhu01/PT-MAP"
+    paper = "Hu et al. 2021, arXiv:2006.03806; yhu01/PT-MAP"
 
     power: float = 0.5
     scale: float = 10.0

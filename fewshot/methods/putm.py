@@ -57,7 +57,7 @@ class PUTM(IterativeMethod):
     visibly depend on the size of the batch.
     """
 
-    source = "Tian et al. 2023, arXiv:2308.03047; RashLog/PUTM"
+    paper = "Tian et al. 2023, arXiv:2308.03047; RashLog/PUTM"
 
     power: float = 0.6
     outer: int = 50

@@ -104,7 +104,7 @@ class RelationNet(Method):
     """
 
     needs_backbone = True
-    source = "Sung et al. 2018, arXiv:1711.06025; floodsung/LearningToCompare_FSL"
+    paper = "Sung et al. 2018, arXiv:1711.06025; floodsung/LearningToCompare_FSL"
 
     channels: int = 64
     hidden: int = 8

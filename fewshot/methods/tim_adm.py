@@ -30,7 +30,7 @@ class TIMADM(IterativeMethod):
     official code. The iteration amplifies rounding errors with many ways, so that it runs in float64 whatever the input.
     """
 
-    source = "Boudiaf et al. 2020, arXiv:2008.11297; mboudiaf/TIM"
+    paper = "Boudiaf et al. 2020, arXiv:2008.11297; mboudiaf/TIM"
 
     cross_entropy: float = 0.1
     marginal: float = 1.0

@@ -19,7 +19,7 @@ from fewshot.core.provenance import commit, versions
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, create_method, method_parameters
 
-DEFAULT_RECIPE = {"epochs": 100, "lr": 0.1, "halve_every": None, "batch": None}
+DEFAULT_LEARNING = {"epochs": 100, "lr": 0.1, "halve_every": None, "batch": None}
 
 
 def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ def fit_method(method: nn.Module, episodes: Episodes, query_labels: Tensor, *, e
     """Minimise the loss of `method(episodes)` over the method's parameters with Adam; `method` itself is not changed.
 
     episodes      E validation episodes; `query_labels` [E, Q] their answers
-    epochs, lr, halve_every, batch   None takes `method.recipe`: passes over the episodes, step size, epochs between
-                  halvings of the step size, episodes per step (None in the recipe: all in one step)
+    epochs, lr, halve_every, batch   None takes `method.learning`: passes over the episodes, step size, epochs between
+                  halvings of the step size, episodes per step (None in the learning: all in one step)
     loss          "cross_entropy" of the logits, or "official_double_softmax", the cross-entropy of the probabilities
     seed          of the order of the episodes; has no effect where one batch holds them all
     provenance    plain values to keep with the result; "split": "test" is refused
@@ -94,20 +94,20 @@ def fit_method(method: nn.Module, episodes: Episodes, query_labels: Tensor, *, e
     if provenance.get("split") == "test":
         raise FewshotError("split='test' is for final numbers only; fit on validation episodes")
     given = {"epochs": epochs, "lr": lr, "halve_every": halve_every, "batch": batch}
-    recipe = {**DEFAULT_RECIPE, **getattr(method, "recipe", {}), **{k: v for k, v in given.items() if v is not None}}
-    for name, value in recipe.items():
+    learning = {**DEFAULT_LEARNING, **getattr(method, "learning", {}), **{k: v for k, v in given.items() if v is not None}}
+    for name, value in learning.items():
         if value is not None and value <= 0:
             raise FewshotError(f"{name}={value}; it must be positive")
-    size = min(recipe["batch"] or len(episodes), len(episodes))
+    size = min(learning["batch"] or len(episodes), len(episodes))
     method = copy.deepcopy(method).to(episodes.query.device).requires_grad_()
-    optimizer = torch.optim.Adam(method.parameters(), lr=recipe["lr"])
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, recipe["halve_every"] or recipe["epochs"] + 1, gamma=0.5)
+    optimizer = torch.optim.Adam(method.parameters(), lr=learning["lr"])
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, learning["halve_every"] or learning["epochs"] + 1, gamma=0.5)
     generator = torch.Generator().manual_seed(seed)
 
     def loss_of(which: Tensor) -> Tensor:
         value = LOSSES[loss](method(episodes[which]), query_labels[which])
         if not torch.isfinite(value):
-            raise FewshotError(f"the loss became {float(value)}; lower lr={recipe['lr']} or check the features")
+            raise FewshotError(f"the loss became {float(value)}; lower lr={learning['lr']} or check the features")
         return value
 
     @torch.no_grad()
@@ -117,7 +117,7 @@ def fit_method(method: nn.Module, episodes: Episodes, query_labels: Tensor, *, e
         return sum(float(loss_of(part)) * len(part) for part in parts) / len(episodes)
 
     history, best_epoch, best = [mean_loss()], 0, copy.deepcopy(method.state_dict())
-    for epoch in range(1, recipe["epochs"] + 1):
+    for epoch in range(1, learning["epochs"] + 1):
         # Whole when it is one batch: the order would only change the rounding.
         order = torch.randperm(len(episodes), generator=generator) if size < len(episodes) else torch.arange(size)
         for part in order.split(size):
@@ -132,7 +132,7 @@ def fit_method(method: nn.Module, episodes: Episodes, query_labels: Tensor, *, e
             progress(epoch, history[-1])
     method.load_state_dict(best)
     return FitResult(method.requires_grad_(False), history, best_epoch, {
-        **provenance, **recipe, "optimizer": "adam", "loss": loss, "seed": seed, "chosen_by": "lowest training loss",
+        **provenance, **learning, "optimizer": "adam", "loss": loss, "seed": seed, "chosen_by": "lowest training loss",
         **_describe(episodes), "versions": versions(), "commit": commit()})
 
 

@@ -226,7 +226,8 @@ def test_open_set_evaluation():
     assert abs(float(evaluate(run, noise).measures["auroc_probability"].mean()) - 0.5) < 0.02
     assert result.record.key != evaluate(base, bank).record.key and "3 open classes" in result.protocol
     assert "open_classes" not in Run().to_dict(), "keys of results without open queries stay what they were"
-    assert Run.from_record(result.record).protocol == run.protocol and Run.from_record(result.record).spec == run.spec
+    again = Run.from_record(result.record)
+    assert again.open_classes == 3 and again.spec == run.spec and again.queries == 15
 
 
 def test_chunks_add_up():

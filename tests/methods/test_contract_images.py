@@ -266,5 +266,5 @@ def test_backbones_that_do_not_fit(name):
 @every_method
 def test_describes_itself(name):
     method = create_method(name)
-    assert method.source and type(method).__doc__ and method.setting == METHODS[name].setting
+    assert method.paper and type(method).__doc__ and method.setting == METHODS[name].setting
     assert not method.needs_base and isinstance(method.assumes, tuple)
