@@ -1,11 +1,11 @@
 """Has anything that users rely on become slower? Two checkouts beside each other, A B A B ...
 
-    python benchmarks/progress.py BEFORE AFTER [--only list "pt_map 5w1s" ...] [--rounds 7] [--seconds 0.5] [--write FILE]
+    python benchmarks/progress.py BEFORE AFTER [--only list "pt_map 5w1s" ...] [--rounds 7] [--seconds 0.3] [--write FILE]
 
 BEFORE and AFTER are folders that hold the package. Every measurement is a process of its own, which uses public names and
 the command line only, so that the two may be laid out differently: the start of commands as a whole, and evaluations of
-cached features (12,000 rows of 640, clusters, 15 queries a class) after the same evaluation once, without start and
-imports. An evaluation has as many episodes as take BEFORE about --seconds, the same for both. A first round is thrown away:
+cached features (12,000 rows of 640, clusters, 15 queries a class), without start and imports: the least of seven after a
+first. An evaluation has as many episodes as take BEFORE about --seconds, the same for both. A first round is thrown away:
 it writes bytecode and brings files into memory. The clock is that of the processor, with one thread. `import torch` has no
 line of either checkout in it: its ratios show what means nothing on this machine. With the defaults about half an hour.
 """
@@ -30,7 +30,7 @@ from fewshot.methods import METHODS
 LEAST = 0.97  # ratio of speeds below which something is slower
 FREQUENT = ("protonet", "simple_shot", "pt_map", "soft_kmeans")
 BANK = """
-import statistics, sys, time, torch, fewshot
+import sys, time, torch, fewshot
 def bank(seed, items, split):
     generator = torch.Generator().manual_seed(seed)
     centres, noise = (torch.randn(20, n, 640, generator=generator) for n in (1, items))
@@ -47,7 +47,7 @@ for _ in range(1 + repeats):
     start = time.process_time()
     fewshot.evaluate(run, rows, base_bank=base)
     seconds.append(time.process_time() - start)
-print(statistics.median(seconds[1:]))
+print(min(seconds[1:]))
 """
 
 
@@ -75,8 +75,8 @@ class Checkout:
         return self.start(["-m", "fewshot", "eval", "--features", self.bank, "--runs", self.folder / "runs", "--shots", 1,
                            "--seed", self.number])
 
-    def evaluate(self, method: str, shots: int, episodes: int, repeats: int = 3) -> float:
-        """Processor's seconds of an evaluation."""
+    def evaluate(self, method: str, shots: int, episodes: int, repeats: int = 7) -> float:
+        """Processor's seconds of an evaluation: the least of several, as what else the machine does only adds to them."""
         return float(self.python(["-c", EVALUATE, method, shots, episodes, repeats]).output)
 
     def methods(self) -> set[str]:
@@ -101,8 +101,10 @@ def cases(before: Checkout, after: Checkout, seconds: float, wanted: Callable[[s
     known = before.methods() & after.methods() if evaluations else set()
     for label, (name, shots) in evaluations.items():
         if name in known:
-            few = 2 if before.evaluate(name, shots, 2, 1) > seconds / 5 else 64
-            episodes = max(2, int(few * seconds / before.evaluate(name, shots, few, 1)))
+            episodes = 2
+            while (taken := before.evaluate(name, shots, episodes, 1)) < seconds / 10:
+                episodes *= 32
+            episodes = max(2, int(episodes * seconds / taken))
             found[label] = partial(Checkout.evaluate, method=name, shots=shots, episodes=episodes)
     return {label: case for label, case in found.items() if wanted(label)}
 
@@ -141,7 +143,7 @@ def main() -> None:
     parser.add_argument("after", type=Path)
     parser.add_argument("--only", nargs="+", default=[""], help="measurements whose names contain one of these")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5, help="aimed at for an evaluation")
+    parser.add_argument("--seconds", type=float, default=0.3, help="aimed at for an evaluation")
     parser.add_argument("--write", type=Path, help="write the table to this file too")
     arguments = parser.parse_args()
     load = os.getloadavg()[0]
