@@ -34,7 +34,7 @@ class BaseAttention(nn.Module, Method):
             raise FewshotError(f"channels={channels} with heads={settings.heads} and features of length {feature_dim}; "
                                "channels must divide the length, and heads the channels")
         # The prototypes travel as a tensor, not as a hyper-parameter.
-        self.settings, self.source, self.channels = dataclasses.replace(settings, base=None), settings.source, channels
+        self.settings, self.paper, self.channels = dataclasses.replace(settings, base=None), settings.paper, channels
         self.register_buffer("base", torch.zeros(settings.base_classes, feature_dim) if settings.base is None
                              else settings.base.clone())
         with isolated_rng(seed):

@@ -37,7 +37,7 @@ class FullContext(nn.Module, Method):
 
     def __init__(self, settings: MatchingNet, feature_dim: int, seed: int):
         super().__init__()
-        self.settings, self.source = settings, settings.source
+        self.settings, self.paper = settings, settings.paper
         with isolated_rng(seed):
             self.support_lstm = nn.LSTM(feature_dim, feature_dim, bidirectional=True, batch_first=True)
             self.query_cell = nn.LSTMCell(2 * feature_dim, feature_dim)

@@ -158,11 +158,11 @@ def refuse_unknown(settings: Mapping[str, object]) -> None:
 
 
 def check_validation(run: Run, bank: FeatureBank | None = None) -> None:
-    """Raises FewshotError unless `run` (and the bank, if there is one) are of the validation classes."""
-    for what, split in [("split", run.split)] + ([("the bank's split", bank.split)] if bank is not None else []):
-        if split != "val":
-            raise FewshotError(f"{what} is {split!r}; hyper-parameters are chosen on validation classes (split='val'), "
-                               "test classes are for final numbers only")
+    """Raises FewshotError unless the bank, or without one the split of `run`, is of the validation classes."""
+    what, split = ("split", run.split) if bank is None else ("the bank's split", bank.split)
+    if split != "val":
+        raise FewshotError(f"{what} is {split!r}; hyper-parameters are chosen on validation classes (split='val'), test "
+                           "classes are for final numbers only")
 
 
 def _candidates(run: Run, grid: dict, ranges: dict, samples: int | None, seed: int) -> list[dict]:

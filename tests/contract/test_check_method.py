@@ -82,7 +82,7 @@ def test_a_refinement_without_convergence_is_named():
         check_promise(candidate_of(Silent()), "refinement")
     with pytest.raises(FewshotError, match="'transductive' .*is 0, allowed is at least 1e-06"):
         check_promise(candidate_of(Silent()), "transductive")
-    with pytest.raises(FewshotError, match="the source is empty"):
+    with pytest.raises(FewshotError, match="the paper is empty"):
         check_promise(candidate_of(Silent()), "describes_itself")
 
 
