@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,7 +19,7 @@ from fewshot.cli import evaluate as evaluation
 from fewshot.core.errors import FewshotError
 from fewshot.core.plugins import load_file
 
-_UsageError = typer.BadParameter.__mro__[1]  # click's; newer versions of typer carry their own copy of click
+_UsageError: Any = typer.BadParameter.__mro__[1]  # click's; newer versions of typer carry their own copy of click
 _DEBUG, _QUIET, _LOAD = "--debug", "--quiet", "--load"
 
 
@@ -28,7 +28,7 @@ class _Stopped(Exception):
 
 
 class _Commands(typer.core.TyperGroup):
-    def invoke(self, ctx):
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -92,7 +92,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _in_front(arguments: list[str]) -> list[str]:
     """Options of all commands belong before the command, but one adds them at the end of the line that failed."""
-    front, rest, given = [], [], iter(arguments)
+    front: list[str] = []
+    rest: list[str] = []
+    given = iter(arguments)
     for text in given:
         if text == _LOAD:
             front += [text, *(value for value in [next(given, None)] if value is not None)]
