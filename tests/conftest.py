@@ -12,6 +12,16 @@ from fewshot.contract.synthetic import random_episodes  # noqa: F401  (tests imp
 SHARED = Path(os.environ.get("FEWSHOT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where the contract tests compute, e.g. cuda (default: cpu)")
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> str:
+    """Where methods compute, of `pytest --device`."""
+    return request.config.getoption("device")
+
+
 @pytest.fixture(scope="session")
 def oracles() -> Path:
     """Folder with outputs of official implementations; tests that need it skip where it is absent."""

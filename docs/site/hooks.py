@@ -92,7 +92,7 @@ def commands() -> str:
     """Every command with its arguments and options, from the command line itself."""
     import typer
 
-    from fewshot.cli.main import app
+    from fewshot.cli.app import app
 
     return "\n\n".join(_described("fewshot", typer.main.get_command(app)))
 

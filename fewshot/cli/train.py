@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from fewshot.cli.options import Values, given, options_from_types, refuse_given
+from fewshot.cli.process import is_first_process
 from fewshot.cli.request import Places, images_of
 from fewshot.cli.values import pairs
 from fewshot.core.settings import anything, setting
@@ -87,9 +87,3 @@ def train(context: typer.Context, subject: Values[Subject], training: Training, 
     result = run_training(base, validation, network, out=training.out, resume=training.resume)
     if is_first_process():
         typer.echo(result)
-
-
-def is_first_process() -> bool:
-    """Whether this is the only process, or the first on this machine of those that torchrun started: all meet the same
-    mistakes, and one message is enough."""
-    return os.environ.get("LOCAL_RANK", "0") == "0"

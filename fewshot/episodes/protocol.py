@@ -58,7 +58,9 @@ class Protocol(abc.ABC):
 
     def filled(self, **values: Any) -> Protocol:
         """With values for the settings that were left to the data set (None), now or when `filled` was called before."""
-        open_ = tuple(name for name in values if getattr(self, name) is None or name in self.open_settings)
+        mine = settings_of(self)
+        open_ = tuple(name for name in values if name in mine and
+                      (getattr(self, name) is None or name in self.open_settings))
         if not open_:
             return self
         found = dataclasses.replace(self, **{name: values[name] for name in open_})

@@ -106,7 +106,7 @@ def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics
     rows, fingerprint = collect(scorer, kept, work, label=f"{record.method} {run.protocol}")
     if not rows.complete:  # a shard; another one may just have put all together
         return None if store is None else store.load(record)
-    measures = rows.arrays | finished(rows.totals)
+    measures = rows.arrays | finished(rows.totals, resolved.bank.classes)
     if temperature is not None:
         measures["temperature"] = torch.tensor(temperature, dtype=torch.float64)
     result = Result(record=record, correct=measures.pop("correct"), iterations=measures.pop("iterations", None),

@@ -159,8 +159,8 @@ def _from_images(run: Run, method: Method | None, source: FeatureSource) -> Reso
     images, own = source.images(subject), None
     if method is None:
         run = as_trained(run)
-        method, own = method_with_weights(run.method, run.spec.make(), lambda: backbone_for(subject, images), run.ways,
-                                          run.weights)
+        method, own = method_with_weights(run.method, run.spec.make(), lambda: backbone_for(subject, images),
+                                          run.protocol.settings().get("ways"), run.weights)
     bank: FeatureBank | ImageBank
     if method.inputs == "images":
         learner: Any = method  # it holds its backbone, which no other method has

@@ -69,9 +69,10 @@ class Run:
     if not TYPE_CHECKING:
         def __getattr__(self, name: str) -> Any:
             """A setting of one of the parts."""
-            for part, names in (("subject", _SUBJECT), ("spec", _METHOD), ("protocol", protocol_settings())):
-                if name in names:
-                    return getattr(self.__dict__[part], name)
+            if not name.startswith("_"):  # those are asked for while it is being unpickled
+                for part in (self.subject, self.spec, self.protocol):
+                    if name in settings_of(part):
+                        return getattr(part, name)
             raise AttributeError(f"a Run has no {name!r}")
     else:
         def __getattr__(self, name: str) -> Any: ...

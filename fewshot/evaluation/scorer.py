@@ -117,7 +117,7 @@ class Scorer:
         """The part of the unit that begins with episode `start`; raises Cancelled between two chunks once `going()` is
         false."""
         rows, done = {}, 0
-        measures = Measures(self.scores, len(self.bank.class_names), self.temperature)
+        measures = Measures(self.bank.classes, self.scores, self.temperature)
 
         def chunks() -> Iterator[Episodes]:
             room = None

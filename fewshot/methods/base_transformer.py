@@ -128,9 +128,9 @@ class BaseTransformer(Method):
 
     def fit(self, base_bank: FeatureBank) -> BaseTransformer:
         """A copy with the mean features of the base classes."""
-        present = base_bank.class_sizes() > 0
-        total = torch.zeros(len(present), base_bank.features.shape[1], dtype=base_bank.features.dtype)
-        means = total.index_add(0, base_bank.labels, base_bank.features)[present] / base_bank.class_sizes()[present, None]
+        owner = torch.searchsorted(base_bank.classes, base_bank.labels)
+        total = base_bank.features.new_zeros(len(base_bank.classes), base_bank.features.shape[1])
+        means = total.index_add(0, owner, base_bank.features) / base_bank.class_sizes()[:, None]
         return dataclasses.replace(self, base=means, base_classes=len(means))
 
     def with_backbone(self, backbone: nn.Module, ways: int, *, feature_dim: int | None = None,

@@ -206,8 +206,10 @@ def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
 
 
 def figure_bytes(figure: Figure, suffix: str = "png", metadata: dict | None = None, dpi: float = 200) -> bytes:
-    """The figure as the content of a file."""
+    """The figure as the content of a file, without the time at which it was made: equal figures give equal bytes."""
     buffer = io.BytesIO()
+    if suffix == "pdf":
+        metadata = {"CreationDate": None, **(metadata or {})}
     dpi = min(dpi, 60_000 / max(figure.get_size_inches()))  # Agg draws at most 65 536 pixels a side
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(buffer, format=suffix, dpi=dpi, facecolor="white", metadata=metadata)

@@ -152,11 +152,15 @@ def _measured(results: list[Result], source: FeatureSource | None) -> list[str]:
 
 def _confusion(result: Result, title: str, source: FeatureSource | None) -> str:
     matrix, names, numbered = result.measures["confusion"], None, ""
+    ids = result.measures.get("confusion_classes")
+    classes = range(len(matrix)) if ids is None else ids.tolist()
     try:
         if source is not None:
-            names = evaluated_images(result.record, source).class_names
+            known = evaluated_images(result.record, source).class_names
+            names = [known[label] for label in classes]
     except FewshotError as error:
         numbered = f" Classes have numbers: {error}."
+    names = [f"class {label}" for label in classes] if names is None else names
     pairs = confused_pairs(matrix, names)
     caption = f"Most confused: {'; '.join(pairs)}." if pairs else "No query was given a wrong class."
     if len(matrix) > result.record.ways:

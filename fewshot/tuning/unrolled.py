@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fewshot.core.checked import check_choice
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import read_safetensors, write_atomically
+from fewshot.core.files import read_safetensors, replacing, save_tensors
 from fewshot.core.provenance import commit, versions
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Method, create_method, method_parameters
@@ -149,10 +148,11 @@ def save_fitted(path: str | Path, result: FitResult) -> Path:
     """Write values, hyper-parameters, history and provenance to a safetensors file, atomically."""
     # Learned values are tensors of the file; `None` in the constructor leaves room for them.
     params = {key: value for key, value in result.parameters.items() if key != "learned"}
-    meta = {"method": result.name, "params": json.dumps(params), "history": json.dumps(result.history),
+    meta = {"method": result.name, "params": json.dumps(params, sort_keys=True), "history": json.dumps(result.history),
             "best_epoch": str(result.best_epoch), "provenance": json.dumps(result.provenance, sort_keys=True)}
-    state = {name: value.detach().cpu().contiguous() for name, value in result.method.state_dict().items()}
-    return write_atomically(path, save(state, metadata=meta))
+    with replacing(path) as temporary:
+        save_tensors(temporary, result.method.state_dict(), meta)
+    return Path(path)
 
 
 def load_fitted(path: str | Path) -> FitResult:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fewshot.backbones import create_backbone, load_official, load_weights
 from fewshot.backbones.layouts import LAYOUTS
 from fewshot.backbones.official import convert_official, read_official
-from fewshot.cli.main import app
+from fewshot.cli.app import app
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.evaluation.evaluate import evaluate

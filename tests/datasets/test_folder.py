@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewshot.cli.main import app
+from fewshot.cli.app import app
 from fewshot.core.errors import FewshotError
 from fewshot.datasets import load_dataset
 from tests.datasets.synthetic import encoded, write_class_folders

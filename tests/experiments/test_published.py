@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fewshot.backbones import create_backbone
 from fewshot.backbones.weights import save_weights
-from fewshot.cli.main import app
+from fewshot.cli.app import app
 from fewshot.core.errors import FewshotError
 from fewshot.evaluation.result import Result
 from fewshot.evaluation.run import Run

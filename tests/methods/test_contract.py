@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -20,9 +22,9 @@ DIM = 32
 # Fewer steps of the same code for the methods that take seconds with their defaults: what is promised here does not
 # depend on the number of steps. The defaults themselves are run under the slow marker.
 DIRICHLET = {"iterations": 5, "mm_steps": 40}
-QUICK = {"alpha_tim": {"iterations": 100}, "tim_gd": {"iterations": 100}, "putm": {"outer": 2, "inner": 2},
+QUICK = {"alpha_tim": {"iterations": 40}, "tim_gd": {"iterations": 40}, "putm": {"outer": 2, "inner": 2},
          "em_dirichlet": DIRICHLET, "hard_em_dirichlet": DIRICHLET, "unem_dirichlet": {"layers": 5, "mm_steps": 40},
-         "free_lunch": {"samples": 60}}
+         "free_lunch": {"samples": 12}}
 DEFAULTS = "-defaults"
 EXEMPT = {
     "learns": ("relation_net",),  # its weights are all it knows, and those of a fresh one are random
@@ -40,6 +42,7 @@ def registered(case: str) -> type:
     return METHODS[case.removesuffix(DEFAULTS).partition("+")[0]]
 
 
+@functools.cache
 def subject(case: str) -> Subject:
     name = case.removesuffix(DEFAULTS)
     settings = WITH_WEIGHTS.get(name, QUICK.get(name, {}) if name == case else {})

@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from fewshot.backbones import create_backbone, load_weights, save_weights
-from fewshot.cli.main import app
+from fewshot.cli.app import app
 from fewshot.core.errors import FewshotError
 from fewshot.datasets import load_dataset
 from fewshot.episodes.sampler import EpisodeSampler

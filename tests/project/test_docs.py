@@ -18,7 +18,7 @@ import pytest
 import typer
 
 import fewshot
-from fewshot.cli.main import app
+from fewshot.cli.app import app
 from fewshot.methods import METHODS
 from fewshot.training import OBJECTIVES
 

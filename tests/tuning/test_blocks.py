@@ -36,7 +36,7 @@ class Source(FeatureSource):
 
 def run_of(**parameters) -> Run:
     return Run(split="val", backbone_options={"width": 8}, method="film",
-               parameters=parameters, ways=4, queries=3, episodes=30)
+               parameters=parameters, ways=4, queries=3, episodes=12)
 
 
 def test_a_block_that_does_harm_is_left_out(monkeypatch):
@@ -94,7 +94,7 @@ def test_mistakes_are_named(run, message):
 
 
 def test_the_command_refuses_two_searches_at_once():
-    from fewshot.cli.main import app
+    from fewshot.cli.app import app
 
     answer = CliRunner().invoke(app, ["tune", "--method", "film", "--placement", "--grid", "lr=1"])
     assert isinstance(answer.exception, FewshotError) and "leave out --grid" in str(answer.exception)

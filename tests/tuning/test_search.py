@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fewshot.cli.main import app
+from fewshot.cli.app import app
 from fewshot.cli.values import pairs, value_lists
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank

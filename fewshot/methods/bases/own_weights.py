@@ -46,7 +46,7 @@ def trained_parameters(name: str, weights: str | Path | None) -> dict:
     return METHODS[name].present_names(found[1]["parameters"]) if found else {}
 
 
-def method_with_weights(name: str, method: Method, backbone: Callable[[], Backbone], ways: int,
+def method_with_weights(name: str, method: Method, backbone: Callable[[], Backbone], ways: int | None,
                         weights: str | Path | None) -> tuple[Method, str | None]:
     """(the method, identity of its own weights). A `method` that needs a backbone is built on `backbone()`; one that has
     weights gets those in the file `weights`, where that holds some of `name`. Else those made with the backbone are fresh,
@@ -57,6 +57,9 @@ def method_with_weights(name: str, method: Method, backbone: Callable[[], Backbo
     """
     made_here = method.needs_backbone
     if made_here and isinstance(method, TakesBackbone):
+        if ways is None:
+            raise FewshotError(f"{name} is made for a number of ways, which this protocol does not have; choose a method "
+                               "without a network of its own, or the protocol episodes")
         method = method.with_backbone(backbone(), ways)
     if not isinstance(method, nn.Module):
         return method, None
