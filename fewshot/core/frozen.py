@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class FrozenDict(dict):
@@ -38,7 +38,7 @@ def frozen_dict(values: Mapping | Iterable = ()) -> FrozenDict:
     return FrozenDict({key: frozen(item) for key, item in dict(values).items()})
 
 
-def plain(value: object) -> object:
+def plain(value: object) -> Any:
     """`value` as JSON reads it: lists, dictionaries and Python's numbers."""
     if hasattr(value, "tolist"):
         value = value.tolist()

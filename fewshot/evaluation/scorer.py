@@ -77,8 +77,9 @@ class Scorer:
         each = -(-self.block // self.unit)
         whole, rest = divmod(self.episodes, self.block)
         units = whole * each + -(-rest // self.unit)
-        return tuple(min(self.episodes, at // each * self.block + at % each * self.unit)
-                     for at in (units * shard[0] // shard[1], units * (shard[0] + 1) // shard[1]))
+        first, end = (min(self.episodes, at // each * self.block + at % each * self.unit)
+                      for at in (units * shard[0] // shard[1], units * (shard[0] + 1) // shard[1]))
+        return first, end
 
     def is_border(self, episode: int) -> bool:
         return episode == self.episodes or episode % self.block % self.unit == 0

@@ -48,7 +48,7 @@ class Jobs:
     partition: str | None = None
     options: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_once = 1 if self.at_once is None else self.at_once
         check_at_least(1, jobs=at_once, per_job=self.per_job, cpus=self.cpus, time=self.minutes)
         if self.memory is not None:
@@ -98,7 +98,7 @@ class Batch:
 
         torch.set_num_threads(self.threads)
         source, store = FeatureSource(self.data_root, self.folder / "cache"), Store(self.folder)
-        outcomes = []
+        outcomes: list[str | None] = []
         for run in self.runs:
             try:
                 if self.prepare:
@@ -165,7 +165,8 @@ def _features(run: Run) -> str:
 
 def _work(submitter: Executor, jobs: Jobs, tasks: Sequence[Batch], bar: tqdm) -> list[Failure]:
     """Run all `tasks`; interrupted, cancel those that are not done."""
-    waiting, running, failures = list(tasks), {}, []
+    waiting, failures = list(tasks), []
+    running: dict[Job, Batch] = {}
     try:
         while waiting or running:
             if (room := jobs.room(len(running), len(waiting))) > 0 and waiting:

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
-from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.evaluate import evaluate, whole_result
 from fewshot.evaluation.result import Result
 from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store, experiment_store, kept_folder
@@ -51,10 +52,13 @@ class TrainingPlan:
         validation = load_dataset(self.dataset, "val", root=root, **self.data_options)
         backbone = create_backbone(self.backbone, **{**input_for(self.backbone, base.images), **self.backbone_options},
                                    seed=self.config.seed)
+        if not isinstance(self.config, SupervisedConfig):
+            if self.generations > 1:
+                raise FewshotError(f"generations={self.generations} of an episodic training; only supervised ones have them")
+            return train(self.config, base, validation, backbone, out=out)
         if self.generations > 1:
             return train_generations(self.config, base, validation, backbone, out=out, generations=self.generations)
-        run_training = train_supervised if isinstance(self.config, SupervisedConfig) else train
-        return run_training(self.config, base, validation, backbone, out=out)
+        return train_supervised(self.config, base, validation, backbone, out=out)
 
     def keep(self, result: TrainResult, path: str | Path) -> None:
         """Write the weights of a finished training to `path`; of a supervised one those of the backbone alone, as the heads
@@ -111,7 +115,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     results = []
     for number, run in enumerate(wanted, 1):
         trial = run if arguments.episodes is None else dataclasses.replace(run, episodes=arguments.episodes)
-        results.append(evaluate(trial, store=store, progress=True, source=source))
+        results.append(whole_result(evaluate(trial, store=store, progress=True, source=source)))
         print(f"[{number}/{len(wanted)}] {results[-1]!r} in {results[-1].seconds:.0f} s", flush=True)
         if arguments.keep and arguments.episodes is None:
             _keep(results[-1], Store(kept_folder(file)))
@@ -158,7 +162,7 @@ def weights_file(file: str, name: str) -> str:
 
 
 def small_data_runs(file: str, method: str, *, shots: Sequence[int] = (1, 5),
-                    distributions: Sequence[str] = ("balanced", "dirichlet"), **settings) -> list[Run]:
+                    distributions: Sequence[str] = ("balanced", "dirichlet"), **settings: Any) -> list[Run]:
     """5-way runs, balanced and Dirichlet(2) unless other settings of `Run` are given, on data that need no registration:
     Omniglot with the Conv-4 of experiments/omniglot_background.py, and Caltech-101 with EfficientNet-Lite0.
 

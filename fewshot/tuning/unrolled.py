@@ -17,7 +17,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import read_safetensors, replacing, save_tensors
 from fewshot.core.provenance import commit, versions
 from fewshot.episodes.types import Episodes
-from fewshot.methods.contract import METHODS, create_method, method_parameters
+from fewshot.methods.contract import METHODS, Method, create_method, method_parameters
 
 DEFAULT_LEARNING = {"epochs": 100, "lr": 0.1, "halve_every": None, "batch": None}
 
@@ -55,9 +55,10 @@ class FitResult:
     @property
     def name(self) -> str:
         """Registry name of the method; raises FewshotError if it has none."""
-        names = [name for name in METHODS if METHODS[name] is type(self.method)]
+        cls: type = type(self.method)
+        names = [name for name in METHODS if METHODS[name] is cls]
         if not names:
-            raise FewshotError(f"{type(self.method).__name__} is not a registered method; register it to save or run it")
+            raise FewshotError(f"{cls.__name__} is not a registered method; register it to save or run it")
         return names[0]
 
     @property
@@ -67,7 +68,7 @@ class FitResult:
         return {key: getattr(self.method, key) for key in method_parameters(self.name)}
 
 
-def fit_method(method: nn.Module, episodes: Episodes, query_labels: Tensor, *, epochs: int | None = None,
+def fit_method(method: Method | nn.Module, episodes: Episodes, query_labels: Tensor, *, epochs: int | None = None,
                lr: float | None = None, halve_every: int | None = None, batch: int | None = None,
                loss: str = "cross_entropy", seed: int = 0, provenance: Mapping | None = None,
                progress: Callable[[int, float], None] | None = None) -> FitResult:
@@ -161,5 +162,7 @@ def load_fitted(path: str | Path) -> FitResult:
     if not {"method", "params", "history", "best_epoch", "provenance"} <= set(meta):
         raise FewshotError(f"{path} was not written by save_fitted")
     method = create_method(meta["method"], **json.loads(meta["params"]))
+    if not isinstance(method, nn.Module):
+        raise FewshotError(f"{path} holds values of {meta['method']}, which learns none; fit again")
     method.load_state_dict(state)
     return FitResult(method, json.loads(meta["history"]), int(meta["best_epoch"]), json.loads(meta["provenance"]))
