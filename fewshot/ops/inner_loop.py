@@ -115,8 +115,9 @@ class BatchNormMode(nn.Module):
         return {name: value.expand(episodes, *value.shape) for name, value in self._stored(network).items()}
 
     def record(self, network: nn.Module, statistics: Tensors) -> None:
-        """Store the mean over episodes of the updated statistics [E, ...]."""
-        if statistics:
+        """Store the mean over episodes of the updated statistics [E, ...], and count the meta-batch in every mode:
+        DropBlock's warm-up goes by this counter."""
+        if self.training:
             for name, value in self._stored(network).items():
                 value.copy_(statistics[name].detach().mean(0))
             for layer in _layers(network).values():
@@ -127,8 +128,11 @@ class BatchNormMode(nn.Module):
              vectorise: bool) -> tuple[Tensor, Tensors]:
         """`call_each` after `step` inner steps, with the layers in this mode."""
         layers, shared = _layers(network), {}
-        if statistics:  # BatchNorm counts its calls in place: in copies, `record` counts the meta-batches
-            shared = {f"{name}.num_batches_tracked": layer.num_batches_tracked.clone() for name, layer in layers.items()
+        if self.training:
+            # BatchNorm that tracks counts its calls in place: in copies, `record` counts the meta-batches. Either way the
+            # network sees the number of this one.
+            counted = int(self.mode == "batch")
+            shared = {f"{name}.num_batches_tracked": layer.num_batches_tracked + counted for name, layer in layers.items()
                       if layer.num_batches_tracked is not None}
         of_batch = self.mode == "batch" or self.training
         with _flags(layers.values(), training=of_batch, tracking=self.mode != "batch"):
