@@ -39,7 +39,7 @@ class Learner(Trained):
         super().__init__()
         self.backbone, self.method, self.precision = backbone, method, precision
         self.config = TrainConfig() if config is None else config
-        self.losses = self.config.losses
+        self.losses, self.freeze = self.config.losses, self.config.freeze
 
     def forward(self, episodes: Episodes) -> Tensor:
         return self._apply_to(episodes, self.method)  # [E, Q, N]

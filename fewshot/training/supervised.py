@@ -29,9 +29,9 @@ class Classifier(Trained):
 
     method: Objective
 
-    def __init__(self, backbone: Backbone, objective: Objective, precision: str = "float32"):
+    def __init__(self, backbone: Backbone, objective: Objective, precision: str = "float32", freeze: bool = True):
         super().__init__()
-        self.backbone, self.method, self.precision = backbone, objective, precision
+        self.backbone, self.method, self.precision, self.freeze = backbone, objective, precision, freeze
 
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(mean loss, logits [B, classes]) of stored images [B, C, H, W]."""
@@ -115,7 +115,7 @@ def train_supervised(config: SupervisedConfig, train_bank: ImageBank, val_bank: 
     backbone, objective = copy.deepcopy((backbone, objective))
     if not any(p.requires_grad for p in backbone.parameters()):
         raise FewshotError("no parameter of the backbone has requires_grad=True: there is nothing to train")
-    learner = Classifier(backbone, objective, config.precision)
+    learner = Classifier(backbone, objective, config.precision, config.freeze)
     objective.to(learner.device)
     task = ClassificationTask(config, train_bank, val_bank, learner, augment)
     return run_training(task, out, progress, resume, augment=repr(augment))
