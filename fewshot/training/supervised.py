@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewshot.backbones import Backbone
+from fewshot.core.compiled import compile_like, plain
 from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import derived_seed
 from fewshot.data.banks import ImageBank
@@ -106,6 +107,7 @@ def train_supervised(config: SupervisedConfig, train_bank: ImageBank, val_bank: 
     classes = len(train_bank.labels.unique())
     if classes < 2:
         raise FewshotError(f"train_bank holds images of {classes} classes; classification needs at least 2")
+    model, backbone = backbone, plain(backbone)
     if objective is None:
         objective = make_objective(config, classes, backbone)
     elif config.recipe in OBJECTIVES and not isinstance(objective, cast(type, OBJECTIVES[config.recipe])):
@@ -115,6 +117,7 @@ def train_supervised(config: SupervisedConfig, train_bank: ImageBank, val_bank: 
     backbone, objective = copy.deepcopy((backbone, objective))
     if not any(p.requires_grad for p in backbone.parameters()):
         raise FewshotError("no parameter of the backbone has requires_grad=True: there is nothing to train")
+    compile_like(backbone, model)
     learner = Classifier(backbone, objective, config.precision, config.freeze)
     objective.to(learner.device)
     task = ClassificationTask(config, train_bank, val_bank, learner, augment)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewshot.core.checked import check_at_least, check_choice, check_number
+from fewshot.core.compiled import plain
 from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.episodes.types import Episodes
@@ -267,7 +268,10 @@ class GradientMethod(Method):
         """The learner on `backbone` with a fresh head for `ways` classes, whose random weights come from `seed`.
 
         feature_dim   D; needed where the backbone has no attribute of that name
+
+        Of a backbone that `torch.compile` wrapped it is the network inside: compiled calls have no second derivative.
         """
+        backbone = plain(backbone)
         return self.learner(self, backbone, ways, feature_dim_of(backbone, feature_dim), seed)
 
     def __call__(self, episodes: Episodes) -> Tensor:
