@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.core.checked import check_choice
 from fewshot.core.errors import FewshotError
+from fewshot.ops.second_order import twice_differentiable
 
 Tensors = dict[str, Tensor]
 BATCH_NORM_MODES = ("batch", "running", "per_step")
@@ -37,9 +38,10 @@ def gradients(loss: Callable[[Tensors], tuple[Tensor, Tensors]], weights: Tensor
             # A view is a new node of the graph: a weight made from others (the head of ProtoMAML from the backbone) is
             # then a variable of its own, and the gradients are partial derivatives.
             weights[name] = weights[name].view_as(weights[name]) if kept else weights[name].detach().requires_grad_()
-        value, extra = loss(weights)
-        found = torch.autograd.grad(value, [weights[name] for name in names], create_graph=second_order and outside,
-                                    materialize_grads=True)
+        again = second_order and outside
+        with twice_differentiable() if again else contextlib.nullcontext():
+            value, extra = loss(weights)
+        found = torch.autograd.grad(value, [weights[name] for name in names], create_graph=again, materialize_grads=True)
     return weights, dict(zip(names, found, strict=True)), extra
 
 

@@ -20,7 +20,7 @@ from fewshot.core.seeding import isolated_rng
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import Method, feature_dim_of
 from fewshot.ops.inner_loop import BatchNormMode, Tensors, gradients
-from fewshot.ops.second_order import CheapSecondOrder
+from fewshot.ops.second_order import CheapSecondOrder, differentiable, layer_without_second_derivative
 
 HEAD = ("head.weight", "head.bias")
 
@@ -54,6 +54,7 @@ class GradientLearner(nn.Module, Method):
         self.norms = BatchNormMode(backbone, settings.batch_norm, settings.inner_steps)
         self.setting = "transductive" if self.norms.uses_batch else "inductive"
         self.vectorise = settings.vectorise
+        self.differentiable = settings.first_order  # whether the inner gradients are known to be, where they must be
         # Chosen now: whether a weight is adapted must not depend on what is frozen at the time of a call.
         free = [f"backbone.{name}" for name, value in backbone.named_parameters()
                 if value.requires_grad and name not in self.norms.weights_of]
@@ -168,7 +169,14 @@ class GradientLearner(nn.Module, Method):
             logits, updated = self._logits(weights, statistics, support, step)
             return mean_cross_entropy(logits, labels) * len(labels), updated  # the sum of the episodes' mean losses
 
-        return gradients(loss, weights, self.adapted, second_order=not self.settings.first_order)
+        weights, found, updated = gradients(loss, weights, self.adapted, second_order=not self.settings.first_order)
+        if self.training and not self.differentiable and any(gradient.requires_grad for gradient in found.values()):
+            if not differentiable(found.values()):
+                layer = layer_without_second_derivative(self.backbone, support[0])
+                raise FewshotError(f"{f'layer {layer}' if layer else 'a layer'} of the backbone has no second derivative, "
+                                   "which first_order=False needs; choose first_order=True, or another backbone")
+            self.differentiable = True
+        return weights, found, updated
 
     def _logits(self, weights: Tensors, statistics: Tensors, x: Tensor, step: int) -> tuple[Tensor, Tensors]:
         """Logits [E, B, N] of what `_features` takes."""
