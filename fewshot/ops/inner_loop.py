@@ -45,6 +45,32 @@ def gradients(loss: Callable[[Tensors], tuple[Tensor, Tensors]], weights: Tensor
     return weights, dict(zip(names, found, strict=True)), extra
 
 
+class BufferReplay:
+    """Contexts for `torch.utils.checkpoint`: computed again, `network` begins with the buffers it began with the first time
+    (layers such as spectral norm write theirs in every forward pass), and leaves no trace."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+        self.before = {name: value.clone() for name, value in network.named_buffers()}
+
+    def contexts(self) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+        """(of the first computation, of each further one)."""
+        return contextlib.nullcontext(), self
+
+    def __enter__(self) -> None:
+        self.now = dict(self.network.named_buffers())
+        # Other tensors, not other values: those that the graph holds stay as they are.
+        self._set({name: value.clone() for name, value in self.before.items()})
+
+    def __exit__(self, *_: object) -> None:
+        self._set(self.now)
+
+    def _set(self, buffers: Tensors) -> None:
+        for name, value in buffers.items():
+            owner, _, own = name.rpartition(".")
+            self.network.get_submodule(owner)._buffers[own] = value
+
+
 def call_each(network: nn.Module, stacked: Tensors, shared: Tensors, statistics: Tensors, images: Tensor,
               vectorise: bool) -> tuple[Tensor, Tensors]:
     """The network on images [E, B, ...], episode e with its own weights stacked[name][e]; -> output [E, B, ...].

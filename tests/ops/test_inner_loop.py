@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from fewshot.backbones.resnet12 import DropBlock
+from fewshot.core.seeding import isolated_rng
 from fewshot.methods import create_method
-from tests.methods.image_episodes import image_episodes
+from tests.methods.image_episodes import image_episodes, loss_and_gradients, network
 
 
 class Dropping(nn.Module):
@@ -43,3 +45,22 @@ def test_dropblock_warms_up_over_the_meta_batches(name, batch_norm):
     learner.eval()
     learner.loss(episodes, labels)
     assert network.norm.num_batches_tracked == 6, "evaluation does not count"
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"batch_norm": "running"}, {"batch_norm": "per_step"}, {"first_order": True}],
+                         ids=str)
+def test_checkpoints_repeat_layers_that_write_buffers(settings, old):
+    """Spectral norm, parametrised or by the older hook, takes a step of its power iteration in every forward pass."""
+    episodes, labels = image_episodes()
+
+    def run(checkpoint):
+        backbone = network()
+        with isolated_rng(0):
+            (nn.utils.spectral_norm if old else spectral_norm)(backbone.layers[0])
+        learner = create_method("maml", inner_lr=0.5, inner_steps=3, checkpoint=checkpoint, **settings)
+        learner = learner.with_backbone(backbone, 3).train()
+        twice = [loss_and_gradients(learner, episodes, labels) for _ in range(2)]
+        return twice, dict(learner.named_buffers())
+
+    torch.testing.assert_close(run(True), run(False), atol=1e-12, rtol=0)

@@ -228,7 +228,8 @@ class Once(nn.Module):
 
 
 def test_the_layer_without_second_derivative_is_named():
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Sequential(nn.BatchNorm2d(4), Once()), nn.Flatten())
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Sequential(nn.BatchNorm2d(4), Once()),
+                            nn.Flatten())
     episodes, labels = image_episodes(dtype=torch.float32)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     learner = create_method("maml", inner_steps=1).with_backbone(network, 3, feature_dim=64).train()

@@ -19,7 +19,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import Method, feature_dim_of
-from fewshot.ops.inner_loop import BatchNormMode, Tensors, gradients
+from fewshot.ops.inner_loop import BatchNormMode, BufferReplay, Tensors, gradients
 from fewshot.ops.second_order import CheapSecondOrder, differentiable, layer_without_second_derivative
 
 HEAD = ("head.weight", "head.bias")
@@ -137,7 +137,8 @@ class GradientLearner(nn.Module, Method):
             if step < max(at):
                 arguments = (step, weights, statistics, memory, e.support, e.support_labels)
                 if self.settings.checkpoint and torch.is_grad_enabled():
-                    weights, statistics, memory = checkpoint(self._step, *arguments, use_reentrant=False)
+                    weights, statistics, memory = checkpoint(self._step, *arguments, use_reentrant=False,
+                                                             context_fn=BufferReplay(self.backbone).contexts)
                 else:
                     weights, statistics, memory = self._step(*arguments)
         return outputs, {name: weights[name] for name in self.adapted}, statistics
