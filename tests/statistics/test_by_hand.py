@@ -190,19 +190,21 @@ def test_p_values_lie_between_0_and_1():
 
 def test_ranks_with_a_tie_by_hand():
     """Ranks 1 2 3, 2 1 3 and 1.5 1.5 3: their means are 1.5 1.5 3, 0.5 0.5 1 from 2, and their variances 1, 1 and 3/4.
-    Friedman's statistic is 3^2 (0.25 + 0.25 + 1) / 2.75 = 54/11, of which 6 would be full agreement; the tail of a chi-square
-    with two degrees of freedom is exp(-x / 2)."""
+    Friedman's statistic is 3^2 (0.25 + 0.25 + 1) / 2.75 = 54/11, of which 6 would be full agreement; the tail of a
+    chi-square with two degrees of freedom is exp(-x / 2)."""
     found = rank([[0.9, 0.8, 0.5], [0.8, 0.9, 0.5], [0.1, 0.2, 0.3]])
     assert found.ranks == (1.5, 1.5, 3) and found.blocks == 3 and found.confidence == 0.95
     assert found.concordance == pytest.approx(9 / 11) and found.p_value == pytest.approx(math.exp(-27 / 11))
     assert found.critical_difference == pytest.approx(2.343 * (3 * 4 / (6 * 3)) ** 0.5, abs=1e-3), "Demsar 2006, table 5a"
     wider = rank(np.random.default_rng(0).random((4, 14)), 0.9)
-    assert wider.critical_difference == pytest.approx(2.291 * (4 * 5 / (6 * 14)) ** 0.5, abs=1e-3) and wider.confidence == 0.9
+    assert wider.critical_difference == pytest.approx(2.291 * (4 * 5 / (6 * 14)) ** 0.5, abs=1e-3)
+    assert wider.confidence == 0.9
     equal = rank([[0.5, 0.5], [0.5, 0.5]])
     assert (equal.ranks, equal.p_value, equal.concordance) == ((1.5, 1.5), 1, 0)
 
 
-@pytest.mark.parametrize("values", [[[0.1, 0.2]], [[0.1], [0.2]], [0.1, 0.2], np.ones((2, 2, 2)), [[0.1, 0.2], [0.3, np.nan]]],
+@pytest.mark.parametrize("values", [[[0.1, 0.2]], [[0.1], [0.2]], [0.1, 0.2], np.ones((2, 2, 2)),
+                                    [[0.1, 0.2], [0.3, np.nan]]],
                          ids=["one method", "one block", "one axis", "three axes", "nan"])
 def test_ranks_need_two_methods_on_two_blocks(values):
     with pytest.raises(FewshotError, match=rf"values have shape \({', '.join(map(str, np.shape(values)))}.*finite \[K, B\]"):
