@@ -133,6 +133,7 @@ def test_slices_pieces_and_what_is_joined_again():
     for name in FIELDS:
         assert torch.equal(getattr(joined(pieces), name), getattr(whole, name))
         assert torch.equal(getattr(whole[2:5], name), getattr(whole, name)[2:5])
+    assert whole in {whole} and whole != whole[:], "compared as objects: tensors have no one truth"
     with pytest.raises(dataclasses.FrozenInstanceError):
         whole.query = whole.support
 
