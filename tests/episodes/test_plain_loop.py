@@ -16,6 +16,7 @@ from fewshot.episodes.sampler import EpisodeSampler, joined
 
 SIZES = {5: 9, 7: 14, 11: 30, 12: 11, 20: 17, 21: 10, 40: 25}  # class -> images, in a random order
 LABELS = np.random.default_rng(0).permutation(np.repeat(list(SIZES), list(SIZES.values())))
+MANY = np.random.default_rng(1).permutation(np.repeat(np.arange(40) * 3, np.arange(40) % 7 + 12))
 FIELDS = ("support", "support_labels", "query", "query_labels", "classes")
 
 
@@ -46,19 +47,20 @@ def moved(counts, left, share):
     return counts
 
 
-def episode(number, *, ways=(5, 5), shots=(1, 1), queries=15, seed=0, query_distribution="balanced", alpha=2.0, k_eff=None,
+def episode(labels, number, *, ways=(5, 5), shots=(1, 1), queries=15, seed=0, query_distribution="balanced", alpha=2.0, k_eff=None,
             open_classes=0, open_queries=0):
     """Episode `number`, image by image: its five columns as lists."""
-    rows = {label: [row for row, found in enumerate(LABELS) if found == label] for label in SIZES}
+    rows = {label: np.flatnonzero(labels == label).tolist() for label in np.unique(labels).tolist()}
+    sizes = {label: len(found) for label, found in rows.items()}
     most = queries if query_distribution == "balanced" else ways[1] * queries
-    depth = min(shots[1] + most, max(SIZES.values()))
+    depth = min(shots[1] + most, max(sizes.values()))
     layout = {"classes": ways[1], "ways": 1, "shots": ways[1], "counts": ways[1], "present": ways[1],
               "query_pool": ways[1] * queries, "items": ways[1] * depth, "order": ways[1] * queries}
     u = {name: x[0] for name, x in counted_uniforms(f"fewshot episodes 1 {seed}", layout, number, 1).items()}
     n = ways[0] + int(u["ways"][0] * (ways[1] - ways[0] + 1))
-    classes = [list(SIZES)[place] for place in shuffled(u["classes"], len(SIZES))][:n]
+    classes = [list(sizes)[place] for place in shuffled(u["classes"], len(sizes))][:n]
     taken = [shots[0] + int(x * (shots[1] - shots[0] + 1)) for x in u["shots"][:n]]
-    left = [SIZES[label] - k for label, k in zip(classes, taken, strict=True)]
+    left = [sizes[label] - k for label, k in zip(classes, taken, strict=True)]
     if query_distribution == "balanced":
         counts = [queries] * n
     elif query_distribution == "dirichlet":
@@ -72,7 +74,7 @@ def episode(number, *, ways=(5, 5), shots=(1, 1), queries=15, seed=0, query_dist
         counts = [hit.count(j) for j in range(n)]
     support, query = [], []
     for j, label in enumerate(classes):
-        items = [rows[label][place] for place in shuffled(u["items"][j * depth : (j + 1) * depth], SIZES[label])]
+        items = [rows[label][place] for place in shuffled(u["items"][j * depth : (j + 1) * depth], sizes[label])]
         support += [(row, j) for row in items[: taken[j]]]
         query += [(row, j) for row in items[taken[j] : taken[j] + counts[j]]]
     query = [query[place] for place in np.argsort(u["order"][: len(query)])]
@@ -80,10 +82,10 @@ def episode(number, *, ways=(5, 5), shots=(1, 1), queries=15, seed=0, query_dist
         drawn = open_classes * open_queries
         layout = {"classes": open_classes, "items": drawn, "places": drawn}
         u = {name: x[0] for name, x in counted_uniforms(f"fewshot open queries 1 {seed}", layout, number, 1).items()}
-        outside = [label for label in SIZES if label not in classes]
+        outside = [label for label in sizes if label not in classes]
         opened = []
         for j, place in enumerate(shuffled(u["classes"], len(outside))):
-            items = shuffled(u["items"][j * open_queries : (j + 1) * open_queries], SIZES[outside[place]])
+            items = shuffled(u["items"][j * open_queries : (j + 1) * open_queries], sizes[outside[place]])
             opened += [rows[outside[place]][item] for item in items]
         merged, known = [None] * (len(query) + drawn), iter(query)
         for row, place in zip(opened, shuffled(u["places"], len(merged)), strict=True):
@@ -103,15 +105,16 @@ def episode(number, *, ways=(5, 5), shots=(1, 1), queries=15, seed=0, query_dist
     {"ways": (5, 5), "queries": 3, "query_distribution": "k_eff", "k_eff": 3},
     {"ways": (3, 6), "shots": (1, 2), "queries": 2, "query_distribution": "k_eff", "k_eff": 2, "seed": 10**12},
 ], ids=str)
-@pytest.mark.parametrize("block", [1, 64 << 20])
-def test_episodes_are_those_of_a_plain_loop(monkeypatch, protocol, block):
+@pytest.mark.parametrize(("labels", "block"), [(LABELS, 1), (LABELS, 64 << 20), (MANY, 64 << 20)],
+                         ids=["alone", "few", "many"])
+def test_episodes_are_those_of_a_plain_loop(monkeypatch, protocol, labels, block):
     monkeypatch.setattr("fewshot.episodes.sampler._BLOCK_BYTES", block)  # 1: every episode is drawn alone
     found = {}
-    for where, indices in EpisodeSampler(LABELS, **protocol).buckets(20, 40):
+    for where, indices in EpisodeSampler(labels, **protocol).buckets(20, 40):
         assert (indices.ways, len(indices)) == (indices.classes.shape[1], len(where))
         found |= {20 + int(e): [getattr(one, name)[0].tolist() for name in FIELDS]
                   for e, one in zip(where, indices.split(1), strict=True)}
-    assert found == {number: episode(number, **protocol) for number in range(20, 60)}
+    assert found == {number: episode(labels, number, **protocol) for number in range(20, 60)}
 
 
 def test_what_is_asked_for_where_nothing_is_said():
@@ -207,7 +210,7 @@ def test_the_most_that_a_class_can_give():
     ({"query_distribution": "k_eff", "k_eff": 2}, 2, 15)])
 def test_the_most_that_a_pool_can_give(distribution, smallest, left):
     """Two shots leave 7, 8, 9, 12 ... images of the classes, in order of size."""
-    protocol = {"ways": 3, "shots": (1, 2), **distribution}
+    protocol = {"ways": (2, 3), "shots": (1, 2), **distribution}
     list(EpisodeSampler(LABELS, queries=left // 3, **protocol).buckets(0, 3))
     message = f"{left + 3} queries, but the {smallest} smallest classes have only {left} images left"
     with pytest.raises(FewshotError, match=message):
@@ -217,6 +220,8 @@ def test_the_most_that_a_pool_can_give(distribution, smallest, left):
 def test_classes_of_a_pool_need_their_shots_alone():
     sampler = EpisodeSampler(LABELS, ways=3, shots=9, queries=1, query_distribution="natural", small_classes="drop")
     assert sampler.indices(0, 50).classes.unique().tolist() == list(SIZES)
+    sampler = EpisodeSampler(LABELS, ways=3, shots=10, queries=1, query_distribution="natural", small_classes="drop")
+    assert sampler.indices(0, 50).classes.unique().tolist() == list(SIZES)[1:], "class 5 has 9"
 
 
 @pytest.mark.parametrize(("fields", "message"), [
