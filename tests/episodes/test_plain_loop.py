@@ -47,8 +47,8 @@ def moved(counts, left, share):
     return counts
 
 
-def episode(labels, number, *, ways=(5, 5), shots=(1, 1), queries=15, seed=0, query_distribution="balanced", alpha=2.0, k_eff=None,
-            open_classes=0, open_queries=0):
+def episode(labels, number, *, ways=(5, 5), shots=(1, 1), queries=15, seed=0, query_distribution="balanced", alpha=2.0,
+            k_eff=None, open_classes=0, open_queries=0):
     """Episode `number`, image by image: its five columns as lists."""
     rows = {label: np.flatnonzero(labels == label).tolist() for label in np.unique(labels).tolist()}
     sizes = {label: len(found) for label, found in rows.items()}

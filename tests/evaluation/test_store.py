@@ -1,0 +1,160 @@
+"""Folders of results: what is in them, which of them are read, and what is said of the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import shutil
+import warnings
+
+import pytest
+import safetensors
+import torch
+
+from fewshot.core import provenance
+from fewshot.core.errors import FewshotError
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.progress import Part
+from fewshot.evaluation.run import Run
+from fewshot.evaluation.store import Store, experiment_store, kept_folder
+from tests.evaluation.test_evaluate import toy_bank
+
+RUN = Run(dataset="toy", backbone="none", episodes=20)
+
+
+def result(**changes):
+    return evaluate(dataclasses.replace(RUN, **changes), toy_bank())
+
+
+def test_a_result_is_a_folder_of_three_files(tmp_path):
+    made = result()
+    store = Store(tmp_path / "deep" / "runs")
+    place = store.save(made)
+    assert place == store.folder(made.run) == tmp_path / "deep" / "runs" / made.run.key
+    assert sorted(path.name for path in place.iterdir()) == ["episodes.safetensors", "result.json", "run.json"]
+    assert list(place.parent.iterdir()) == [place], "nothing beside it"
+    assert json.loads((place / "run.json").read_text()) == made.run.to_dict()
+    assert json.loads((place / "result.json").read_text()) == json.loads(json.dumps(made.summary()))
+    with safetensors.safe_open(place / "episodes.safetensors", framework="pt") as handle:
+        assert set(handle.keys()) == made.arrays().keys()
+        assert all(torch.equal(handle.get_tensor(name), x) for name, x in made.arrays().items())
+    read = store.read(str(place))
+    assert read.summary() == made.summary() and read.run == made.run
+    assert Store().root.name == "runs"
+
+
+def test_a_later_result_takes_the_place_of_an_earlier_one(tmp_path):
+    first, store = result(), Store(tmp_path)
+    store.save(first)
+    place = store.save(dataclasses.replace(first, seconds=first.seconds + 1))
+    assert store.load(first.run).seconds == first.seconds + 1 and list(tmp_path.iterdir()) == [place]
+
+
+def test_parts_lie_beside_the_result_with_the_software_that_made_them(tmp_path):
+    made, store = result(), Store(tmp_path)
+    parts = store.parts(made.run, scores=True)
+    assert parts.folder == tmp_path / f".{made.run.key}.parts"
+    parts.add(Part(0, 20, {}, {}), made.arrays())
+    parts.flush(made.arrays())
+    assert [len(one) for one in store.parts(made.run, scores=True).read(20, lambda _: True)] == [20]
+    (path,) = parts.folder.iterdir()
+    with safetensors.safe_open(path, framework="pt") as handle:
+        assert json.loads(handle.metadata()["made_by"]) == {
+            **provenance.versions(), "commit": provenance.commit(), "scores": True}
+
+
+def test_folders_that_cannot_be_written_are_named_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FewshotError, match=r"cannot make the folder .*file/runs \(.*choose another one"):
+        Store(tmp_path / "file" / "runs").prepare()
+    monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp_path and mode == os.W_OK))
+    with pytest.raises(FewshotError, match="is not writable; choose another one"):
+        Store(tmp_path).prepare()
+    Store(tmp_path / "other").prepare()
+    assert (tmp_path / "other").is_dir()
+    Store(tmp_path / "other").prepare()
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), safetensors.SafetensorError("disk")])
+def test_a_result_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("fewshot.evaluation.store.save_tensors", full)
+    with pytest.raises(FewshotError, match=f"could not write the result to {tmp_path}/.*free disk space.*nothing was kept"):
+        Store(tmp_path).save(result())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_store_holds(tmp_path):
+    store = Store(tmp_path)
+    made = {(found := result(seed=seed)).run.key: found for seed in (3, 1, 2)}
+    for found in made.values():
+        store.save(found)
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "result.json").write_text("{}")
+    shutil.copytree(store.folder(found.run), tmp_path / ".half")
+    shutil.copytree(store.folder(found.run), tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "result.json").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [one.run.key for one in store] == sorted(made)
+        assert all(torch.equal(one.correct, made[one.run.key].correct) for one in store)
+    broken = sorted(made)[0]
+    (tmp_path / broken / "run.json").write_text("{")
+    with pytest.warns(UserWarning, match=f"left out: {tmp_path / broken} holds no readable result") as warned:
+        assert [one.run.key for one in store] == sorted(made)[1:], "those after it are read"
+    assert len(warned) == 1 and warned[0].filename == __file__
+    assert store.load(result(seed=9).run) is None
+
+
+def test_of_two_folders_the_first_is_asked_first(tmp_path):
+    first, second = result(), result(seed=1)
+    kept, store = Store(tmp_path / "kept"), Store(tmp_path / "runs", kept=tmp_path / "kept")
+    kept.save(dataclasses.replace(first, seconds=50.0))
+    kept.save(second)
+    assert store.load(first.run).seconds == 50
+    store.save(dataclasses.replace(first, seconds=60.0))
+    assert store.load(first.run).seconds == 60 and store.load(second.run) is not None
+    assert [(one.run.seed, one.seconds) for one in store] == [(0, 60), (1, second.seconds)]
+    assert store.load(result(seed=2).run) is None
+
+
+@pytest.mark.parametrize(("name", "text", "kind"), [
+    ("run.json", None, "FileNotFoundError"), ("result.json", None, "FileNotFoundError"),
+    ("result.json", "{", "JSONDecodeError"), ("result.json", "{}", "KeyError"), ("result.json", "[]", "TypeError"), ("episodes.safetensors", "", "SafetensorError")])
+def test_a_folder_that_holds_no_result_says_why(tmp_path, name, text, kind):
+    place = Store(tmp_path).save(result())
+    if text is None:
+        (place / name).unlink()
+    else:
+        (place / name).write_text(text)
+    with pytest.raises(FewshotError, match=rf"{place} holds no readable result \({kind}: .*delete it and evaluate again"):
+        Store.read(place)
+
+
+def test_results_of_an_experiment_lie_beside_its_file(tmp_path):
+    assert kept_folder(tmp_path / "table.py") == tmp_path / "kept"
+    made = result()
+    Store(tmp_path / "kept").save(made)
+    store = experiment_store(tmp_path / "table.py", tmp_path / "runs")
+    assert store.root == tmp_path / "runs" and store.load(made.run).fingerprint == made.fingerprint
+
+
+@pytest.mark.parametrize("code", [errno.ENOTEMPTY, errno.EEXIST, errno.EACCES])
+def test_a_place_that_is_always_taken_ends_somewhere(tmp_path, monkeypatch, code):
+    """Other processes that put their result there are given way to, but not for ever; other errors end it at once."""
+    made, tries, replace = result(), [], os.replace
+
+    def taken(source, target):
+        if str(target).endswith(made.run.key):
+            tries.append(source)
+            raise OSError(code, "taken")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", taken)
+    with pytest.raises(FewshotError, match="taken" if code == errno.EACCES else "other processes keep writing this result"):
+        Store(tmp_path).save(made)
+    assert len(tries) == (1 if code == errno.EACCES else 100) and list(tmp_path.iterdir()) == []
