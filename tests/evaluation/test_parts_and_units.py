@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import read_safetensors, save_tensors
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.sampler import EpisodeSampler
-from fewshot.evaluation.collect import Rows
+from fewshot.episodes.saved import EpisodeDigest
+from fewshot.evaluation.collect import Rows, collect
 from fewshot.evaluation.progress import Part, Parts, summed
 from fewshot.evaluation.scorer import Cancelled, Scorer
 from fewshot.methods.contract import create_method
@@ -279,6 +282,100 @@ def test_a_unit_that_nobody_waits_for_is_left(cut):
         cut.score_unit(10, cut.source.sampler.indices(10, 4), going)
     assert len(asked) == 2, "asked before every chunk"
     assert len(cut.score_unit(10, cut.source.sampler.indices(10, 4))) == 4
+
+
+# -- all of them together -------------------------------------------------------------------------------------------
+
+
+class Seen(ProtoNet):
+    """Remembers how many episodes it was given at a time."""
+
+    calls: ClassVar[list[int]] = []
+
+    def __call__(self, episodes):
+        self.calls.append(len(episodes))
+        return super().__call__(episodes)
+
+
+@pytest.fixture
+def seen(cut, monkeypatch):
+    monkeypatch.setattr(Seen, "calls", [])
+    cut.method = Seen()
+    return cut
+
+
+def expected_of(cut):
+    """(accuracy [25], fingerprint) without units, parts or blocks kept."""
+    episodes, labels = cut.source.sampler.sample(cut.bank, 0, 25)
+    digest = EpisodeDigest(cut.bank.identity)
+    for start, count in ((0, 10), (10, 10), (20, 5)):
+        digest.update(cut.source.sampler.indices(start, count))
+    return (ProtoNet()(episodes).argmax(-1) == labels).double().mean(1), digest.hexdigest()
+
+
+def test_a_run_is_its_units_one_after_the_other(seen):
+    correct, digest = expected_of(seen)
+    rows, fingerprint = collect(seen, Parts())
+    assert rows.complete and torch.equal(rows.arrays["correct"], correct) and Seen.calls == [2, 2, 2, 2, 2] * 2 + [2, 2, 1]
+    drawn = [one for one in seen.source.drawn if one != (0, 1)]  # one episode is drawn to see how large they are
+    assert fingerprint.hexdigest() == digest and drawn == [(0, 10), (10, 10), (20, 5)], "blocks are not drawn again"
+    assert [one for one in seen.source.drawn if one != (0, 1)] == drawn
+
+
+def test_what_is_kept_is_not_scored_again(seen, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fewshot.evaluation.progress.EVERY", 0.0)
+    seen.scores = True
+    correct, digest = expected_of(seen)
+    whole, _ = collect(seen, Parts(tmp_path, {}))
+    assert len(names(tmp_path)) == 8, "one for each unit"
+    for path in tmp_path.iterdir():
+        if path.stem not in {"0000000004-0000000008", "0000000008-0000000010", "0000000014-0000000018"}:
+            path.unlink()
+    Seen.calls.clear()
+    rows, fingerprint = collect(seen, Parts(tmp_path, {}), progress=True, label="toy")
+    assert Seen.calls == [2, 2, 2, 2, 2, 2, 2, 1], "episodes 0 to 3, 10 to 13 and 18 to 24"
+    assert rows.known == 25 and torch.equal(rows.arrays["correct"], correct) and fingerprint.hexdigest() == digest
+    assert rows.totals.keys() == whole.totals.keys() == {"confusion", "calibration"}
+    assert all(torch.equal(rows.totals[name], x) for name, x in whole.totals.items())
+    shown = capsys.readouterr().err
+    assert shown.startswith("\rtoy:  40%") and "10/25" in shown and "ep" in shown
+    Seen.calls.clear()
+    collect(seen, Parts(tmp_path, {}))
+    assert Seen.calls == [] and capsys.readouterr().err == ""
+
+
+def test_a_shard_scores_its_own_episodes_alone(seen, tmp_path, capsys):
+    correct, digest = expected_of(seen)
+    rows, _ = collect(seen, Parts(tmp_path, {}), shard=(1, 3), progress=True)
+    assert Seen.calls == [2] * 5 and rows.known == 10 and not rows.complete
+    assert "0/10" in capsys.readouterr().err
+    assert torch.equal(rows.arrays["correct"][8:18], correct[8:18])
+    assert names(tmp_path) == ["0000000008-0000000018.safetensors"]
+    Seen.calls.clear()
+    rows, _ = collect(seen, Parts(tmp_path, {}), shard=(0, 2), progress=True)
+    assert Seen.calls == [2] * 4 and rows.known == 18
+    Seen.calls.clear()
+    rows, fingerprint = collect(seen, Parts(tmp_path, {}), shard=(2, 3))
+    assert sum(Seen.calls) == 7 and rows.complete and torch.equal(rows.arrays["correct"], correct)
+    assert fingerprint.hexdigest() == digest
+
+
+def test_a_shard_ends_with_what_others_finished_meanwhile(seen, tmp_path):
+    correct, _ = expected_of(seen)
+
+    class Meanwhile(Seen):
+        """The other shard is finished by another process after the first call."""
+
+        def __call__(self, episodes):
+            if len(self.calls) == 1:
+                collect(other, Parts(tmp_path, {}), shard=(1, 2))
+            return super().__call__(episodes)
+
+    other = dataclasses.replace(seen, method=ProtoNet())
+    other.block, other.chunk, other.unit = seen.block, seen.chunk, seen.unit
+    seen.method = Meanwhile()
+    rows, _ = collect(seen, Parts(tmp_path, {}), shard=(0, 2))
+    assert sum(Seen.calls) == 14 and rows.complete and torch.equal(rows.arrays["correct"], correct)
 
 
 def test_a_disk_that_takes_no_parts_is_named(tmp_path):

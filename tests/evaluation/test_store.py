@@ -124,7 +124,8 @@ def test_of_two_folders_the_first_is_asked_first(tmp_path):
 
 @pytest.mark.parametrize(("name", "text", "kind"), [
     ("run.json", None, "FileNotFoundError"), ("result.json", None, "FileNotFoundError"),
-    ("result.json", "{", "JSONDecodeError"), ("result.json", "{}", "KeyError"), ("result.json", "[]", "TypeError"), ("episodes.safetensors", "", "SafetensorError")])
+    ("result.json", "{", "JSONDecodeError"), ("result.json", "{}", "KeyError"), ("result.json", "[]", "TypeError"),
+    ("episodes.safetensors", "", "SafetensorError")])
 def test_a_folder_that_holds_no_result_says_why(tmp_path, name, text, kind):
     place = Store(tmp_path).save(result())
     if text is None:
