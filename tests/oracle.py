@@ -17,7 +17,7 @@ OFFICIAL = Path(__file__).parent / "official"
 
 
 def inputs_of(folder: Path, method: str) -> list[str]:
-    """Names of the inputs on which the official code of `method` was run: one at least, as a loop over none tests nothing."""
+    """Names of the inputs on which the official code of `method` was run: one at least, a loop over none tests nothing."""
     names = sorted(path.stem.split("__")[1] for each in (folder, OFFICIAL) for path in each.glob(f"{method}__*.npz"))
     assert names, f"no stored outputs of {method}"
     return names

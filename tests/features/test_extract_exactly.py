@@ -165,3 +165,12 @@ def test_sizes_are_at_least_one(wrong):
     with pytest.raises(FewshotError, match="batch_size={batch_size}, shard_batches={shard_batches}; both".format(**given)):
         embed(image_bank(3), conv4(), **wrong)
     assert len(embed(image_bank(3), conv4(), batch_size=1, shard_batches=1, progress=False)) == 3
+
+
+def test_the_backbone_moves_to_the_device_that_is_named():
+    bank, backbone, moved = image_bank(3), conv4(), []
+    backbone.to = moved.append
+    embed(bank, backbone, progress=False)
+    assert moved == []
+    embed(bank, backbone, device="cpu", progress=False)
+    assert moved == ["cpu"]
