@@ -52,8 +52,13 @@ def test_confidence_lies_between_0_and_1(confidence):
 
 
 def test_values_that_are_refused_are_named():
-    with pytest.raises(FewshotError, match=r"value 2 is not finite"):
-        mean_interval([0.1, 0.2, float("inf"), float("nan")])
+    spoiled, good = [0.1, 0.2, math.inf, math.nan], [0.1, 0.2, 0.3, 0.4]
+    for made in (lambda: mean_interval(spoiled), lambda: bootstrap_interval(spoiled), lambda: worst_share(spoiled),
+                 lambda: seed_spread(spoiled), lambda: class_interval(spoiled, np.eye(4)), lambda: holm(spoiled),
+                 lambda: paired_difference(spoiled, good), lambda: paired_difference(good, spoiled),
+                 lambda: plan_episodes(spoiled, good, 1), lambda: plan_episodes(good, spoiled, 1)):
+        with pytest.raises(FewshotError, match="value 2 is not finite"):
+            made()
     for values, shape in (([], r"\(0,\)"), ([[0.1]], r"\(1, 1\)"), (0.5, r"\(\)")):
         with pytest.raises(FewshotError, match=f"values have shape {shape}"):
             mean_interval(values)
