@@ -175,10 +175,10 @@ def test_the_least_that_can_be_asked_for(least, message):
     (name, value), = least.items()
     kept = {"ways": 3, "queries": 4, **others}
     assert len(EpisodeSampler(LABELS, **{**kept, name: np.int64(value)}).indices(0, 3)) == 3
-    with pytest.raises(FewshotError, match=message):
+    with pytest.raises(FewshotError, match=f"^{message}"):
         EpisodeSampler(LABELS, **{**kept, name: value - 1})
     for wrong in (True, 2.0, "2"):
-        with pytest.raises(FewshotError, match=f"{name}={wrong!r}"):
+        with pytest.raises(FewshotError, match=f"^{name}={wrong!r}"):
             EpisodeSampler(LABELS, **{**kept, name: wrong})
 
 

@@ -126,6 +126,15 @@ def test_a_full_disk_costs_a_warning(tmp_path, monkeypatch, shards):
         assert torch.equal(FeatureBank.load(path).features, expected[4 * number : 4 * number + 4])
 
 
+def test_a_warning_of_a_damaged_bank_points_at_the_line_that_asked(tmp_path):
+    embed(image_bank(3), conv4(), cache=tmp_path, progress=False)
+    path, = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match="extracting it again") as warned:
+        embed(image_bank(3), conv4(), cache=tmp_path, progress=False)
+    assert [one.filename for one in warned] == [__file__]
+
+
 def test_nothing_is_said_where_all_is_well(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
