@@ -204,6 +204,8 @@ def test_ranks_with_a_tie_by_hand():
     wider = rank(np.random.default_rng(0).random((4, 14)), 0.9)
     assert wider.critical_difference == pytest.approx(2.291 * (4 * 5 / (6 * 14)) ** 0.5, abs=1e-3)
     assert wider.confidence == 0.9
+    two = rank([[0.9, 0.8], [0.1, 0.2]])  # 2^2 (0.25 + 0.25) / (0.5 + 0.5) = 2, with one degree of freedom
+    assert (two.ranks, two.concordance) == ((1, 2), 1) and two.p_value == pytest.approx(math.erfc(1))
     equal = rank([[0.5, 0.5], [0.5, 0.5]])
     assert (equal.ranks, equal.p_value, equal.concordance) == ((1.5, 1.5), 1, 0)
 
@@ -248,8 +250,10 @@ def test_impossible_plans_are_refused():
         with pytest.raises(FewshotError, match=f"difference={difference}, deviation={deviation}; give positive numbers"):
             episodes_needed(difference, deviation)
     assert episodes_needed(4e-6, 1) == pytest.approx((1.959964 + 0.841621) ** 2 / 16e-12, rel=1e-5)
-    with pytest.raises(FewshotError, match="difference=3e-06 needs more than 1e.12 episodes"):
-        episodes_needed(3e-6, 1)
+    assert episodes_needed(4e-3, 1e3) == episodes_needed(4e-6, 1)
+    for scale in (1, 1e3):
+        with pytest.raises(FewshotError, match=f"difference={3e-6 * scale} needs more than 1e.12 episodes"):
+            episodes_needed(3e-6 * scale, scale)
 
 
 def test_a_plan_from_ten_episodes():
