@@ -177,10 +177,12 @@ def test_a_difference_is_significant_where_its_interval_leaves_out_zero(a, b, si
 def test_differences_without_a_spread():
     """The same on several episodes is as sure as can be, on one episode it says nothing."""
     assert paired_difference([0.5, 0.75], [0.25, 0.5]).p_value == 0
-    assert paired_difference([0.5, 0.75], [0.5, 0.75]).p_value == 1
+    equal = paired_difference([0.5, 0.75], [0.5, 0.75])
+    assert equal.p_value == 1 and not equal.significant, "an interval that ends at zero holds it"
     alone = paired_difference([0.75], [0.5])
     assert alone.p_value == 1 and not alone.significant and alone.better == 1
-    assert paired_difference([0.5, 0.75], [0.25, 0.25], 0.5).difference.half_width == pytest.approx(0.125)
+    two = paired_difference([0.5, 0.75], [0.25, 0.25], 0.5)  # t = 3 with one degree of freedom
+    assert two.difference.half_width == pytest.approx(0.125) and two.p_value == pytest.approx(1 - 2 * math.atan(3) / math.pi)
 
 
 def test_p_values_lie_between_0_and_1():
