@@ -137,8 +137,8 @@ def test_files_that_are_left_out_are_counted_by_reason(tmp_path):
         f"3 files of finished episodes in {tmp_path} left out: damaged; these episodes are evaluated again",
         f"1 file of finished episodes in {tmp_path} left out: made with other software or measures (torch 2, here 1); these "
         "episodes are evaluated again"}
-    without = [{key: text for key, text in about.items() if key != name} for name in ("made_by", "sha256", "start", "seconds")]
-    for other in (*without, about | {"made_by": "{"}):
+    notes = ("made_by", "sha256", "start", "seconds")
+    for other in (*({key: about[key] for key in about if key != name} for name in notes), about | {"made_by": "{"}):
         save_tensors(path, tensors, other)
         with pytest.warns(UserWarning) as warned:
             list(Parts(tmp_path, {"torch": "1", "scores": True}).read(40, anywhere))
