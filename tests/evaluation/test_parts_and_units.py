@@ -64,6 +64,7 @@ def test_parts_that_touch_become_one_file(tmp_path, monkeypatch):
     found = list(Parts(folder, {"scores": True}).read(40, anywhere))
     assert [(one.start, one.stop, len(one)) for one in found] == [(0, 9, 9), (12, 15, 3), (15, 16, 1)]
     assert [one.totals["hits"].tolist() for one in found] == [[9, 2], [3, 1], [1, 1]]
+    assert found[0] in {*found} and found[0] != found[1], "compared as objects"
     for one in found:
         assert one.rows.keys() == {"correct", "classes"} and one.totals.keys() == {"hits"}
         assert all(torch.equal(one.rows[name], x[one.start : one.stop]) for name, x in arrays().items())
@@ -101,14 +102,14 @@ def written(folder, *ranges, made_by=None):
 
 def test_parts_that_are_read_lie_side_by_side(tmp_path):
     """Of parts that begin together the longest, of those that overlap the first; none beyond the run or between borders."""
-    written(tmp_path, (0, 5), (0, 10), (5, 10), (8, 20), (10, 20), (20, 24), (24, 30), (30, 40), (40, 45))
-    (tmp_path / "a-b.safetensors").write_bytes(b"not ours")
-
     def found(episodes, is_border):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             return [(one.start, one.stop) for one in Parts(tmp_path, {}).read(episodes, is_border)]
 
+    (tmp_path / "a-b.safetensors").write_bytes(b"not ours")
+    assert found(40, anywhere) == []
+    written(tmp_path, (0, 5), (0, 10), (5, 10), (8, 20), (10, 20), (20, 24), (24, 30), (30, 40), (40, 45))
     assert found(40, anywhere) == [(0, 10), (10, 20), (20, 24), (24, 30), (30, 40)]
     assert found(39, anywhere) == [(0, 10), (10, 20), (20, 24), (24, 30)]
     assert found(45, lambda episode: episode % 10 == 0) == [(0, 10), (10, 20), (30, 40)]
@@ -133,6 +134,7 @@ def test_files_that_are_left_out_are_counted_by_reason(tmp_path):
     with pytest.warns(UserWarning) as warned:
         found = list(Parts(tmp_path, {"torch": "1", "scores": True}).read(40, anywhere))
     assert [(one.start, one.stop) for one in found] == [(15, 20)]
+    assert {one.filename for one in warned} == {__file__}, "they point at the line that asked"
     assert {str(one.message) for one in warned} == {
         f"3 files of finished episodes in {tmp_path} left out: damaged; these episodes are evaluated again",
         f"1 file of finished episodes in {tmp_path} left out: made with other software or measures (torch 2, here 1); these "
