@@ -252,6 +252,8 @@ def test_row_numbers_are_drawn_once(cut):
 
 def test_row_numbers_drawn_elsewhere_are_put_together(cut):
     source, block = cut.source, cut.source.sampler.indices(10, 10)
+    cut.receive(14, block[4:8])
+    assert torch.equal(cut.draw(14, 18).query, block.query[4:8]) and source.drawn == [], "nothing came before"
     for start, stop in ((10, 14), (14, 18), (18, 20)):
         cut.receive(start, block[start - 10 : stop - 10])
     assert torch.equal(cut.draw(10, 20).support, block.support) and source.drawn == []
