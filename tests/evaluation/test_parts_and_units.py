@@ -343,7 +343,8 @@ def test_what_is_kept_is_not_scored_again(seen, tmp_path, monkeypatch, capsys):
     assert rows.totals.keys() == whole.totals.keys() == {"confusion", "calibration"}
     assert all(torch.equal(rows.totals[name], x) for name, x in whole.totals.items())
     shown = capsys.readouterr().err
-    assert shown.startswith("\rtoy:  40%") and "10/25" in shown and "ep" in shown
+    assert shown.startswith("\rtoy:  40%") and "10/25" in shown and "?ep/s" in shown
+    assert shown.endswith("\r"), "wiped at the end"
     Seen.calls.clear()
     collect(seen, Parts(tmp_path, {}))
     assert Seen.calls == [] and capsys.readouterr().err == ""

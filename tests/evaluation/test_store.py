@@ -35,7 +35,7 @@ def test_a_result_is_a_folder_of_three_files(tmp_path):
     assert place == store.folder(made.run) == tmp_path / "deep" / "runs" / made.run.key
     assert sorted(path.name for path in place.iterdir()) == ["episodes.safetensors", "result.json", "run.json"]
     assert list(place.parent.iterdir()) == [place], "nothing beside it"
-    assert json.loads((place / "run.json").read_text()) == made.run.to_dict()
+    assert (place / "run.json").read_text() == json.dumps(made.run.to_dict(), indent=1), "to be read by people, too"
     assert json.loads((place / "result.json").read_text()) == json.loads(json.dumps(made.summary()))
     with safetensors.safe_open(place / "episodes.safetensors", framework="pt") as handle:
         assert set(handle.keys()) == made.arrays().keys()
