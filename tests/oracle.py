@@ -18,8 +18,10 @@ OFFICIAL = Path(__file__).parent / "official"
 
 
 def inputs_of(folder: Path, method: str) -> list[str]:
-    """Names of the inputs on which the official code of `method` was run."""
-    return sorted(path.stem.split("__")[1] for each in (folder, OFFICIAL) for path in each.glob(f"{method}__*.npz"))
+    """Names of the inputs on which the official code of `method` was run: one at least, a loop over none tests nothing."""
+    names = sorted(path.stem.split("__")[1] for each in (folder, OFFICIAL) for path in each.glob(f"{method}__*.npz"))
+    assert names, f"no stored outputs of {method}"
+    return names
 
 
 @functools.lru_cache(maxsize=64)
