@@ -18,6 +18,7 @@ from fewshot.episodes.saved import EpisodeDigest
 from fewshot.evaluation.collect import Rows, collect
 from fewshot.evaluation.progress import Part, Parts, summed
 from fewshot.evaluation.scorer import Cancelled, Scorer
+from fewshot.evaluation.work import Work
 from fewshot.methods.contract import create_method
 from fewshot.methods.protonet import ProtoNet
 
@@ -241,7 +242,7 @@ def test_tasks_lie_within_blocks(cut):
 
 
 def test_row_numbers_are_drawn_once(cut):
-    source = cut.source
+    source = cut.drawn_from
     first = cut.draw(10, 20)
     assert torch.equal(cut.draw(12, 15).query, first.query[2:5]) and len(cut.draw(20, 20)) == 0
     assert source.drawn == [(10, 10)]
@@ -251,7 +252,7 @@ def test_row_numbers_are_drawn_once(cut):
 
 
 def test_row_numbers_drawn_elsewhere_are_put_together(cut):
-    source, block = cut.source, cut.source.sampler.indices(10, 10)
+    source, block = cut.drawn_from, cut.drawn_from.sampler.indices(10, 10)
     cut.receive(14, block[4:8])
     assert torch.equal(cut.draw(14, 18).query, block.query[4:8]) and source.drawn == [], "nothing came before"
     for start, stop in ((10, 14), (14, 18), (18, 20)):
@@ -270,7 +271,7 @@ def test_row_numbers_drawn_elsewhere_are_put_together(cut):
 def test_parts_of_a_block_are_its_units(cut):
     found = list(cut.score(10, 20))
     assert [(one.start, one.stop, len(one.rows["correct"])) for one in found] == [(10, 14, 4), (14, 18, 4), (18, 20, 2)]
-    episodes, labels = cut.source.sampler.sample(cut.bank, 10, 10)
+    episodes, labels = cut.drawn_from.sampler.sample(cut.bank, 10, 10)
     expected = (ProtoNet()(episodes).argmax(-1) == labels).double().mean(1)
     assert torch.equal(torch.cat([one.rows["correct"] for one in found]), expected)
     assert found[0].rows["correct"].dtype == torch.float64
@@ -284,9 +285,9 @@ def test_a_unit_that_nobody_waits_for_is_left(cut):
         return len(asked) < 2
 
     with pytest.raises(Cancelled):
-        cut.score_unit(10, cut.source.sampler.indices(10, 4), going)
+        cut.score_unit(10, cut.drawn_from.sampler.indices(10, 4), going)
     assert len(asked) == 2, "asked before every chunk"
-    assert len(cut.score_unit(10, cut.source.sampler.indices(10, 4))) == 4
+    assert len(cut.score_unit(10, cut.drawn_from.sampler.indices(10, 4))) == 4
 
 
 # -- all of them together -------------------------------------------------------------------------------------------
@@ -311,33 +312,33 @@ def seen(cut, monkeypatch):
 
 def expected_of(cut):
     """(accuracy [25], fingerprint) without units, parts or blocks kept."""
-    episodes, labels = cut.source.sampler.sample(cut.bank, 0, 25)
+    episodes, labels = cut.drawn_from.sampler.sample(cut.bank, 0, 25)
     digest = EpisodeDigest(cut.bank.identity)
     for start, count in ((0, 10), (10, 10), (20, 5)):
-        digest.update(cut.source.sampler.indices(start, count))
+        digest.update(cut.drawn_from.sampler.indices(start, count))
     return (ProtoNet()(episodes).argmax(-1) == labels).double().mean(1), digest.hexdigest()
 
 
 def test_a_run_is_its_units_one_after_the_other(seen):
     correct, digest = expected_of(seen)
-    rows, fingerprint = collect(seen, Parts())
+    rows, fingerprint = collect(seen, Parts(), Work())
     assert rows.complete and torch.equal(rows.arrays["correct"], correct) and Seen.calls == [2, 2, 2, 2, 2] * 2 + [2, 2, 1]
-    drawn = [one for one in seen.source.drawn if one != (0, 1)]  # one episode is drawn to see how large they are
+    drawn = [one for one in seen.drawn_from.drawn if one != (0, 1)]  # one episode is drawn to see how large they are
     assert fingerprint.hexdigest() == digest and drawn == [(0, 10), (10, 10), (20, 5)], "blocks are not drawn again"
-    assert [one for one in seen.source.drawn if one != (0, 1)] == drawn
+    assert [one for one in seen.drawn_from.drawn if one != (0, 1)] == drawn
 
 
 def test_what_is_kept_is_not_scored_again(seen, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("fewshot.evaluation.progress.EVERY", 0.0)
     seen.scores = True
     correct, digest = expected_of(seen)
-    whole, _ = collect(seen, Parts(tmp_path, {}))
+    whole, _ = collect(seen, Parts(tmp_path, {}), Work())
     assert len(names(tmp_path)) == 8, "one for each unit"
     for path in tmp_path.iterdir():
         if path.stem not in {"0000000004-0000000008", "0000000008-0000000010", "0000000014-0000000018"}:
             path.unlink()
     Seen.calls.clear()
-    rows, fingerprint = collect(seen, Parts(tmp_path, {}), progress=True, label="toy")
+    rows, fingerprint = collect(seen, Parts(tmp_path, {}), Work(progress=True), label="toy")
     assert Seen.calls == [2, 2, 2, 2, 2, 2, 2, 1], "episodes 0 to 3, 10 to 13 and 18 to 24"
     assert rows.known == 25 and torch.equal(rows.arrays["correct"], correct) and fingerprint.hexdigest() == digest
     assert rows.totals.keys() == whole.totals.keys() == {"confusion", "calibration"}
@@ -346,22 +347,22 @@ def test_what_is_kept_is_not_scored_again(seen, tmp_path, monkeypatch, capsys):
     assert shown.startswith("\rtoy:  40%") and "10/25" in shown and "?ep/s" in shown
     assert shown.endswith("\r"), "wiped at the end"
     Seen.calls.clear()
-    collect(seen, Parts(tmp_path, {}))
+    collect(seen, Parts(tmp_path, {}), Work())
     assert Seen.calls == [] and capsys.readouterr().err == ""
 
 
 def test_a_shard_scores_its_own_episodes_alone(seen, tmp_path, capsys):
     correct, digest = expected_of(seen)
-    rows, _ = collect(seen, Parts(tmp_path, {}), shard=(1, 3), progress=True)
+    rows, _ = collect(seen, Parts(tmp_path, {}), Work(shard=(1, 3), progress=True))
     assert Seen.calls == [2] * 5 and rows.known == 10 and not rows.complete
     assert "0/10" in capsys.readouterr().err
     assert torch.equal(rows.arrays["correct"][8:18], correct[8:18])
     assert names(tmp_path) == ["0000000008-0000000018.safetensors"]
     Seen.calls.clear()
-    rows, _ = collect(seen, Parts(tmp_path, {}), shard=(0, 2), progress=True)
+    rows, _ = collect(seen, Parts(tmp_path, {}), Work(shard=(0, 2), progress=True))
     assert Seen.calls == [2] * 4 and rows.known == 18
     Seen.calls.clear()
-    rows, fingerprint = collect(seen, Parts(tmp_path, {}), shard=(2, 3))
+    rows, fingerprint = collect(seen, Parts(tmp_path, {}), Work(shard=(2, 3)))
     assert sum(Seen.calls) == 7 and rows.complete and torch.equal(rows.arrays["correct"], correct)
     assert fingerprint.hexdigest() == digest
 
@@ -374,13 +375,13 @@ def test_a_shard_ends_with_what_others_finished_meanwhile(seen, tmp_path):
 
         def __call__(self, episodes):
             if len(self.calls) == 1:
-                collect(other, Parts(tmp_path, {}), shard=(1, 2))
+                collect(other, Parts(tmp_path, {}), Work(shard=(1, 2)))
             return super().__call__(episodes)
 
     other = dataclasses.replace(seen, method=ProtoNet())
     other.block, other.chunk, other.unit = seen.block, seen.chunk, seen.unit
     seen.method = Meanwhile()
-    rows, _ = collect(seen, Parts(tmp_path, {}), shard=(0, 2))
+    rows, _ = collect(seen, Parts(tmp_path, {}), Work(shard=(0, 2)))
     assert sum(Seen.calls) == 14 and rows.complete and torch.equal(rows.arrays["correct"], correct)
 
 
