@@ -13,14 +13,15 @@ from fewshot.core.registry import unknown_message
 from fewshot.data.banks import ImageBank
 from fewshot.datasets.base import DATASETS, SPLITS, Request
 from fewshot.datasets.files import Folder as FolderTree
-from fewshot.datasets.files import Tree
+from fewshot.datasets.files import Tree, composed
 from fewshot.datasets.images import ImageFiles, Listing
 
 
 @DATASETS.register("folder")
 @dataclass(frozen=True)
 class Folder(ImageFiles):
-    """`root` is the folder itself: root/<class>/**/*.jpg. Class names are the folder names, sorted.
+    """`root` is the folder itself: root/<class>/**/*.jpg. Class names are the folder names, in Unicode's composed form and
+    sorted.
 
     splits     CSV file with columns class,split or filename,split (filename is the path below root); a split is train,
                val or test. Without it the only split is "all", which with it still is every image.
@@ -66,15 +67,22 @@ class Folder(ImageFiles):
                                'split); without it use split="all"')
         tree = FolderTree(where)
         files: defaultdict[str, list[tuple[Tree, str]]] = defaultdict(list)
+        written: dict[str, str] = {}  # class -> its folder's name as the disk has it
         for name in tree.names():
             if "/" in name:
-                files[name.split("/")[0]].append((tree, name))
+                folder = name.split("/")[0]
+                key = composed(folder)
+                if written.setdefault(key, folder) != folder:
+                    raise FewshotError(f"{where} holds two folders {key!r}, which differ only in how their accents are "
+                                       "encoded; give one of them another name")
+                files[key].append((tree, name))
         if not files:
             raise FewshotError(f"{where} has no class folders with images; expected {where}/<class>/<image>.jpg")
         if set(files) <= {"train", "val", "valid", "validation", "test"}:
             raise FewshotError(f"{where} holds {', '.join(sorted(files))}, which look like splits, not classes; "
                                f'pass root="{where / min(files)}" and split="all"')
-        empty = [p.name for p in sorted(where.iterdir()) if p.is_dir() and p.name not in files and p.name[0] != "."]
+        empty = [p.name for p in sorted(where.iterdir())
+                 if p.is_dir() and composed(p.name) not in files and p.name[0] != "."]
         if empty:
             warnings.warn(f"{len(empty)} folders of {where} hold no images and are left out: {', '.join(empty[:10])}",
                           stacklevel=5)
@@ -84,7 +92,7 @@ class Folder(ImageFiles):
 
     def _chosen(self, where: Path, files: dict[str, list[tuple[Tree, str]]], splits: Path, split: str) -> Listing:
         column, home = _read_splits(splits.expanduser())
-        known = set(files) if column == "class" else {name for found in files.values() for _, name in found}
+        known = set(files) if column == "class" else {composed(file) for found in files.values() for _, file in found}
         strangers = [key for key in home if key not in known]
         if strangers:
             raise FewshotError(f"{self.splits} names {len(strangers)} of {column} that {where} does not have; "
@@ -93,7 +101,7 @@ class Folder(ImageFiles):
         if forgotten:
             warnings.warn(f"{self.splits} does not name {len(forgotten)} {column} entries of {where} (the first is "
                           f"{min(forgotten)!r}); they are in no split but \"all\"", stacklevel=6)
-        chosen = {name: [file for file in found if home.get(name if column == "class" else file[1]) == split]
+        chosen = {name: [file for file in found if home.get(name if column == "class" else composed(file[1])) == split]
                   for name, found in files.items()}
         names = sorted(name for name, found in chosen.items() if found)
         if not names:
@@ -115,7 +123,7 @@ def _read_splits(path: Path) -> tuple[str, dict[str, str]]:
         raise FewshotError(f"{path} has columns {sorted(map(str, columns))}; expected class,split or filename,split")
     home: dict[str, str] = {}
     for number, row in enumerate(rows, start=2):
-        key, split = (row[column] or "").strip().replace("\\", "/"), (row["split"] or "").strip()
+        key, split = composed((row[column] or "").strip().replace("\\", "/")), (row["split"] or "").strip()
         if split not in SPLITS:
             raise FewshotError(f"line {number} of {path}: " + unknown_message("split", split, list(SPLITS)))
         if home.setdefault(key, split) != split:

@@ -62,6 +62,39 @@ def test_files_that_are_not_images_do_not_count(own):
         assert load(own).class_names == tuple(CLASSES)
 
 
+def test_more_suffixes_and_images_that_cannot_be_read(own):
+    (own / "cat" / "a.jfif").write_bytes(encoded())
+    (own / "cat" / "b.AVIF").write_bytes(encoded(kind="AVIF"))
+    (own / "dog" / "c.jp2").write_bytes(encoded(kind="JPEG2000"))
+    for name in ("d.heic", "e.HEIC", "f.cr2"):
+        (own / "dog" / name).write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"passed over.*: 1 \.cr2, 2 \.heic; convert them"):
+        assert load(own).class_sizes().tolist() == [6, 4, 2, 5]
+
+
+def test_links_in_a_circle_are_followed_once(own):
+    (own / "cat" / "up").symlink_to(own)
+    (own / "dog" / "itself").symlink_to("itself")
+    (own / "kitten").symlink_to(own / "cat")
+    with pytest.warns(UserWarning, match="is a link to a folder that it lies in"):
+        bank = load(own)
+    assert dict(zip(bank.class_names, bank.class_sizes().tolist(), strict=True)) == {**CLASSES, "kitten": 4}
+
+
+def test_names_are_the_same_in_every_unicode_form(tmp_path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    banks = [load(write_class_folders(tmp_path / str(n), {name: 2, "cat": 3})) for n, name in enumerate((composed, apart))]
+    assert banks[0].class_names == banks[1].class_names == (composed, "cat")
+    assert banks[0].content_hash == banks[1].content_hash
+    for n, name in enumerate((apart, composed)):  # as the folder has it not
+        for text in (f"class,split\n{name},test\ncat,train\n", f"filename,split\n{name}/{name}_0.jpg,test\n"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert load(tmp_path / str(n), "test", splits=csv(tmp_path, text)).class_names == (composed,)
+    with pytest.raises(FewshotError, match="two folders .* accents"):
+        load(write_class_folders(tmp_path / "0", {apart: 1}))
+
+
 def test_a_csv_of_classes(own, tmp_path):
     path = csv(tmp_path, "class,split\ncat,train\nfox,test\ndog,val\nemu,test\n")
     assert load(own, "train", splits=path).class_names == ("cat",)
