@@ -37,7 +37,7 @@ test: install    ## quick test suite, offline
 slow: install    ## the tests that take minutes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 -m slow
 
-lint: install    ## style, likely mistakes, which room imports which, and types
+lint: install    ## style, likely mistakes, which room imports which, types
 	$(RUN) -m ruff check .
 	$(VENV)/bin/lint-imports
 	$(RUN) -m mypy

@@ -59,7 +59,7 @@ class CentresOnTheQueries(Method):
 class ReshapesTheSupport(Method):
     """Expects a full block of shots, as many implementations do."""
 
-    source = "this file"
+    paper = "this file"
 
     def __call__(self, episodes: Episodes) -> Tensor:
         means = episodes.support.reshape(len(episodes), -1, episodes.ways, episodes.support.shape[2]).mean(1)

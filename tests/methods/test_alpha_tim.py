@@ -13,7 +13,7 @@ AGREEMENT = [("alpha_tim", {}, "alpha_tim")]
 
 
 def test_agrees_with_official_code(oracles):
-    check_soft(oracles, *AGREEMENT[0], only=("caltech28px_5w1s_balanced", "caltech28px_5w5s_dirichlet"))
+    check_soft(oracles, *AGREEMENT[0], only=("caltech28px_5w5s_dirichlet",), first=4)
 
 
 @pytest.mark.slow

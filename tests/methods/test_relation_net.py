@@ -148,9 +148,9 @@ class Loss(torch.nn.Module):
         return self.made.loss(*arguments)[0]
 
 
-@pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
-def test_four_episodes_are_fitted(loss):
-    losses, right = fit_four_episodes(create_method("relation_net", channels=16, loss=loss), shots=2)
+@pytest.mark.parametrize(("loss", "steps"), [("mse", 100), ("cross_entropy", 30)])  # squares of sigmoids go down slowly
+def test_four_episodes_are_fitted(loss, steps):
+    losses, right = fit_four_episodes(create_method("relation_net", channels=16, loss=loss), steps, shots=2)
     assert losses[0] > 0.2 and losses[-1] < 0.02 and right
 
 

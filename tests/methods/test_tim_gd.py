@@ -18,7 +18,7 @@ FAST = [("caltech28px_5w1s_balanced",), ("caltech28px_5w5s_dirichlet",)]
 
 @pytest.mark.parametrize(("case", "inputs"), list(zip(AGREEMENT, FAST, strict=True)), ids=lambda value: str(value[-1]))
 def test_agrees_with_official_code(oracles, case, inputs):
-    check_soft(oracles, *case, only=inputs)
+    check_soft(oracles, *case, only=inputs, first=4)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def tensors(*shapes, dtype=torch.float64):
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.mark.parametrize("fixed", ["nothing", "images", "weights", "bias"])
 def test_convolution(geometry, fixed):
-    x, weight, bias = tensors((2, 2, 5, 6), (4, 2 // geometry.get("groups", 1), 3, 3), (4,))
+    x, weight, bias = tensors((2, 2, 4, 5), (2, 2 // geometry.get("groups", 1), 3, 3), (2,))
     call = {"nothing": (lambda *t: conv2d(*t, **geometry), (x, weight, bias)),
             "images": (lambda *t: conv2d(x.detach(), *t, **geometry), (weight, bias)),
             "weights": (lambda *t: conv2d(t[0], weight.detach(), t[1], **geometry), (x, bias)),

@@ -268,7 +268,8 @@ def test_tensorboard_scalars_and_picture(tmp_path):
 def test_tensorboard_shows_the_curve_over_inner_steps(tmp_path):
     """Of a gradient-based learner: the last point is the accuracy of the episodes that are validated."""
     result = train(config(method="maml", parameters={"inner_lr": 0.05, "inner_steps": 2, "eval_steps": 30}, steps=4,
-                          validate_every=2, ema_decay=0.0), bank(), bank("val"), tiny(), out=tmp_path, progress=False)
+                          validate_every=2, validation_episodes=4, ema_decay=0.0), bank(), bank("val"), tiny(), out=tmp_path,
+                   progress=False)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     names = [name for name in events.Tags()["scalars"] if name.startswith("inner_loop/")]
     assert names == [f"inner_loop/accuracy_after_{steps:02d}_steps" for steps in range(0, 31, 3)]
@@ -439,8 +440,10 @@ def test_a_learner_that_holds_its_backbone_trains_and_is_found_again(tmp_path, n
     generator = torch.Generator().manual_seed(0)
     train_bank, val_bank = (ImageBank(torch.randint(0, 256, (48, 1, 16, 16), generator=generator, dtype=torch.uint8),
                                       torch.arange(48) % 6, name="noise", split=split) for split in ("train", "val"))
-    settings = config(method=name, ways=3, steps=2, validate_every=2, validation_ways=3, parameters={"inner_steps": 1})
-    first, again = (train(settings, train_bank, val_bank, create_backbone("conv4", channels=1, image_size=16), out=tmp_path,
-                          progress=False) for _ in range(2))
+    settings = config(method=name, ways=3, steps=2, validate_every=2, validation_ways=3, validation_episodes=4,
+                      parameters={"inner_steps": 1, "eval_steps": 2})
+    backbone = create_backbone("conv4", channels=1, image_size=16, width=8)
+    assert not all(weight.is_contiguous() for weight in backbone.parameters())
+    first, again = (train(settings, train_bank, val_bank, backbone, out=tmp_path, progress=False) for _ in range(2))
     assert first.steps == again.steps == 2
     assert all(torch.equal(value, again.method.state_dict()[name]) for name, value in first.method.state_dict().items())

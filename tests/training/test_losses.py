@@ -226,7 +226,7 @@ def test_a_method_with_its_own_loss_takes_no_other(tmp_path):
 def test_every_loss_describes_itself():
     assert list_losses() == sorted(LOSSES) and set(METRIC) | {"cross_entropy"} == set(NAMES)
     for name in LOSSES:
-        assert create_loss(name).source and LOSSES[name].__doc__
+        assert create_loss(name).paper and LOSSES[name].__doc__
 
 
 @pytest.mark.parametrize(("names", "parameters", "message"), [
