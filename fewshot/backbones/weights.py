@@ -28,6 +28,7 @@ def save_weights(backbone: Backbone, path: str | Path, provenance: dict | None =
 
     method   tensors and description of a method that was trained with the backbone, see `fewshot.methods.bases.own_weights`
     """
+    backbone = _uncompiled(backbone)
     described = backbone.describe()
     meta = {"backbone": json.dumps(described, sort_keys=True), "provenance": json.dumps(provenance or {}, sort_keys=True)}
     state = {plain_name(name): value for name, value in backbone.state_dict().items()}
@@ -46,6 +47,7 @@ def load_weights(backbone: Backbone, path: str | Path) -> dict:
     Raises FewshotError if the file is missing, corrupt or altered, and if a name or shape differs; the backbone is
     then unchanged.
     """
+    backbone = _uncompiled(backbone)
     state, described, provenance = read_weights(path)
     names = {name: plain_name(name) for name in backbone.state_dict()}
     problems = mismatches({names[name]: value for name, value in backbone.state_dict().items()}, state)
@@ -86,6 +88,11 @@ def describe_weights(path: str | Path) -> dict:
     that loading the weights checks."""
     with opened_safetensors(path, *_WEIGHTS) as handle:
         return json.loads(_known(path, handle.metadata() or {})["backbone"])
+
+
+def _uncompiled(backbone: Backbone) -> Backbone:
+    """The network inside what torch.compile made of it, whose tensors have the same names whoever loads them."""
+    return getattr(backbone, "_orig_mod", backbone)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:

@@ -6,8 +6,10 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -27,6 +29,53 @@ def test_takes_arrays_and_tensors():
     assert made.labels.dtype == torch.int64 and made.class_names == ("class 0", "class 1")
     assert made.take(torch.tensor([[0, 1], [2, 3]])).shape == (2, 2, 2)
     assert made.class_sizes().tolist() == [2, 2]
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+AS_THEY_COME = {"reversed": lambda x: x[::-1].copy()[::-1], "byte-swapped": lambda x: x.astype(x.dtype.newbyteorder("S")),
+                "read-only": read_only, "data frame": lambda x: pd.DataFrame(x) if x.ndim == 2 else pd.Series(x),
+                "nullable": lambda x: (pd.DataFrame(x) if x.ndim == 2 else pd.Series(x)).convert_dtypes(),
+                "rows": lambda x: list(torch.from_numpy(x))}
+
+
+@pytest.mark.parametrize("form", AS_THEY_COME)
+def test_arrays_are_taken_as_they_come(form, tmp_path):
+    features, labels = np.arange(8, dtype=np.float32).reshape(4, 2) + 0.5, np.array([2, 0, 1, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = FeatureBank(AS_THEY_COME[form](features), AS_THEY_COME[form](labels))
+    assert torch.equal(made.features.float(), torch.from_numpy(features)) and made.labels.tolist() == [2, 0, 1, 0]
+    assert len(FeatureBank.load(made.save(tmp_path / "bank.safetensors"))) == 4
+
+
+def test_images_with_axes_that_run_backwards():
+    images = np.arange(96, dtype=np.uint8).reshape(2, 3, 4, 4)
+    made = ImageBank(images[:, ::-1], [0, 1])
+    assert torch.equal(made.images, torch.from_numpy(images[:, ::-1].copy()))
+    assert made.content_hash == ImageBank(images[:, ::-1].copy(), [0, 1]).content_hash
+    with pytest.raises(FewshotError, match="images cannot be made an array"):
+        ImageBank([np.zeros((1, 4, 4), np.uint8), np.zeros((1, 5, 5), np.uint8)], [0, 1])
+
+
+def test_labels_that_are_names():
+    made = FeatureBank(np.zeros((4, 2)), ["dog", "cat", "dog", "emu"])
+    assert made.class_names == ("cat", "dog", "emu") and made.labels.tolist() == [1, 0, 1, 2]
+    ordered = FeatureBank(np.zeros((2, 2)), np.array(["dog", "cat"], object), class_names=("emu", "dog", "cat"))
+    assert ordered.class_names == ("emu", "dog", "cat") and ordered.labels.tolist() == [1, 2]
+    with pytest.raises(FewshotError, match="unknown label 'dgo'; did you mean 'dog'.*class_names must have"):
+        FeatureBank(np.zeros((1, 2)), ["dgo"], class_names=("dog", "cat"))
+
+
+@pytest.mark.parametrize("features", [[["a", 1.0]], [[1.0], [1.0, 2.0]], pd.DataFrame({"x": [1.0, None], "y": ["a", "b"]}),
+                                      np.array([[1 + 2j]])])
+def test_what_are_no_numbers_is_named(features):
+    with pytest.raises(FewshotError, match="^features "):
+        FeatureBank(features, [0] * len(features))
 
 
 def test_labels_are_ids_and_cost_follows_the_items(tmp_path):

@@ -17,7 +17,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.datasets import DATASETS, contact_sheet, dataset_table, instructions, load_dataset
 from fewshot.datasets import base as base_module
 from fewshot.datasets.files import Download, fetch, md5_of
-from fewshot.datasets.images import decode, resize_pixels
+from fewshot.datasets.images import decode, free_memory, resize_pixels
 from tests.datasets.synthetic import encoded, omniglot_characters, write_class_folders, write_omniglot
 
 NEEDS_FILES = ("caltech101", "cifar_fs", "cub", "fc100", "mini_imagenet", "omniglot", "tiered_imagenet")
@@ -175,6 +175,16 @@ def test_read_only_data_can_have_its_cache_elsewhere(tmp_path, monkeypatch):
     bank = load_dataset("glyphs", "test", root=tmp_path / "data")
     assert len(list((tmp_path / "fast").iterdir())) == 1 and not (tmp_path / "data").exists()
     assert load_dataset("glyphs", "test", root=tmp_path / "data").content_hash == bank.content_hash
+
+
+def test_images_larger_than_memory_are_refused_before_reading(tmp_path, monkeypatch):
+    root = write_class_folders(tmp_path / "own", {"cat": 3, "dog": 2})
+    assert free_memory() is None or free_memory() > 1 << 20
+    monkeypatch.setattr("fewshot.datasets.images.free_memory", lambda: 5 * 3 * 84 * 84)
+    assert len(load_dataset("folder", "all", root=root)) == 5
+    monkeypatch.setattr("fewshot.datasets.images.decoded", lambda *a: pytest.fail("read"))
+    with pytest.raises(FewshotError, match="5 images of folder at 85 x 85 pixels take .* choose a smaller image_size"):
+        load_dataset("folder", "all", root=root, image_size=85)
 
 
 def test_a_damaged_cache_file_is_made_again(tmp_path):
