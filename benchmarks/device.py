@@ -70,8 +70,9 @@ def best(make: Maker, device: torch.device, seconds: float, marginal: bool = Fal
     for size in SIZES:
         try:
             work = make(size)
-            seconds_of(work, device)
-            taken = statistics.median(seconds_of(work, device) for _ in range(3))
+            taken = seconds_of(work, device)
+            if taken < 10 * seconds:  # else the first call, which sets up caches, does not matter
+                taken = statistics.median(seconds_of(work, device) for _ in range(3))
         except torch.OutOfMemoryError:
             break
         except (RuntimeError, NotImplementedError, TypeError) as error:
