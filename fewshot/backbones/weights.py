@@ -7,13 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from fewshot.core.compiled import plain_name
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import opened_safetensors, read_safetensors, write_atomically
+from fewshot.core.files import opened_safetensors, read_safetensors, replacing, save_tensors
 from fewshot.core.hashing import state_sha256
 
 if TYPE_CHECKING:
@@ -36,10 +34,8 @@ def save_weights(backbone: Backbone, path: str | Path, provenance: dict | None =
     if method is not None:
         state |= {_METHOD + name: value for name, value in method[0].items()}
         meta["method"] = json.dumps(method[1], sort_keys=True)
-    # A channels-last tensor is contiguous in its own order; the file has one order.
-    plain = {name: value.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
-             for name, value in state.items()}
-    write_atomically(path, save(plain, metadata=meta))
+    with replacing(path) as temporary:
+        save_tensors(temporary, state, meta)
     return described["weights_sha256"]
 
 

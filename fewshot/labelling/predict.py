@@ -94,7 +94,7 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     setting = "transductive" if transductive else "inductive"
     description = " ".join([method, *([f"({parameter_text(parameters)})"] if parameters else []),
                             *([f"after {chain}"] if chain.steps else []), f"on {network.name}"])
-    return Predictions(files, known.class_names, probabilities, setting, description,
+    return Predictions(files, tuple(known.class_names), probabilities, setting, description,
                        tuple(_notes(setting, method, chosen, network)), unreadable, repeated, known, images)
 
 

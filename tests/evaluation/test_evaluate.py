@@ -170,7 +170,7 @@ def test_failed_write_keeps_the_earlier_result(tmp_path, monkeypatch):
 
 
 class _NoLogits(Method):
-    source = "test"
+    paper = "test"
 
     def __call__(self, episodes):
         return torch.full((*episodes.query.shape[:2], episodes.ways), float("nan"))
@@ -220,7 +220,7 @@ def test_a_method_can_be_named_like_any_other_setting():
 
 @dataclass(frozen=True, eq=False)
 class _Constant(Method):
-    source = "test"
+    paper = "test"
 
     def __call__(self, episodes):
         assert not hasattr(episodes, "query_labels")

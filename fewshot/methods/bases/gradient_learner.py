@@ -47,7 +47,7 @@ class GradientLearner(nn.Module, Method):
         super().__init__()
         self.settings, self.backbone = settings, backbone
         self.ways = ways if settings.has_head else None
-        self.source, self.assumes = settings.source, settings.assumes
+        self.paper, self.assumes = settings.paper, settings.assumes
         weight = next(backbone.parameters(), torch.empty(0))
         with isolated_rng(seed):
             self.head = nn.Linear(feature_dim, ways).to(weight.device, weight.dtype) if settings.has_head else None

@@ -51,7 +51,7 @@ class TestTimeLearner(nn.Module, Method):
     def __init__(self, settings: FineTuning, backbone: nn.Module):
         super().__init__()
         self.settings, self.backbone = settings, backbone
-        self.source, self.assumes = settings.source, settings.assumes
+        self.paper, self.assumes = settings.paper, settings.assumes
         # What moves at a rate of 0 does not move: then it need not be computed again either.
         self.changing = settings.adapts(backbone) if settings.lr > 0 and settings.steps > 0 else []
         uses_batch = settings.batch_norm == "batch" and any(isinstance(m, _BatchNorm) for m in backbone.modules())
