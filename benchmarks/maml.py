@@ -21,7 +21,6 @@ import importlib.metadata
 import importlib.util
 import multiprocessing
 import os
-import resource
 import statistics
 import time
 import warnings
@@ -31,6 +30,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from common import machine
+from processes import peak_memory
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -187,13 +187,9 @@ def memory(who: str, settings: dict) -> float:
 def _measure(queue, who: str, settings: dict) -> None:
     # Passes follow one another: two of them reach the peak of all.
     step = build(who, settings, 2 * settings.get("size", 1))
-    before = _largest_memory()
+    before = peak_memory()
     step()
-    queue.put(_largest_memory() - before)
-
-
-def _largest_memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    queue.put(peak_memory() - before)
 
 
 def shares(step: Callable[[], None]) -> dict[str, float]:

@@ -13,13 +13,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
+from processes import peak_of
 
 from fewshot.core import provenance
 from fewshot.data.banks import FeatureBank
@@ -37,15 +35,10 @@ def bank(path: Path) -> Path:
 
 def evaluation(features: Path, runs: Path, method: str, episodes: int, workers: int = 1) -> tuple[float, float, float]:
     """(seconds from start to end, peak memory of the first process in MiB, seconds of the evaluation itself)."""
-    command = [sys.executable, "-m", "fewshot", "--quiet", "eval", "--features", features, "--runs", runs, "--shots", "1",
-               "--method", method, "--episodes", episodes, "--workers", workers]
-    start = time.perf_counter()
-    child = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    _, status, used = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{method} with {episodes} episodes failed")
+    seconds, peak = peak_of("fewshot", "--quiet", "eval", "--features", features, "--runs", runs, "--shots", 1, "--method",
+                            method, "--episodes", episodes, "--workers", workers, OMP_NUM_THREADS="1")
     (stored,) = Store(runs)
-    return time.perf_counter() - start, used.ru_maxrss / 1024, stored.seconds
+    return seconds, peak, stored.seconds
 
 
 def same(a: Path, b: Path) -> bool:
@@ -57,7 +50,7 @@ def same(a: Path, b: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--episodes", type=int, default=200_000, help="of protonet; slower methods take fewer")
-    parser.add_argument("--methods", default="protonet,paddle,pt_map")
+    parser.add_argument("--methods", default="protonet,paddle,pt_map", help="separated by commas; '': only the memory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", default="10000,1000000", help="numbers of episodes whose peak memory is compared")
     parser.add_argument("--skip-memory", action="store_true")
@@ -68,7 +61,7 @@ def main() -> None:
         features = bank(folder / "bank.safetensors")
         print("| method | episodes | 1 process, s | 2 workers, s | ratio | ratio without start-up | equal |\n"
               "|---|--:|--:|--:|--:|--:|---|")
-        for method in arguments.methods.split(","):
+        for method in filter(None, arguments.methods.split(",")):
             episodes = arguments.episodes // _METHOD_EPISODES.get(method, 20)
             found: dict[int, list] = {1: [], 2: []}
             for round_ in range(arguments.rounds):

@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from common import machine
+from processes import run
 from throughput import bank
 
 from fewshot.core import provenance
@@ -48,14 +46,7 @@ def commands(folder: Path, data_root: Path | None) -> dict[str, list[str]]:
 
 def clock(arguments: list[str], number: int) -> tuple[float, float]:
     """(wall seconds, processor seconds) of one process."""
-    arguments = [part.replace("{round}", str(number)) for part in arguments]
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with code {process.returncode}")
-    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    return run([part.replace("{round}", str(number)) for part in arguments], cwd=ROOT)[:2]
 
 
 def measure(rounds: int, data_root: Path | None) -> dict[str, list[tuple[float, float]]]:

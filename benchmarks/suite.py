@@ -11,7 +11,8 @@ run in turns, ratios are within the run, and with one thread (the default) the c
 `peers_two` are the same with two threads and the clock on the wall.
 
 --keep FILE holds the measurements: sections not asked for with --only are taken from it, so that the page can be made
-in several short runs. --quick takes a minute or two. easyfsl, scikit-learn and POT are timed where they are installed.
+in several short runs; those that it does not hold stay in the page as they are. --quick takes a minute or two. easyfsl,
+scikit-learn and POT are timed where they are installed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from common import (
 )
 from floors import FLOORS, Rates, Shape, dirichlet_mixture
 from peers import peers
+from throughput import peak_memory
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewshot.backbones import create_backbone
@@ -242,14 +242,13 @@ def training(quick: bool) -> dict:
 
 
 def memory(quick: bool) -> dict:
-    """{label: MiB at the peak of a fresh process}"""
-    found = {}
+    """{label: [MiB at the peak of a fresh process]}"""
+    threads = str(torch.get_num_threads())  # each holds episodes of its own
+    cases = {"no episodes": ("protonet", 0)}
     for method, episodes in (("protonet", 1_000), ("protonet", 20_000 if quick else 100_000), ("soft_kmeans", 2_000),
                              ("pt_map", 2_000), ("tim_gd", 32)):
-        output = subprocess.run([sys.executable, Path(__file__).with_name("throughput.py"), "--method", method, "--peak",
-                                 str(episodes)], check=True, capture_output=True, text=True).stdout
-        found[f"{method}, {episodes:,} episodes"] = float(output.split()[-1])
-    return found
+        cases[f"{method}, {episodes:,} episodes"] = method, episodes
+    return {label: [peak_memory(*case, OMP_NUM_THREADS=threads) for _ in range(3)] for label, case in cases.items()}
 
 
 SECTIONS = {"pipeline": pipeline, "pipeline_two": pipeline, "methods": methods, "methods64": partial(methods, dim=64),
@@ -258,7 +257,7 @@ SECTIONS = {"pipeline": pipeline, "pipeline_two": pipeline, "methods": methods, 
 
 
 def main() -> None:
-    from suite_page import figure, page
+    from suite_page import figure, merged, page
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, 640 features only, no memory section")
@@ -281,7 +280,7 @@ def main() -> None:
     text = page(kept)
     print(text)
     if arguments.write:
-        arguments.write.write_text(text)
+        arguments.write.write_text(merged(arguments.write.read_text() if arguments.write.exists() else "", text))
     if arguments.figure and "methods" in kept:
         figure(kept["methods"]["found"], arguments.figure)
 

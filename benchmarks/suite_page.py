@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from pathlib import Path
 
@@ -13,7 +14,8 @@ INTRODUCTION = """\
 Written by `python benchmarks/suite.py --write docs/benchmarks.md --figure docs/images/benchmarks.png`. Rates are medians
 (and ranges) over interleaved rounds, ratios are within a run; random features with 15 queries per class, float32. More on
 single subjects: [methods beside easyfsl and official programs](speed.md), [MAML beside learn2learn](speed_maml.md),
-[MAML on two cores](speed_maml_two_cores.md).
+[MAML on two cores](speed_maml_two_cores.md). `benchmarks/progress.py` compares two checkouts, `benchmarks/device.py` an
+accelerator with the CPU.
 """
 FLOOR = """\
 The floor of an episode is the time to gather its features at the bandwidth of a bare `index_select`, plus its matrix
@@ -47,6 +49,17 @@ def page(kept: dict) -> str:
         if name in kept:
             lines += ["", *made(kept[name]["found"], f"{kept[name]['conditions']}.", name)]
     return "\n".join([*lines, ""])
+
+
+def merged(old: str, new: str) -> str:
+    """The page `old` with the sections of `new` in place of its own, further ones at the end."""
+    sections = _sections(old) | _sections(new)
+    return "\n\n".join(sections.values()) + "\n"
+
+
+def _sections(page: str) -> dict[str, str]:
+    """{first line: text} of every part of a page that begins with a heading."""
+    return {part.partition("\n")[0]: part.strip() for part in re.split(r"(?m)^(?=#+ )", page) if part}
 
 
 def _threads(name: str) -> str:
@@ -136,8 +149,9 @@ def _training(found: dict, conditions: str, _) -> list[str]:
 
 def _memory(found: dict, conditions: str, _) -> list[str]:
     return ["## Peak memory", "", conditions, "",
-            "Of a fresh process: Python, torch, a bank of 12,000 x 640 features and the evaluation, 5-way 1-shot.", "",
-            *markdown(["", "MiB"], [[label, f"{value:,.0f}"] for label, value in found.items()])]
+            "What a fresh process has resident at most (`VmHWM`): Python, torch, a bank of 12,000 x 640 features and the "
+            "evaluation, 5-way 1-shot; median (and range) of three. The first row is all but the evaluation.", "",
+            *markdown(["", "MiB"], [[label, spread(values)] for label, values in found.items()])]
 
 
 def figure(found: dict, path: Path) -> None:

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import statistics
-import subprocess
-import sys
 import time
 
+import processes
 import torch
 
 from fewshot.core import provenance
@@ -30,7 +28,7 @@ CHUNK = 16  # episodes a gather: 16 x 80 x 640 floats stay in the second-level c
 def bank() -> FeatureBank:
     """12,000 random rows, the size of miniImageNet's test split."""
     generator = torch.Generator().manual_seed(0)
-    return FeatureBank(torch.randn(12_000, 640, generator=generator).relu(), torch.arange(12_000) % 20, name="random")
+    return FeatureBank(torch.randn(12_000, 640, generator=generator).relu_(), torch.arange(12_000) % 20, name="random")
 
 
 def time_evaluation(features: FeatureBank, method: str, episodes: int) -> float:
@@ -57,11 +55,9 @@ def time_sampling(features: FeatureBank, episodes: int) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(method: str, episodes: int) -> float:
-    """MiB at the peak of a fresh process that evaluates `episodes`."""
-    output = subprocess.run([sys.executable, __file__, "--method", method, "--peak", str(episodes)], check=True,
-                            capture_output=True, text=True).stdout
-    return float(output.split()[-1])
+def peak_memory(method: str, episodes: int, **environment: str) -> float:
+    """MiB at the peak of a fresh process that makes a bank and evaluates `episodes` (0: that only makes the bank)."""
+    return float(processes.run([__file__, "--method", method, "--peak", episodes], **environment).output)
 
 
 def main() -> None:
@@ -72,9 +68,10 @@ def main() -> None:
     parser.add_argument("--peak", type=int, help="only evaluate this many episodes and print the peak memory (MiB)")
     arguments = parser.parse_args()
     features = bank()
-    if arguments.peak:
-        time_evaluation(features, arguments.method, arguments.peak)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    if arguments.peak is not None:
+        if arguments.peak:
+            time_evaluation(features, arguments.method, arguments.peak)
+        print(processes.peak_memory())
         return
     time_evaluation(features, arguments.method, 512)  # first calls set up thread pools
     clocks = {"evaluation": lambda: time_evaluation(features, arguments.method, arguments.episodes),

@@ -15,10 +15,10 @@ episodes. About 2 minutes on two CPU cores, without the extraction.
 from __future__ import annotations
 
 from fewshot.evaluation.run import Run
-from fewshot.experiments.running import Recipe, run_experiment, small_data_runs, weights_file
+from fewshot.experiments.running import TrainingPlan, run_experiment, small_data_runs, weights_file
 from fewshot.training import recipe_config
 
-RECIPES = {f"resnet18_beclr_{dataset}": Recipe(recipe_config("beclr"), dataset, backbone="resnet18")
+PLANS = {f"resnet18_beclr_{dataset}": TrainingPlan(recipe_config("beclr"), dataset, backbone="resnet18")
            for dataset in ("mini_imagenet", "tiered_imagenet")}
 ONE, MORE = {"passes": 5, "keep": 0.0}, {"passes": 1, "keep": 0.3}
 PAPER = {"reg": 0.05, "C": 1.0, "variant": "official"}
@@ -29,4 +29,4 @@ RUNS += small_data_runs(__file__, "opta")
 PUBLISHED = ()
 
 if __name__ == "__main__":
-    run_experiment(__file__, RUNS, recipes=RECIPES)
+    run_experiment(__file__, RUNS, plans=PLANS)

@@ -28,16 +28,16 @@ from fewshot.core.files import write_atomically
 from fewshot.evaluation.evaluate import evaluate
 from fewshot.evaluation.store import Store
 from fewshot.experiments.published import obstacle
-from fewshot.experiments.running import Recipe, weights_file
-from fewshot.experiments.transfer import TRAINED, Source, domain_table
+from fewshot.experiments.running import TrainingPlan, weights_file
+from fewshot.experiments.transfer import TRAINED, Origin, domain_table
 from fewshot.features.source import FeatureSource
 from fewshot.training import TrainConfig
 
-RECIPES = {
-    "conv4_glyphs_protonet": Recipe(
+PLANS = {
+    "conv4_glyphs_protonet": TrainingPlan(
         TrainConfig(method="protonet", ways=20, shots=1, queries=5, steps=2000, schedule="cosine", validate_every=250,
                     validation_episodes=300, validation_queries=7, checkpoint_every=250), "glyphs"),
-    "conv4_caltech101_protonet": Recipe(
+    "conv4_caltech101_protonet": TrainingPlan(
         TrainConfig(method="protonet", ways=10, shots=1, queries=5, steps=1000, schedule="cosine", validate_every=250,
                     validation_episodes=200), "caltech101", data_options={"image_size": 28}),
 }
@@ -47,13 +47,13 @@ DATASETS = ("glyphs", "omniglot", "caltech101")
 METHODS = {"protonet": {}, "simple_shot": {"norm": "l2n"}, "bd_cspn": {"norm": "l2n"}}
 
 
-def sources(files: list[str]) -> list[Source]:
+def sources(files: list[str]) -> list[Origin]:
     """Pixels, the weights that are there, ImageNet."""
-    return [Source.untrained("pixels", "nothing", image_size=28), *map(Source.of_file, filter(_exists, files)),
-            Source.untrained("efficientnet_lite0", "ImageNet-1k", image_size=112)]
+    return [Origin.untrained("pixels", "nothing", image_size=28), *map(Origin.of_file, filter(_exists, files)),
+            Origin.untrained("efficientnet_lite0", "ImageNet-1k", image_size=112)]
 
 
-def runs_of(source: Source, dataset: str, **settings) -> list:
+def runs_of(source: Origin, dataset: str, **settings) -> list:
     """Pixels are a reference: one method is enough."""
     methods = ("protonet",) if source.backbone == "pixels" else METHODS
     return [source.run(dataset, method, parameters=METHODS[method], shots=shots, queries=7, **settings)
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=10_000, help="fewer for a trial, whose table is only printed")
     parser.add_argument("--train", action="store_true", help="train the weights of glyphs and Caltech-101 first")
     arguments = parser.parse_args()
-    for name, recipe in RECIPES.items() if arguments.train else ():
+    for name, recipe in PLANS.items() if arguments.train else ():
         result = recipe.train(arguments.runs / "training" / name, arguments.data_root)
         write_atomically(weights_file(__file__, name), result.weights.read_bytes())
     store, cache = Store(arguments.runs), arguments.runs / "cache"

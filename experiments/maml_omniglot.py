@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from fewshot.evaluation.run import Run
 from fewshot.experiments.published import numbers
-from fewshot.experiments.running import Recipe, run_experiment, weights_file
+from fewshot.experiments.running import TrainingPlan, run_experiment, weights_file
 from fewshot.training import TrainConfig
 
 DATA = {"protocol": "vinyals", "rotations": True}
@@ -22,11 +22,11 @@ PARAMETERS = {"inner_lr": 0.4, "inner_steps": 1, "eval_steps": 3}
 NAME = "conv4_omniglot_maml"
 TRAINING = TrainConfig(method="maml", parameters=PARAMETERS, ways=5, shots=1, queries=5, episodes_per_step=32, steps=8000,
                        schedule="cosine", cycles=2, precision="bfloat16", validation_queries=15, validation_episodes=300)
-RECIPES = {NAME: Recipe(TRAINING, "omniglot", data_options=DATA, backbone_options={"strided": True})}
+PLANS = {NAME: TrainingPlan(TRAINING, "omniglot", data_options=DATA, backbone_options={"strided": True})}
 RUNS = [Run(dataset="omniglot", data_options=DATA, backbone_options={"strided": True}, method="maml", parameters=PARAMETERS,
             weights=weights_file(__file__, NAME), ways=5, shots=shots) for shots in (1, 5)]
 _SOURCE = "arXiv:1703.03400, quoted by oscarknagg/few-shot"
 PUBLISHED = numbers("maml", "omniglot", "conv4", _SOURCE, (1, 98.7), (5, 99.9), **PARAMETERS)
 
 if __name__ == "__main__":
-    run_experiment(__file__, RUNS, published=PUBLISHED, recipes=RECIPES)
+    run_experiment(__file__, RUNS, published=PUBLISHED, plans=PLANS)

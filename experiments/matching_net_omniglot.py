@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from fewshot.evaluation.run import Run
 from fewshot.experiments.published import numbers
-from fewshot.experiments.running import Recipe, run_experiment, weights_file
+from fewshot.experiments.running import TrainingPlan, run_experiment, weights_file
 from fewshot.training import TrainConfig
 
 DATA = {"protocol": "vinyals", "rotations": True}
@@ -26,7 +26,7 @@ NAME = "conv4_omniglot_matching_net"
 TRAINING = TrainConfig(method="matching_net", parameters=PARAMETERS, ways=60, shots=1, queries=5, steps=4000,
                        schedule="cosine", precision="bfloat16", validate_every=1000, validation_ways=20,
                        validation_queries=5, validation_episodes=300)
-RECIPES = {NAME: Recipe(TRAINING, "omniglot", data_options=DATA)}
+PLANS = {NAME: TrainingPlan(TRAINING, "omniglot", data_options=DATA)}
 RUNS = [Run(dataset="omniglot", data_options=DATA, method="matching_net", parameters=PARAMETERS,
             weights=weights_file(__file__, NAME), ways=ways, shots=shots) for ways in (5, 20) for shots in (1, 5)]
 _SOURCE = "arXiv:1606.04080, quoted by oscarknagg/few-shot"
@@ -34,4 +34,4 @@ PUBLISHED = (*numbers("matching_net", "omniglot", "conv4", _SOURCE, (1, 98.1), (
              *numbers("matching_net", "omniglot", "conv4", _SOURCE, (1, 93.8), (5, 98.5), ways=20, **PARAMETERS))
 
 if __name__ == "__main__":
-    run_experiment(__file__, RUNS, published=PUBLISHED, recipes=RECIPES)
+    run_experiment(__file__, RUNS, published=PUBLISHED, plans=PLANS)

@@ -12,7 +12,7 @@ without rotations. Conv-4, 28x28, Adam 1e-3 with a cosine to 0, 20-way 1-shot ep
 from __future__ import annotations
 
 from fewshot.evaluation.run import Run
-from fewshot.experiments.running import Recipe, run_experiment, weights_file
+from fewshot.experiments.running import TrainingPlan, run_experiment, weights_file
 from fewshot.training import TrainConfig
 
 NAME = "conv4_omniglot_background"
@@ -25,7 +25,7 @@ SUBJECTS = (("pixels", None, "protonet"), ("conv4", None, "protonet"), ("conv4",
             ("conv4", WEIGHTS, "logistic_regression"), ("conv4", WEIGHTS, "soft_kmeans"), ("conv4", WEIGHTS, "pt_map"))
 RUNS = [Run(dataset="omniglot", backbone=backbone, weights=weights, method=method, ways=ways, shots=shots)
         for backbone, weights, method in SUBJECTS for ways, shots in PROTOCOLS]
-RECIPES = {NAME: Recipe(TRAINING, "omniglot", base_options={"rotations": True})}
+PLANS = {NAME: TrainingPlan(TRAINING, "omniglot", base_options={"rotations": True})}
 
 if __name__ == "__main__":
-    run_experiment(__file__, RUNS, recipes=RECIPES)
+    run_experiment(__file__, RUNS, plans=PLANS)

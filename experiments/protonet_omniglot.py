@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from fewshot.evaluation.run import Run
 from fewshot.experiments.published import numbers
-from fewshot.experiments.running import Recipe, run_experiment, weights_file, write_table
+from fewshot.experiments.running import TrainingPlan, run_experiment, weights_file, write_table
 from fewshot.reporting.metric_tables import seeds_table
 from fewshot.training import TrainConfig
 
@@ -29,18 +29,18 @@ SEEDS = (0, 1, 2)
 NAMES = [f"conv4_omniglot_protonet_seed{seed}" for seed in SEEDS]
 
 
-def recipe(seed: int) -> Recipe:
+def recipe(seed: int) -> TrainingPlan:
     config = TrainConfig(method="protonet", ways=60, shots=1, queries=5, steps=6000, schedule="cosine", precision="bfloat16",
                          validate_every=1000, validation_ways=20, validation_shots=1, validation_queries=5,
                          validation_episodes=300, seed=seed)
-    return Recipe(config, "omniglot", data_options=DATA)
+    return TrainingPlan(config, "omniglot", data_options=DATA)
 
 
 def run_of(name: str, ways: int, shots: int) -> Run:
     return Run(dataset="omniglot", data_options=DATA, weights=weights_file(__file__, name), ways=ways, shots=shots)
 
 
-RECIPES = {name: recipe(seed) for name, seed in zip(NAMES, SEEDS, strict=True)}
+PLANS = {name: recipe(seed) for name, seed in zip(NAMES, SEEDS, strict=True)}
 RUNS = [*(run_of(NAMES[0], ways, shots) for ways in (5, 20) for shots in (1, 5)),
         *(run_of(name, 5, 1) for name in NAMES[1:])]
 _SOURCE = "arXiv:1703.05175, quoted by oscarknagg/few-shot"
@@ -48,7 +48,7 @@ PUBLISHED = (*numbers("protonet", "omniglot", "conv4", _SOURCE, (1, 98.8), (5, 9
              *numbers("protonet", "omniglot", "conv4", _SOURCE, (1, 96.0), (5, 98.9), ways=20))
 
 if __name__ == "__main__":
-    results = run_experiment(__file__, RUNS, published=PUBLISHED, recipes=RECIPES)
+    results = run_experiment(__file__, RUNS, published=PUBLISHED, plans=PLANS)
     seeds = [r for r in results if r.protocol == "5-way 1-shot" and r.record.episodes == Run.episodes]
     if len(seeds) == len(SEEDS):
         table = seeds_table(seeds)

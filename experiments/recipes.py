@@ -25,7 +25,7 @@ from __future__ import annotations
 from fewshot.evaluation.result import Result, compare
 from fewshot.evaluation.run import Run
 from fewshot.experiments.published import find_results
-from fewshot.experiments.running import Recipe, run_experiment, weights_file, write_table
+from fewshot.experiments.running import TrainingPlan, run_experiment, weights_file, write_table
 from fewshot.reporting.metric_tables import seeds_table
 from fewshot.reporting.table import BEST, TIED, Cell, Table
 from fewshot.statistics import rank
@@ -49,7 +49,7 @@ def name_of(recipe: str, dataset: str, seed: int = 0) -> str:
     return f"{PLACES[dataset][0]}_{recipe}" + (f"_seed{seed}" if seed else "")
 
 
-def training(recipe: str, dataset: str, seed: int = 0) -> Recipe:
+def training(recipe: str, dataset: str, seed: int = 0) -> TrainingPlan:
     _, data_options, backbone, options, settings = PLACES[dataset]
     if recipe in ("simclr", "beclr"):
         settings = {**settings, "validate_every": 0}
@@ -57,7 +57,7 @@ def training(recipe: str, dataset: str, seed: int = 0) -> Recipe:
         "epochs": EPOCHS[recipe][list(PLACES).index(dataset)], "optimiser": "sgd", "lr": 0.05, "nesterov": True,
         "weight_decay": 5e-4, "schedule": "cosine", "cycles": 1, "precision": "bfloat16", "validation_episodes": 300,
         "seed": seed, "recipe_parameters": PARAMETERS.get(recipe, {}), **settings})
-    return Recipe(config, dataset, data_options, backbone=backbone, backbone_options=options,
+    return TrainingPlan(config, dataset, data_options, backbone=backbone, backbone_options=options,
                   generations=2 if recipe == "rfs" else 1)
 
 
@@ -68,14 +68,14 @@ def run_of(recipe: str, dataset: str, head: str, shots: int, seed: int = 0) -> R
 
 
 TRAINED = [*((recipe, 0) for recipe in EPOCHS), *((BASE, seed) for seed in SEEDS[1:])]
-RECIPES = {name_of(recipe, dataset, seed): training(recipe, dataset, seed)
+PLANS = {name_of(recipe, dataset, seed): training(recipe, dataset, seed)
            for dataset in PLACES for recipe, seed in TRAINED}
 RUNS = [run_of(recipe, dataset, head, shots, seed)
         for dataset in PLACES for recipe, seed in TRAINED for head in HEADS for shots in (1, 5)]
 
 
 def recipe_table(results: dict[str, dict[str, Result]], protocol: str) -> Table:
-    """Recipe x head of results [recipe][head]; the ranks of the heads under every recipe behind the accuracies."""
+    """TrainingPlan x head of results [recipe][head]; the ranks of the heads under every recipe behind the accuracies."""
     best = {head: max((found[head] for found in results.values()), key=lambda r: r.accuracy.mean) for head in HEADS}
     ranking = rank([[found[head].accuracy.mean for found in results.values()] for head in HEADS])
 
@@ -100,7 +100,7 @@ def recipe_table(results: dict[str, dict[str, Result]], protocol: str) -> Table:
 
 
 def difference_table(results: dict[str, dict[str, Result]], protocol: str) -> Table:
-    """Recipe x head: accuracy minus that of BASE with the same head, on the same episodes."""
+    """TrainingPlan x head: accuracy minus that of BASE with the same head, on the same episodes."""
     cells, records = [], []
     for name, found in results.items():
         row = []
@@ -142,6 +142,6 @@ def write_tables(results: list[Result]) -> None:
 
 
 if __name__ == "__main__":
-    outcome = run_experiment(__file__, RUNS, rows=("backbone", "weights", "method"), recipes=RECIPES)
+    outcome = run_experiment(__file__, RUNS, rows=("backbone", "weights", "method"), plans=PLANS)
     if all(r.record.episodes == Run.episodes for r in outcome):
         write_tables(outcome)

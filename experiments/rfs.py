@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from fewshot.evaluation.run import Run
 from fewshot.experiments.published import numbers
-from fewshot.experiments.running import Recipe, run_experiment, small_data_runs, weights_file
+from fewshot.experiments.running import TrainingPlan, run_experiment, small_data_runs, weights_file
 from fewshot.training import recipe_config
 
 HEAD = "logistic_regression"
 KINDS = {"rfs_simple": 1, "rfs_distill": 2}
 BACKBONES = ("conv4", "resnet12", "resnet18")
-RECIPES = {f"{backbone}_mini_imagenet_{kind}": Recipe(recipe_config("rfs"), "mini_imagenet", backbone=backbone,
+PLANS = {f"{backbone}_mini_imagenet_{kind}": TrainingPlan(recipe_config("rfs"), "mini_imagenet", backbone=backbone,
                                                       generations=generations)
            for backbone in BACKBONES for kind, generations in KINDS.items()}
 RUNS = [Run(dataset="mini_imagenet", backbone=backbone, weights=weights_file(__file__, f"{backbone}_mini_imagenet_{kind}"),
@@ -45,4 +45,4 @@ PUBLISHED = (*numbers(HEAD, "mini_imagenet", "resnet12", "arXiv:2003.11539 (quot
              *numbers(HEAD, "mini_imagenet", "conv4", _OWN, (1, 47.97, 0.33), (5, 65.88, 0.3)))
 
 if __name__ == "__main__":
-    run_experiment(__file__, RUNS, published=PUBLISHED, recipes=RECIPES)
+    run_experiment(__file__, RUNS, published=PUBLISHED, plans=PLANS)

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from fewshot.evaluation.run import Run
 from fewshot.experiments.published import numbers
-from fewshot.experiments.running import Recipe, run_experiment, small_data_runs, weights_file
+from fewshot.experiments.running import TrainingPlan, run_experiment, small_data_runs, weights_file
 from fewshot.training import recipe_config
 
 NORMS = ("un", "l2n", "cl2n")
 PLACES = (("mini_imagenet", "conv4"), ("mini_imagenet", "resnet12"), ("mini_imagenet", "resnet18"),
           ("mini_imagenet", "wrn28_10"), ("tiered_imagenet", "resnet12"), ("tiered_imagenet", "wrn28_10"),
           ("cub", "resnet18"))
-RECIPES = {f"{backbone}_{dataset}_simpleshot": Recipe(recipe_config("simpleshot"), dataset, backbone=backbone)
+PLANS = {f"{backbone}_{dataset}_simpleshot": TrainingPlan(recipe_config("simpleshot"), dataset, backbone=backbone)
            for dataset, backbone in PLACES}
 RUNS = [Run(dataset=dataset, backbone=backbone, weights=weights_file(__file__, f"{backbone}_{dataset}_simpleshot"),
             method="simple_shot", parameters={"norm": norm}, shots=shots)
@@ -41,4 +41,4 @@ PUBLISHED = (*numbers("simple_shot", "mini_imagenet", "wrn28_10", f"{_LAPLACIAN}
                       "arXiv:2210.02476 (repo figure mini.png mayug/BaseTransformers)", (1, 49.69, 0.19), (5, 66.92, 0.17)))
 
 if __name__ == "__main__":
-    run_experiment(__file__, RUNS, published=PUBLISHED, recipes=RECIPES)
+    run_experiment(__file__, RUNS, published=PUBLISHED, plans=PLANS)

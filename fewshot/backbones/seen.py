@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from fewshot.data.banks import ImageBank
+from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.datasets.base import DATASETS
 
 _VERBS = {"trained": "was trained on", "chosen": "was chosen by its accuracy on"}
@@ -20,13 +20,13 @@ _GENERATED = re.compile(r"class \d+")  # names of a bank that was given none say
 def seen_data(role: str, bank: ImageBank) -> dict[str, Any]:
     """What is remembered of `bank`, which trained weights or chose among them."""
     return {"role": role, "name": bank.name, "split": bank.split, "content_hash": bank.content_hash,
-            "class_names": sorted(present_classes(bank.class_names, bank.labels.unique().tolist()))}
+            "class_names": sorted(present_classes(bank))}
 
 
-def present_classes(names: Collection[str], labels: Iterable[int]) -> set[str]:
+def present_classes(bank: ImageBank | FeatureBank) -> set[str]:
     """The names that tell classes apart, of the classes with items."""
-    every = tuple(names)
-    return {every[label] for label in labels if not _GENERATED.fullmatch(every[label])}
+    names = (bank.class_names[label] for label in bank.classes.tolist())
+    return {name for name in names if not _GENERATED.fullmatch(name)}
 
 
 def seen_in(provenance: dict[str, Any]) -> list[dict[str, Any]]:

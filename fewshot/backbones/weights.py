@@ -7,13 +7,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from fewshot.backbones.seen import seen_in
+from fewshot.core.compiled import plain_name
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import opened_safetensors, read_safetensors, write_atomically
+from fewshot.core.files import opened_safetensors, read_safetensors, replacing, save_tensors
 from fewshot.core.hashing import state_sha256
 
 if TYPE_CHECKING:
@@ -34,14 +33,12 @@ def save_weights(backbone: Backbone, path: str | Path, provenance: dict | None =
     if backbone.seen:
         provenance.setdefault("seen", backbone.seen)
     meta = {"backbone": json.dumps(described, sort_keys=True), "provenance": json.dumps(provenance, sort_keys=True)}
-    state = dict(backbone.state_dict())
+    state = {plain_name(name): value for name, value in backbone.state_dict().items()}
     if method is not None:
         state |= {_METHOD + name: value for name, value in method[0].items()}
         meta["method"] = json.dumps(method[1], sort_keys=True)
-    # A channels-last tensor is contiguous in its own order; the file has one order.
-    plain = {name: value.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
-             for name, value in state.items()}
-    write_atomically(path, save(plain, metadata=meta))
+    with replacing(path) as temporary:
+        save_tensors(temporary, state, meta)
     return described["weights_sha256"]
 
 
@@ -53,11 +50,12 @@ def load_weights(backbone: Backbone, path: str | Path) -> dict:
     then unchanged.
     """
     state, described, provenance = read_weights(path)
-    problems = mismatches(backbone.state_dict(), state)
+    names = {name: plain_name(name) for name in backbone.state_dict()}
+    problems = mismatches({names[name]: value for name, value in backbone.state_dict().items()}, state)
     if problems:
         raise FewshotError(f"{path} holds weights of {described['backbone']!r} {described['options']}, which do not "
                            f"fit {backbone.name!r} {backbone.options}: {'; '.join(problems)}")
-    backbone.load_state_dict(state, strict=True)
+    backbone.load_state_dict({name: state[plain] for name, plain in names.items()}, strict=True)
     backbone.pretrained_on, backbone.seen = described["pretrained_on"], seen_in(provenance)
     saved = described["transform"]
     backbone.transform = dataclasses.replace(backbone.transform, mean=tuple(saved["mean"]), std=tuple(saved["std"]))

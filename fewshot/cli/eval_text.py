@@ -97,7 +97,7 @@ def _default_is_random(backbone: str) -> bool:
         return False
 
 
-def _text(value) -> str:
+def _text(value: object) -> str:
     """What `options.literal` reads as `value`."""
     if isinstance(value, float) and math.isinf(value):
         return "1e999" if value > 0 else "-1e999"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,14 +71,16 @@ def evaluate(context: typer.Context, subject: Values[Subject], banks: Banks, spe
 def _results(wanted: list[Run], data: Data, work: Work, cache: Path, given: dict[str, Any]) -> list[Result]:
     """Results of all runs; without those whose other shards are missing, and none in all but the first of the processes
     that torchrun started."""
-    import dataclasses
-
     import torch
 
     from fewshot.core.team import joined
     from fewshot.evaluation.evaluate import evaluate as score
+    from fewshot.evaluation.evaluate import whole_result
     from fewshot.evaluation.resolve import resolve
     from fewshot.features.source import FeatureSource
+
+    def embed(run: Run) -> None:
+        resolve(run, source=made)
 
     found = []
     with joined(torch.device("cpu")) as team:
@@ -87,10 +91,10 @@ def _results(wanted: list[Run], data: Data, work: Work, cache: Path, given: dict
         for run in wanted:
             if team.size > 1:
                 if given["bank"] is None:  # the images are embedded once: the others find the features in the cache
-                    team.from_first(lambda run=run: resolve(run, source=made) and None)
+                    team.from_first(functools.partial(embed, run))
                 score(run, work=dataclasses.replace(work, shard=(team.rank, team.size)), **given)
                 team.gather(None)  # every shard is kept now
-                found += [score(run, work=work, **given)] if team.is_first else []
+                found += [whole_result(score(run, work=work, **given))] if team.is_first else []
             elif (result := score(run, work=work, **given)) is not None:
                 found.append(result)
             elif work.shard is not None:

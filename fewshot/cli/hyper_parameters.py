@@ -6,7 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -51,7 +51,8 @@ class Learning:
     out: Path | None = setting(None, "file to write (default: RUNS/fitted/....safetensors)", anything)
 
 
-_SHARED = {"left_out": ("workers", "shard", "progress", "open_classes", "open_queries"), "split": "val", "device": "auto"}
+_SHARED: dict[str, Any] = {"left_out": ("workers", "shard", "progress", "open_classes", "open_queries"), "split": "val",
+                           "device": "auto"}
 
 
 @options_from_types(**_SHARED, episodes=2000)

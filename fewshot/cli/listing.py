@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
@@ -46,7 +47,7 @@ def _protocols() -> Table:
     return table
 
 
-def data_listing(root=None) -> Table:
+def data_listing(root: str | Path | None = None) -> Table:
     """Every data set: state, place, sizes, licence, how to get it."""
     from fewshot.datasets import dataset_table
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 import traceback
 import warnings
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
 
@@ -14,7 +14,7 @@ from fewshot.cli.process import Stopped, is_first_process
 from fewshot.core.errors import FewshotError
 from fewshot.core.plugins import load_file
 
-_UsageError = typer.BadParameter.__mro__[1]  # click's; newer versions of typer carry their own copy of click
+_UsageError: Any = typer.BadParameter.__mro__[1]  # click's; newer versions of typer carry their own copy of click
 _DEBUG, _QUIET, _LOAD = "--debug", "--quiet", "--load"
 
 

@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 
@@ -18,6 +18,9 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.frozen import FrozenDict
 from fewshot.core.settings import default_of, settings_of
 from fewshot.episodes.protocol import PROTOCOLS, EpisodicProtocol, Protocol
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -45,11 +48,11 @@ def options_from_types(lists: bool = False, left_out: tuple[str, ...] = (),
     """
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         hints = typing.get_type_hints(function, include_extras=True)
-        groups: dict[str, tuple[type, bool, list[str]]] = {}
+        groups: dict[str, tuple[type[DataclassInstance], bool, list[str]]] = {}
         parameters = []
         for name, parameter in inspect.signature(function).parameters.items():
             hint = hints[name]
-            cls = typing.get_args(hint)[0] if typing.get_origin(hint) is Values else hint
+            cls: type = typing.get_args(hint)[0] if typing.get_origin(hint) is Values else hint
             if not dataclasses.is_dataclass(cls):
                 parameters.append(parameter.replace(annotation=hint, kind=parameter.KEYWORD_ONLY))
                 continue
@@ -71,7 +74,7 @@ def options_from_types(lists: bool = False, left_out: tuple[str, ...] = (),
         ordered = sorted(parameters, key=lambda p: p.default is not inspect.Parameter.empty)
         command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in ordered}
-        del command.__wrapped__  # type: ignore[attr-defined]
+        del command.__wrapped__
         return command
 
     return decorate
@@ -82,12 +85,12 @@ _PROTOCOL = inspect.Parameter(
     annotation=Annotated[str, typer.Option(help="which episodes, see `fewshot list protocols`")])
 
 
-def _owners(cls: type) -> list[type]:
+def _owners(cls: type[DataclassInstance]) -> list[type[DataclassInstance]]:
     """The types whose settings are meant: of `Protocol` all registered ones."""
     return [PROTOCOLS[name] for name in PROTOCOLS] if cls is Protocol else [cls]
 
 
-def _option(cls: type, name: str, lists: bool, defaults: Mapping[str, Any]) -> inspect.Parameter:
+def _option(cls: type[DataclassInstance], name: str, lists: bool, defaults: Mapping[str, Any]) -> inspect.Parameter:
     known, hint = settings_of(cls)[name], typing.get_type_hints(cls)[name]
     default = defaults.get(name, default_of(cls, name))
     help_text, shown = known.help, default is not None

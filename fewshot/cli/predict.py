@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.settings import anything, setting
 from fewshot.evaluation.method_spec import MethodSpec
 from fewshot.evaluation.work import Work
+
+if TYPE_CHECKING:
+    from fewshot.labelling.predict import Predictions
 
 _LINES = 20  # of the printed table; the CSV file has all
 
@@ -54,7 +57,7 @@ def predict(support: Annotated[Path, typer.Option(help="folder with one folder o
         typer.echo(f"wrote {path}")
 
 
-def _print(found, low: float) -> None:
+def _print(found: Predictions, low: float) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

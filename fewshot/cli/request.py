@@ -14,6 +14,7 @@ import typer
 from fewshot.cli.options import Values, refuse_given
 from fewshot.cli.values import listed, pairs, words
 from fewshot.core.errors import FewshotError
+from fewshot.core.frozen import FrozenDict
 from fewshot.core.settings import anything, setting, settings_of
 from fewshot.episodes.protocol import PROTOCOLS, EpisodicProtocol, Protocol, read_protocol
 from fewshot.evaluation.method_spec import MethodSpec
@@ -80,7 +81,7 @@ def images_of(subject: Values[Subject], root: Path | None) -> tuple[dict[str, An
     from fewshot.backbones import check_backbone
     from fewshot.datasets import DATASETS
 
-    found = {name: pairs(value) if name.endswith("_options") else value for name, value in subject.items()}
+    found: dict[str, Any] = {name: pairs(value) if name.endswith("_options") else value for name, value in subject.items()}
     if "backbone" in found:
         check_backbone(found["backbone"], found.get("weights"))
     dataset = found["dataset"]
@@ -122,9 +123,9 @@ def runs_of(context: typer.Context, subject: dict[str, Any], spec: Values[Method
     lists, method = lists_of(given), method_of(spec)
     found = []
     for name in words(spec["method"]):
-        made = MethodSpec(name, {**parameters.get(name, {}), **method["parameters"]}, method["transforms"])
+        made = MethodSpec(name, FrozenDict({**parameters.get(name, {}), **method["parameters"]}), method["transforms"])
         for values in itertools.product(*lists.values()):
-            asked = Values({**given, **dict(zip(lists, values, strict=True))})
+            asked: Values[Protocol] = Values({**given, **dict(zip(lists, values, strict=True))})
             if asked.get("k_eff") is not None and asked["query_distribution"] != "k_eff":
                 asked["k_eff"] = None  # of another one of the distributions asked for
             found.append(Run(spec=made, protocol=protocol_of(context, asked), **subject, **run))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fewshot.cli.options import options_from_types
 from fewshot.cli.request import Places
 from fewshot.core.errors import FewshotError
+
+if TYPE_CHECKING:
+    from fewshot.evaluation.result import Result
 
 
 @options_from_types(left_out=("data_root",))
@@ -114,7 +117,7 @@ def report(results: Annotated[list[str] | None, typer.Argument(help="result fold
     typer.echo(f"wrote {path}")
 
 
-def _results(keys: list[str] | None, runs: Path, least: int = 1):
+def _results(keys: list[str] | None, runs: Path, least: int = 1) -> list[Result]:
     """The named results, all of `runs` without names."""
     from fewshot.evaluation.store import Store
 

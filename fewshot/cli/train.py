@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -12,9 +14,11 @@ from fewshot.cli.options import Values, given, options_from_types, refuse_given
 from fewshot.cli.process import is_first_process
 from fewshot.cli.request import Places, images_of
 from fewshot.cli.values import pairs
-from fewshot.core.frozen import FrozenDict
 from fewshot.core.settings import anything, setting
 from fewshot.features.subject import Subject
+
+if TYPE_CHECKING:
+    from fewshot.training import SupervisedConfig, TrainResult
 
 _EPISODIC = ("ways", "shots", "queries", "steps")
 
@@ -37,10 +41,10 @@ class Training:
     lr: float = setting(1e-3, "learning rate; with --recipe its own unless given", anything)
     schedule: str = setting("cosine", "constant, step or cosine; with --recipe its own unless given", anything)
     seed: int = setting(0, "seed of initial weights and episodes", anything)
-    parameters: FrozenDict = setting({}, "a hyper-parameter of the method; repeat for more", anything, flag="--set",
-                                     metavar="NAME=VALUE")
-    config: FrozenDict = setting({}, "any other setting of TrainConfig, or with --recipe of SupervisedConfig", anything,
-                                 flag="--config", metavar="NAME=VALUE")
+    parameters: list[str] | None = setting(None, "a hyper-parameter of the method; repeat for more", anything, flag="--set",
+                                           metavar="NAME=VALUE")
+    config: list[str] | None = setting(None, "any other setting of TrainConfig, or with --recipe of SupervisedConfig",
+                                       anything, flag="--config", metavar="NAME=VALUE")
     device: str = setting("auto", "auto (a GPU where there is one), cpu, cuda, cuda:1, ...", anything)
     resume: bool = setting(True, "continue what is in --out, or delete it and start again", anything)
 
@@ -55,19 +59,23 @@ def train(context: typer.Context, subject: Values[Subject], training: Training, 
     from fewshot.training import TrainConfig, recipe_config, train_generations, train_supervised
     from fewshot.training import train as train_on_episodes
 
+    config: TrainConfig | SupervisedConfig
+    run_training: Callable[..., TrainResult]  # with its configuration
     parameters, further = pairs(training.parameters), pairs(training.config)
     if training.recipe is None:
         refuse_given(context, ("epochs", "generations"), "without --recipe: episodic training counts --steps")
         named = {name: getattr(training, name) for name in ("method", *_EPISODIC, "lr", "schedule", "seed")}
-        run_training, config = train_on_episodes, TrainConfig.from_dict({**named, "parameters": parameters, **further})
+        config = TrainConfig.from_dict({**named, "parameters": parameters, **further})
+        run_training = functools.partial(train_on_episodes, config)
     else:
         refuse_given(context, ("method", *_EPISODIC), f"beside --recipe {training.recipe}, which trains on images and "
                      "labels, not on episodes")
         own = {name: getattr(training, name) for name in ("epochs", "lr", "schedule") if given(context, name)}
-        run_training, config = train_supervised, recipe_config(training.recipe, **{
+        config = recipe_config(training.recipe, **{
             **own, "seed": training.seed, "recipe_parameters": parameters, **further})
+        run_training = functools.partial(train_supervised, config)
         if given(context, "generations"):
-            run_training = functools.partial(train_generations, generations=training.generations)
+            run_training = functools.partial(train_generations, config, generations=training.generations)
     found, root = images_of(subject, places.data_root)
     base = load_dataset(found["dataset"], "train", root=root, **found["data_options"])
     validation = None
@@ -76,6 +84,6 @@ def train(context: typer.Context, subject: Values[Subject], training: Training, 
     options = {**input_for(found["backbone"], base.images), **found["backbone_options"]}
     network = create_backbone(found["backbone"], **options, seed=training.seed)
     network.to(own_device(training.device))
-    result = run_training(config, base, validation, network, out=training.out, resume=training.resume)
+    result = run_training(base, validation, network, out=training.out, resume=training.resume)
     if is_first_process():
         typer.echo(result)

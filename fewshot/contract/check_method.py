@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fewshot.contract.checks import PROMISES, Promise, Subject
+from fewshot.contract.checks import PROMISES, Candidate, Promise
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 from fewshot.data.banks import FeatureBank
@@ -56,7 +56,8 @@ def _number(check: Checked) -> str:
     return "kept" if check.measured is None else f"{check.measured:.1e}"
 
 
-def check_method(method: str | Method, *, skip: Sequence[str] = (), dim: int = 32, **parameters: Any) -> MethodReport:
+def check_method(method: str | Method, *, skip: Sequence[str] = (), dim: int = 32, device: str = "cpu",
+                 **parameters: Any) -> MethodReport:
     """Check what a method on features promises: its answer has the right shape and is finite, whatever the episode; it does
     not depend on the names and order of the classes, on the order of the items or on other episodes of the batch; an
     inductive method looks at one query at a time; labels of queries are not used.
@@ -65,6 +66,7 @@ def check_method(method: str | Method, *, skip: Sequence[str] = (), dim: int = 3
                 module with weights is examined in evaluation mode
     skip        names of PROMISES to leave out, such as "support_order" for a network that reads the support in order
     dim         length of the features, for a method that expects a certain one
+    device      where it computes
 
     Returns a table of what was measured. Raises FewshotError for the first promise that is not kept, naming it, by how much
     the answers differ and what to look for, and for a method on images.
@@ -72,12 +74,12 @@ def check_method(method: str | Method, *, skip: Sequence[str] = (), dim: int = 3
     for name in skip:
         if name not in PROMISES:
             raise FewshotError(unknown_message("promise", name, list(PROMISES)))
-    subject = subject_of(method, dim, **parameters)
-    checks = [check_promise(subject, name) for name in PROMISES if name not in skip]
-    return MethodReport(subject.name, subject.method.setting, tuple(found for found in checks if found))
+    candidate = candidate_of(method, dim, device, **parameters)
+    checks = [check_promise(candidate, name) for name in PROMISES if name not in skip]
+    return MethodReport(candidate.name, candidate.method.setting, tuple(found for found in checks if found))
 
 
-def subject_of(method: str | Method, dim: int = 32, **parameters: Any) -> Subject:
+def candidate_of(method: str | Method, dim: int = 32, device: str = "cpu", **parameters: Any) -> Candidate:
     """The method, ready to be examined."""
     if isinstance(method, str):
         method = create_method(method, **parameters)
@@ -93,22 +95,22 @@ def subject_of(method: str | Method, dim: int = 32, **parameters: Any) -> Subjec
         raise method.without_network()
     if isinstance(method, nn.Module):
         method = copy.deepcopy(method).eval()
-    return Subject(method.fit(synthetic_base(dim)), name, dim)
+    return Candidate(method.fit(synthetic_base(dim)), name, dim, device)
 
 
-def check_promise(subject: Subject, name: str) -> Checked | None:
+def check_promise(candidate: Candidate, name: str) -> Checked | None:
     """Check one of PROMISES; None where it says nothing about this method. Raises FewshotError where it is not kept."""
     promise = PROMISES[name]
-    if not promise.applies(subject.method):
+    if not promise.applies(candidate.method):
         return None
     try:
-        measured = promise.measure(subject)
+        measured = promise.measure(candidate)
     except Exception as error:  # whatever a method raises on an episode that is allowed is a promise not kept
         raised = str(error) if isinstance(error, FewshotError) else f"{type(error).__name__}: {error}"
-        raise FewshotError(f"{subject.name} does not keep the promise {name!r} ({promise.says}): {raised}. "
+        raise FewshotError(f"{candidate.name} does not keep the promise {name!r} ({promise.says}): {raised}. "
                            f"{promise.remedy}") from error
     if not promise.allows(measured):
-        raise FewshotError(f"{subject.name} does not keep the promise {name!r} ({promise.says}): the {promise.unit} is "
+        raise FewshotError(f"{candidate.name} does not keep the promise {name!r} ({promise.says}): the {promise.unit} is "
                            f"{measured:.3g}, allowed is {_bound(promise)}. {promise.remedy}")
     return Checked(name, measured, "" if measured is None else f"{_bound(promise)}, {promise.unit}")
 

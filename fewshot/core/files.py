@@ -71,10 +71,17 @@ def read_safetensors(path: str | Path, *texts: str) -> tuple[dict[str, Tensor], 
 
 
 def tensors_header(described: dict[str, tuple[torch.dtype, tuple[int, ...]]], metadata: dict[str, str]) -> bytes:
-    """The beginning of a safetensors file, after which the tensors follow in this order, row by row (`bytes_of`)."""
-    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    """The beginning of a safetensors file, after which the tensors follow in this order, row by row (`bytes_of`).
+
+    Metadata are sorted by name: the library writes them in another order every time, and equal content is to give equal
+    bytes. Raises FewshotError for a dtype that such files do not hold.
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name, (dtype, shape) in described.items():
+        if dtype not in _DTYPES:
+            raise FewshotError(f"{name} has dtype {dtype}, which is not written to safetensors files; convert it to one of "
+                               f"{', '.join(map(str, _DTYPES))}")
         start, end = end, end + dtype.itemsize * math.prod(shape)
         header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
@@ -84,14 +91,19 @@ def tensors_header(described: dict[str, tuple[torch.dtype, tuple[int, ...]]], me
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The memory of `tensor`; nothing is copied where it is contiguous."""
-    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def save_tensors(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file straight from the tensors' memory (`safetensors.torch.save_file` copies them first)."""
+    """Write a safetensors file straight from the tensors' memory (`safetensors.torch.save_file` copies them first).
+
+    Equal tensors and metadata give equal bytes, in whatever order they are given: the largest numbers come first, so that
+    each tensor begins at a multiple of their size, and then names decide.
+    """
+    ordered = dict(sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])))
     with Path(path).open("wb") as file:
-        file.write(tensors_header({name: (x.dtype, tuple(x.shape)) for name, x in tensors.items()}, metadata or {}))
-        for tensor in tensors.values():
+        file.write(tensors_header({name: (x.dtype, tuple(x.shape)) for name, x in ordered.items()}, metadata or {}))
+        for tensor in ordered.values():
             file.write(bytes_of(tensor))
 
 

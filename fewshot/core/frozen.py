@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class FrozenDict(dict):
@@ -12,7 +12,7 @@ class FrozenDict(dict):
     def _refuse(self, *unused: object, **unused_too: object) -> NoReturn:
         raise TypeError("these settings cannot be changed; make new ones, e.g. with dataclasses.replace")
 
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
@@ -38,7 +38,7 @@ def frozen_dict(values: Mapping | Iterable = ()) -> FrozenDict:
     return FrozenDict({key: frozen(item) for key, item in dict(values).items()})
 
 
-def plain(value: object) -> object:
+def plain(value: object) -> Any:
     """`value` as JSON reads it: lists, dictionaries and Python's numbers."""
     if hasattr(value, "tolist"):
         value = value.tolist()

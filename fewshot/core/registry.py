@@ -56,10 +56,6 @@ class Registry(Generic[T]):
                               "package with an entry point, or a file: --load FILE.py)")
         return self._items[name]
 
-    def get(self, name: str, default: T) -> T:
-        """The item of that name, or `default`."""
-        return self._items[name] if name in self else default
-
     def __contains__(self, name: object) -> bool:
         if name not in self._items:
             load_plugins()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewshot.core.checked import check_integer, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.frozen import FrozenDict, frozen_dict
 from fewshot.core.registry import unknown_message
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Check = Callable[[str, Any], Any]  # (name, value) -> the one value that stands for it, or FewshotError
 
@@ -55,18 +58,18 @@ def setting(default: object, help: str, check: Check, **facts: Any) -> Any:
     return dataclasses.field(default=default, metadata=known)
 
 
-def settings_of(spec: object) -> dict[str, Setting]:
+def settings_of(spec: DataclassInstance | type[DataclassInstance]) -> dict[str, Setting]:
     """Name -> Setting of the fields of a dataclass (or an instance) that have one."""
-    return {f.name: f.metadata["setting"] for f in dataclasses.fields(spec) if "setting" in f.metadata}  # type: ignore
+    return {f.name: f.metadata["setting"] for f in dataclasses.fields(spec) if "setting" in f.metadata}
 
 
-def default_of(spec: object, name: str) -> Any:
+def default_of(spec: DataclassInstance | type[DataclassInstance], name: str) -> Any:
     """The default of one field."""
-    field = next(f for f in dataclasses.fields(spec) if f.name == name)  # type: ignore[arg-type]
+    field = next(f for f in dataclasses.fields(spec) if f.name == name)
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def settle(spec: object) -> None:
+def settle(spec: DataclassInstance) -> None:
     """Check every field of a frozen dataclass and put the canonical value in its place; for its `__post_init__`."""
     for name, known in settings_of(spec).items():
         object.__setattr__(spec, name, known.check(name, getattr(spec, name)))

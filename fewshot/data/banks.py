@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from fewshot.core.errors import FewshotError
 from fewshot.data import bank_files
+from fewshot.data.precision import row_lengths, working_dtype
 
 
 def _as_labels(given: Tensor | ArrayLike, items: int) -> Tensor:
@@ -31,16 +34,50 @@ def _as_labels(given: Tensor | ArrayLike, items: int) -> Tensor:
     return labels
 
 
-def _as_names(given: Sequence[str] | None, labels: Tensor) -> tuple[str, ...]:
+class NumberedNames(Sequence[str]):
+    """The names "class 0", "class 1", ... of `count` classes, each made when it is looked at: labels may be ids of any
+    size, and what they cost follows the number of items."""
+
+    def __init__(self, count: int):
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, label: Any) -> Any:
+        return f"class {range(self._count)[operator.index(label)]}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NumberedNames) and len(self) == len(other)
+
+    def __hash__(self) -> int:
+        return hash((NumberedNames, self._count))
+
+    def __repr__(self) -> str:
+        return f"NumberedNames({self._count})"
+
+
+def _as_names(given: Sequence[str] | None, labels: Tensor) -> Sequence[str]:
     classes = int(labels.max()) + 1 if len(labels) else 0
-    names = tuple(map(str, () if given is None else given)) or tuple(f"class {n}" for n in range(classes))
+    names: Sequence[str]
+    if given is None or not len(given):
+        names = NumberedNames(classes)
+        names = tuple(names) if classes <= len(labels) else names  # with more ids than items most have none
+    else:
+        names = given if isinstance(given, NumberedNames) else tuple(map(str, given))
     if len(names) < classes:
-        raise FewshotError(f"{len(names)} class names for labels up to {classes - 1}; give one name per class")
+        raise FewshotError(f"{len(names)} class names for labels up to {classes - 1}; give one name per class, or leave "
+                           "class_names out, and classes are called by their number")
     return names
 
 
-def _identity(name: str, split: str, class_names: tuple[str, ...], labels: Tensor) -> str:
-    digest = hashlib.sha256(json.dumps([name, split, class_names]).encode())
+def _plain_names(names: Sequence[str]) -> Sequence[str] | int:
+    """For JSON; of names that are only numbered how many."""
+    return len(names) if isinstance(names, NumberedNames) else names
+
+
+def _identity(name: str, split: str, class_names: Sequence[str], labels: Tensor) -> str:
+    digest = hashlib.sha256(json.dumps([name, split, _plain_names(class_names)]).encode())
     digest.update(labels.numpy().tobytes())
     return digest.hexdigest()
 
@@ -49,7 +86,7 @@ class _Bank:
     """What both banks share: labels, names and an identity that does not depend on the features."""
 
     labels: Tensor
-    class_names: tuple[str, ...]
+    class_names: Sequence[str]
     name: str
     split: str
 
@@ -67,9 +104,14 @@ class _Bank:
         so that results on different backbones can be paired."""
         return _identity(self.name, self.split, self.class_names, self.labels)
 
+    @cached_property
+    def classes(self) -> Tensor:
+        """[C] int64 labels that occur, ascending. Labels are ids: nothing is counted up to the largest one."""
+        return torch.unique(self.labels)
+
     def class_sizes(self) -> Tensor:
-        """[classes] number of items of each class."""
-        return torch.bincount(self.labels, minlength=len(self.class_names))
+        """[C] number of items of each of `classes`."""
+        return torch.unique(self.labels, return_counts=True)[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,14 +120,14 @@ class ImageBank(_Bank):
 
     images       [M, C, H, W] uint8 (tensor or array), C is 1 or 3
     labels       [M] int64
-    class_names  one per class; none given: "class 0", "class 1", ...
+    class_names  by label, one for each up to the largest; left out, classes are called by their number
     name, split  data set and split, for provenance
     files        optional [M] source names, for error messages and galleries
     """
 
     images: Tensor
     labels: Tensor
-    class_names: tuple[str, ...] = ()
+    class_names: Sequence[str] = ()
     name: str = "custom"
     split: str = "all"
     files: tuple[str, ...] | None = None
@@ -125,7 +167,7 @@ class FeatureBank(_Bank):
 
     features: Tensor
     labels: Tensor
-    class_names: tuple[str, ...] = ()
+    class_names: Sequence[str] = ()
     name: str = "custom"
     split: str = "all"
     provenance: dict = field(default_factory=dict)
@@ -142,10 +184,25 @@ class FeatureBank(_Bank):
         object.__setattr__(self, "class_names", _as_names(self.class_names, labels))
 
     def take(self, indices: Tensor, room: Tensor | None = None) -> Tensor:
-        """Features [*indices.shape, D], in the first rows of `room` [m, D] where given."""
+        """Features [*indices.shape, D] in the precision to work in, in the first rows of `room` [m, D] where that is their
+        own and room is given."""
         # index_select is the fastest gather on CPU: it copies whole rows.
-        rows, out = indices.reshape(-1), None if room is None else room[: indices.numel()]
-        return torch.index_select(self.features, 0, rows, out=out).view(*indices.shape, -1)
+        rows, widened = indices.reshape(-1), self.working_dtype != self.features.dtype
+        out = None if room is None or widened else room[: indices.numel()]
+        return torch.index_select(self.features, 0, rows, out=out).to(self.working_dtype).view(*indices.shape, -1)
+
+    @cached_property
+    def working_dtype(self) -> torch.dtype:
+        """What arithmetic on the features takes, see `precision.working_dtype`; of a bank of the size that is left in its
+        file judged by a thousandth of its rows."""
+        features = self.features
+        return working_dtype(features[::1000] if features.nbytes >= bank_files.MAP_BYTES else features)
+
+    def working(self) -> FeatureBank:
+        """This bank with the features in the precision to work in."""
+        if self.working_dtype == self.features.dtype:
+            return self
+        return dataclasses.replace(self, features=self.features.to(self.working_dtype))
 
     @cached_property
     def lengths(self) -> Tensor | None:
@@ -153,7 +210,7 @@ class FeatureBank(_Bank):
         file: a few episodes of it need not read all."""
         if self.features.nbytes >= bank_files.MAP_BYTES:
             return None
-        return torch.linalg.vector_norm(self.features, dim=-1)
+        return row_lengths(self.features, self.working_dtype)
 
     @cached_property
     def content_hash(self) -> str:
@@ -176,7 +233,7 @@ class FeatureBank(_Bank):
         """
         labels = _as_labels(labels, len(labels))
         names = _as_names(class_names, labels)
-        about = {"name": name, "split": split, "class_names": json.dumps(names),
+        about = {"name": name, "split": split, "class_names": json.dumps(_plain_names(names)),
                  "provenance": json.dumps(provenance or {}, sort_keys=True)}
         identity = _identity(name, split, names, labels)
         return bank_files.write(path, pieces, (len(labels), dim), dtype, labels, identity, about)
@@ -191,9 +248,10 @@ class FeatureBank(_Bank):
               agree the hash is taken from there. Delete that file to have everything read and compared again.
         """
         tensors, meta, mapped, vouched = bank_files.read(path, mmap)
-        bank = object.__new__(cls)
-        values = {"features": tensors["features"], "labels": _as_labels(tensors["labels"].clone(), len(tensors["features"])),
-                  "class_names": tuple(json.loads(meta["class_names"])), "name": meta["name"], "split": meta["split"],
+        bank, labels = object.__new__(cls), _as_labels(tensors["labels"].clone(), len(tensors["features"]))
+        names = json.loads(meta["class_names"])
+        values = {"features": tensors["features"], "labels": labels, "name": meta["name"], "split": meta["split"],
+                  "class_names": NumberedNames(names) if isinstance(names, int) else tuple(names),
                   "provenance": json.loads(meta["provenance"]), "content_hash": meta["content_hash"]}
         bank.__dict__.update(values)  # verified below, or before: the checks of a new bank would read everything again
         if not vouched:

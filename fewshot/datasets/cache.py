@@ -8,10 +8,10 @@ import warnings
 from pathlib import Path
 
 import safetensors
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from fewshot.core.files import replacing
+from fewshot.core.files import replacing, save_tensors
 
 # Raise when decoding or rendering changes, so that old files are not used.
 VERSION = 1
@@ -42,7 +42,7 @@ def write(path: Path | None, tensors: dict[str, Tensor]) -> None:
         return
     try:
         with replacing(path) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+            save_tensors(temporary, tensors)
     except OSError as error:
         warnings.warn(f"cannot keep decoded images in {path.parent} ({error}); they will be decoded again next time",
                       stacklevel=4)

@@ -34,7 +34,7 @@ class Protocol(abc.ABC):
     name: ClassVar[str]
     open_settings: tuple[str, ...] = dataclasses.field(default=(), init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         settle(self)
         self.check()
 

@@ -10,10 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import read_safetensors, replacing
+from fewshot.core.files import read_safetensors, replacing, save_tensors
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.sampler import EpisodeIndices, EpisodeSampler, joined
 
@@ -36,17 +35,17 @@ class EpisodeDigest:
         return self._digest.hexdigest()
 
 
-def block_size(source: EpisodeSampler | EpisodeList) -> int:
+def block_size(drawn_from: EpisodeSampler | EpisodeList) -> int:
     """Episodes of the blocks of which fingerprints are made."""
-    one = source.indices(0, 1)
+    one = drawn_from.indices(0, 1)
     return max(1, min(_BLOCK, _BLOCK_BYTES // (one.support.nbytes + one.query.nbytes + one.query_labels.nbytes)))
 
 
-def blocks(source: EpisodeSampler | EpisodeList, episodes: int) -> Iterator[EpisodeIndices]:
+def blocks(drawn_from: EpisodeSampler | EpisodeList, episodes: int) -> Iterator[EpisodeIndices]:
     """The first `episodes` episodes, block by block."""
-    size = block_size(source)
+    size = block_size(drawn_from)
     for start in range(0, episodes, size):
-        yield source.indices(start, min(size, episodes - start))
+        yield drawn_from.indices(start, min(size, episodes - start))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,13 +110,16 @@ class EpisodeList:
         return self.all.classes[which.nonzero()[:, 0]]
 
     def save(self, path: str | Path) -> Path:
-        """Write a safetensors file atomically: row numbers as int32, labels as int16, the rest as metadata."""
-        narrow = {name: getattr(self.all, name).to(torch.int16 if name.endswith("labels") else torch.int32).contiguous()
+        """Write a safetensors file atomically: row numbers as int32, labels as int16, ids of classes as they are where they
+        need it, the rest as metadata."""
+        narrow = {name: getattr(self.all, name).to(torch.int16 if name.endswith("labels") else torch.int32)
                   for name in _FIELDS}
+        if not torch.equal(narrow["classes"], self.all.classes):
+            narrow["classes"] = self.all.classes
         about = {"identity": self.identity, "protocol": json.dumps(self.protocol, sort_keys=True), "name": self.name,
                  "split": self.split, "items": str(self.items), "fingerprint": self.fingerprint}
         with replacing(path) as temporary:
-            save_file(narrow, temporary, metadata=about)
+            save_tensors(temporary, narrow, about)
         return Path(path)
 
     @classmethod

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
+from fewshot.data.precision import HALF, working_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class Episodes:
     text            [E, N, D]    optional class embeddings from text
     unlabelled      [E, U, ...]  optional further images without labels
     query_lengths   [E, Q]       |z| of the query features where a bank has them ready, else None; not to be given
+    working_dtype   what arithmetic on the features takes (`fewshot.data.precision`), or None: their own; not to be given
 
     Raises FewshotError on a wrong shape, dtype or label range, on NaN or infinity, and on a class
     without support. `Episodes.trusted` skips the checks for tensors that were checked before (a bank's rows).
@@ -38,9 +40,13 @@ class Episodes:
     text: Tensor | None = None
     unlabelled: Tensor | None = None
     query_lengths: Tensor | None = dataclasses.field(default=None, init=False)
+    working_dtype: torch.dtype | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         _check(self)
+        if self.support.ndim == 3 and self.support.dtype != torch.float64:
+            points = torch.cat([self.support.flatten(0, 1), self.query.flatten(0, 1)]).detach()
+            object.__setattr__(self, "working_dtype", working_dtype(points))
 
     @classmethod
     def trusted(cls, **fields: Any) -> Episodes:
@@ -69,7 +75,14 @@ class Episodes:
         cast = self.map(lambda x: x.to(target) if x.is_floating_point() else x)
         if target != self.query.dtype:  # lengths have the precision that they were computed in
             object.__setattr__(cast, "query_lengths", None)
+            object.__setattr__(cast, "working_dtype", None)
         return cast
+
+    def working(self) -> Episodes:
+        """These episodes in the precision that arithmetic on their features takes."""
+        dtype = self.query.dtype
+        target = torch.float32 if self.working_dtype is None and dtype in HALF else self.working_dtype
+        return self if target is None or target == dtype else self.to(target)
 
     def with_features(self, transform: Callable[[Tensor], Tensor]) -> Episodes:
         """Apply `transform` to support, query and unlabelled alike (labels and text stay)."""

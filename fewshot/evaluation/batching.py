@@ -41,7 +41,8 @@ def _named(answer: Tensor | Refinement) -> dict[str, Tensor]:
 def _together(answers: Iterable[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     """The same episodes in fewer, larger parts; answers are copied as they come, so that none is kept alive among the freed
     features of its batch."""
-    held, filled, room = {}, 0, 0
+    held: dict[str, Tensor] = {}
+    filled = room = 0
     for answer in answers:
         count = len(answer["logits"])
         if filled and filled + count > room:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -29,7 +28,7 @@ def validation_temperature(run: Run, bank: FeatureBank | ImageBank, method: Meth
     if bank.split != "val":
         raise FewshotError(f"the bank for calibration holds split {bank.split!r} of {bank.name}; a temperature is fitted on "
                            "validation classes (split 'val'), never on those that are evaluated")
-    sampler = dataclasses.replace(run, open_classes=0, open_queries=0).sampler(bank)
+    sampler = run.changed(open_classes=0, open_queries=0).sampler(bank)
     chunks = [sampler.indices(start, min(_CHUNK, EPISODES - start)) for start in range(0, EPISODES, _CHUNK)]
     with torch.inference_mode():
         logits = [found.cpu() for found, _ in answers(method, (prepare(chunk.gather(bank).to(device)) for chunk in chunks))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,10 +65,10 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     work = Work.taken_from(settings, work)
     source = source_taken_from(settings, work, source)
     run = Run.from_record(run) if isinstance(run, Record) else run
-    run = Run(**settings) if run is None else dataclasses.replace(run, **settings) if settings else run
+    run = Run(**settings) if run is None else run.changed(**settings) if settings else run
     episodes = None if episodes_file is None else EpisodeList.load(episodes_file)
     if episodes is not None:
-        run = dataclasses.replace(run, **episodes.protocol)
+        run = run.changed(**episodes.protocol)
     if bank is None and (base_bank is not None or notes):
         raise FewshotError(f"{'base_bank' if base_bank is not None else 'notes'} without bank: with a data set its own base "
                            "classes and notes are used; give bank=, too, or leave it out")
@@ -78,10 +77,10 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     if store is not None and method is not None:
         raise FewshotError("a method instance cannot be stored: its state is not part of the run's name. Write it into "
                            "run.parameters, or evaluate without store")
-    if calibrate is True:
-        calibrate = resolve(dataclasses.replace(run, split="val"), method=method, source=source).bank
+    validation = (resolve(run.changed(split="val"), method=method, source=source).bank if calibrate is True
+                  else calibrate or None)
     resolved = resolve(run, bank, base_bank, method=method, episodes=episodes, source=source, notes=notes)
-    return evaluate_resolved(resolved, store=store, metrics=metrics, calibrate=calibrate or None, episodes=episodes,
+    return evaluate_resolved(resolved, store=store, metrics=metrics, calibrate=validation, episodes=episodes,
                              work=work)
 
 
@@ -105,16 +104,23 @@ def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics
     kept = Parts() if store is None else store.parts(record, scores=scorer.scores, temperature=temperature,
                                                      device=device.type)
     rows, fingerprint = collect(scorer, kept, work, label=f"{record.method} {run.protocol}")
-    if not rows.complete:
-        return store.load(record)  # another shard may just have put all together
-    measures = rows.arrays | finished(rows.totals)
+    if not rows.complete:  # a shard; another one may just have put all together
+        return None if store is None else store.load(record)
+    measures = rows.arrays | finished(rows.totals, resolved.bank.classes)
     if temperature is not None:
         measures["temperature"] = torch.tensor(temperature, dtype=torch.float64)
-    own = {name: measures.pop(name) for name in ("correct", "iterations", "converged") if name in measures}
-    result = Result(record=record, fingerprint=fingerprint.hexdigest(), seconds=rows.seconds + time.perf_counter() - start,
-                    measures=measures, notes=resolved.notes, assumes=tuple(method.assumes),
-                    setting="transductive" if transductive else "inductive", **own)
+    result = Result(record=record, correct=measures.pop("correct"), iterations=measures.pop("iterations", None),
+                    converged=measures.pop("converged", None), measures=measures, fingerprint=fingerprint.hexdigest(),
+                    seconds=rows.seconds + time.perf_counter() - start, notes=resolved.notes, assumes=tuple(method.assumes),
+                    setting="transductive" if transductive else "inductive")
     if store is not None:
         store.save(result)
         kept.remove()
+    return result
+
+
+def whole_result(result: Result | None) -> Result:
+    """`result` of all episodes; raises FewshotError for the None of a shard whose others are missing."""
+    if result is None:
+        raise FewshotError("shard= where results of all episodes are needed, and other shards are missing; leave shard out")
     return result

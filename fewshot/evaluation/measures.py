@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fewshot.ops.class_reductions import best_class
+from fewshot.statistics import mean_interval
 
 BINS = 15  # of the confidence, as in Guo et al. 2017
 _FIXED = 2**24  # sums over episodes are integers, multiples of 1/_FIXED: they do not depend on the order of summation
@@ -15,8 +16,8 @@ _ROWS = 1 << 16  # episodes at a time, so that a million of them need no large a
 def class_counts(predicted: Tensor, labels: Tensor, classes: Tensor, pool: int) -> dict[str, Tensor]:
     """Per episode: the bank's classes, the queries of each class and how many of them are right, each [E, N].
 
-    predicted, labels [E, Q] (a label of -1 is no class of the episode), classes [E, N] of `pool` classes. In int16 where
-    that holds them: a million episodes have as many rows.
+    predicted, labels [E, Q] (a label of -1 is no class of the episode), classes [E, N] below `pool`. In int16 where that
+    holds them: a million episodes have as many rows.
     """
     known = labels >= 0
     place = labels.clamp(min=0)
@@ -27,7 +28,7 @@ def class_counts(predicted: Tensor, labels: Tensor, classes: Tensor, pool: int) 
 
 
 def _narrow(largest: int) -> torch.dtype:
-    return torch.int16 if largest < 2**15 else torch.int32
+    return torch.int16 if largest < 2**15 else torch.int32 if largest < 2**31 else torch.int64
 
 
 def probability_measures(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
@@ -38,9 +39,9 @@ def probability_measures(logits: Tensor, labels: Tensor, temperature: float = 1.
     calibration  [E, 3 BINS] per bin ((m-1)/BINS, m/BINS] of the confidence max_n p_n: the number of queries, how many of
                  them are right, and the sum of their confidences
 
-    logits [E, Q, N], labels [E, Q]; a label of -1 is left out of all of them.
+    logits [E, Q, N], labels [E, Q]; a label of -1 is left out of all of them. In float64, whatever the logits are.
     """
-    log_p = torch.log_softmax(logits / temperature if temperature != 1 else logits, -1)
+    log_p = torch.log_softmax(logits.double() / temperature, -1)
     known = (labels >= 0).to(log_p.dtype)
     each = known.sum(1)
     of_label = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
@@ -52,16 +53,17 @@ def probability_measures(logits: Tensor, labels: Tensor, temperature: float = 1.
     right = (predicted == labels).to(log_p.dtype)
     for part, weight in enumerate((known, right, known * confidence)):
         rows.scatter_add_(1, which + part * BINS, weight)
-    return {"nll": (-(of_label * known).sum(1) / each).double(), "brier": ((brier * known).sum(1) / each).double(),
-            "calibration": rows}
+    return {"nll": -(of_label * known).sum(1) / each, "brier": (brier * known).sum(1) / each, "calibration": rows}
 
 
 def macro_accuracy(correct: Tensor, total: Tensor) -> Tensor:
-    """[E] mean over the classes that have queries of the share of right ones, from counts [E, N]."""
+    """[E] float64 mean over the classes that have queries of the share of right ones, from counts [E, N]."""
     found = []
     for right, each in zip(correct.split(_ROWS), total.split(_ROWS), strict=True):
-        present = each > 0
-        found.append((right / each.clamp(min=1)).double().mul(present).sum(1) / present.sum(1))
+        # Shares of the largest class: where all classes have as many queries the sum is an integer, and the result is the
+        # accuracy to the last bit.
+        largest = each.amax(1, keepdim=True).double()
+        found.append((right * (largest / each.clamp(min=1))).sum(1) / (largest[:, 0] * (each > 0).sum(1)))
     return torch.cat(found)
 
 
@@ -76,7 +78,7 @@ def summary_of(measures: dict[str, Tensor]) -> dict[str, float]:
     """Means over episodes and totals as single numbers, of what was measured."""
     found = {}
     if "class_total" in measures:
-        found["macro_accuracy"] = float(macro_accuracy(measures["class_correct"], measures["class_total"]).mean())
+        found["macro_accuracy"] = mean_interval(macro_accuracy(measures["class_correct"], measures["class_total"])).mean
     for name, values in measures.items():
         if name.startswith("calibration"):
             found[name.replace("calibration", "calibration_error", 1)] = calibration_error(values)
@@ -95,20 +97,21 @@ def open_set_measures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     aupr       average precision of finding the open queries from low scores, as scikit-learn's average_precision_score
     accepted   share of right answers among the queries kept when as many of the lowest score are rejected as there are
                open ones (a kept open query is wrong): every method rejects equally many
+
+    Queries are sorted by their score, so that memory follows their number, and counted: the results are exact.
     """
-    known, found = labels >= 0, {}
-    scores = {"logit": logits.amax(-1), "probability": torch.softmax(logits, -1).amax(-1)}
-    right = logits.argmax(-1) == labels
-    opened = (~known).sum(1)
+    known, right, found = labels >= 0, logits.argmax(-1) == labels, {}
+    opened, total = (~known).sum(1), known.sum(1)
     kept = torch.arange(labels.shape[1]) >= opened[:, None]
-    for name, score in scores.items():
-        at_most = (score[:, None, :] <= score[:, :, None]).double()  # [E, Q, Q]: query j scores at most as query i
-        ties = (score[:, None, :] == score[:, :, None]).double()
-        above = ((1 - at_most + ties / 2) * known[:, None, :]).sum(2)  # [E, Q] known queries above i
-        found[f"auroc_{name}"] = (above * ~known).sum(1) / (opened * known.sum(1))
-        precision = (at_most * ~known[:, None, :]).sum(2) / at_most.sum(2)
-        found[f"aupr_{name}"] = (precision * ~known).sum(1) / opened
-        order = score.argsort(dim=1, stable=True)
+    for name, score in (("logit", logits.amax(-1)), ("probability", logits.double().softmax(-1).amax(-1))):
+        score, order = score.sort(dim=1, stable=True)
+        is_open = ~known.gather(1, order)
+        below, at_most = (torch.searchsorted(score, score, right=right_end) for right_end in (False, True))  # [E, Q] queries
+        counted = torch.nn.functional.pad(is_open.cumsum(1), (1, 0))  # [E, Q+1] open ones among so many of the lowest
+        open_below, open_at_most = counted.gather(1, below), counted.gather(1, at_most)
+        twice_above = 2 * total[:, None] - (at_most - open_at_most) - (below - open_below)  # known ones above, ties half
+        found[f"auroc_{name}"] = (twice_above * is_open).sum(1).double() / (2 * opened * total)
+        found[f"aupr_{name}"] = (open_at_most.double() / at_most * is_open).sum(1) / opened
         found[f"accepted_{name}"] = (right.gather(1, order) & kept).sum(1, dtype=torch.float64) / kept.sum(1)
     return found
 
@@ -116,27 +119,29 @@ def open_set_measures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 class Measures:
     """Measures the episodes of a unit, chunk by chunk; `totals` is what is summed over episodes, as integers.
 
+    classes       [C] ids of the bank's classes, ascending, with holes or without
     scores        measure probabilities, too: nll and brier [E], and the totals calibration [3, BINS] and confusion [C, C]
-                  over the bank's classes (row: true, column: predicted)
-    classes       C
+                  over `classes` (row: true, column: predicted)
     temperature   with scores: measure softmax(logits / temperature), too, under names that end in _calibrated
     """
 
-    def __init__(self, scores: bool = False, classes: int = 0, temperature: float | None = None):
+    def __init__(self, classes: Tensor, scores: bool = False, temperature: float | None = None):
         self._endings = {"": 1.0} if scores else {}
         if temperature is not None:
             self._endings["_calibrated"] = temperature
-        self._classes = classes
-        self.totals: dict[str, Tensor] = {"confusion": torch.zeros(classes, classes, dtype=torch.int64)} if scores else {}
+        self._classes, self._pool = classes, int(classes.max()) + 1
+        shape = len(classes), len(classes)
+        self.totals: dict[str, Tensor] = {"confusion": torch.zeros(shape, dtype=torch.int64)} if scores else {}
 
     def __call__(self, logits: Tensor, labels: Tensor, classes: Tensor) -> dict[str, Tensor]:
         """Arrays [E, ...] of these episodes: logits [E, Q, N], labels [E, Q] with -1 for queries of no class of the
         episode, classes [E, N]."""
         predicted, known = best_class(logits.transpose(1, 2)), labels >= 0
         right = (predicted == labels).sum(1, dtype=torch.float64)
-        found = {"correct": right / known.sum(1), **class_counts(predicted, labels, classes, self._classes)}
+        found = {"correct": right / known.sum(1), **class_counts(predicted, labels, classes, self._pool)}
         if self._endings:
-            true, named = (classes.gather(1, x.clamp(min=0))[known] for x in (labels, predicted))
+            true, named = (torch.searchsorted(self._classes, classes.gather(1, x.clamp(min=0))[known])
+                           for x in (labels, predicted))
             confusion = self.totals["confusion"]
             confusion.view(-1).index_add_(0, true * len(confusion) + named, torch.ones_like(true))
         for ending, temperature in self._endings.items():
@@ -149,6 +154,8 @@ class Measures:
         return found
 
 
-def finished(totals: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums of `Measures.totals` as results hold them: confusion int64, calibration float64."""
-    return {name: values.double() / _FIXED if name.startswith("calibration") else values for name, values in totals.items()}
+def finished(totals: dict[str, Tensor], classes: Tensor) -> dict[str, Tensor]:
+    """Sums of `Measures.totals` as results hold them: confusion int64 with the ids of its rows, calibration float64."""
+    ids = {"confusion_classes": classes} if "confusion" in totals else {}
+    return ids | {name: values.double() / _FIXED if name.startswith("calibration") else values
+                  for name, values in totals.items()}

@@ -75,4 +75,4 @@ class MethodSpec:
     def with_trained(self, parameters: Mapping[str, Any]) -> MethodSpec:
         """With the hyper-parameters that a method was trained with, where none were given."""
         left = {name: value for name, value in parameters.items() if name not in (self.chosen or ())}
-        return dataclasses.replace(self, parameters={**self.parameters, **left}) if left else self
+        return dataclasses.replace(self, parameters=FrozenDict({**self.parameters, **left})) if left else self

@@ -36,7 +36,9 @@ def fitted_method(name: str, parameters: dict, transforms: str,
                            "their features (base_bank=, base= or --base-features), or choose settings that do without, such "
                            "as norm='l2n'")
     chain = chain.fit(base_bank)
-    return (method.fit(chain.bank(base_bank)) if method.needs_base else method), chain
+    if method.needs_base and base_bank is not None:
+        method = method.fit(chain.bank(base_bank))
+    return method, chain
 
 
 def doubt(method: Method, chain: TransformChain, queries: int, ways: int) -> str:

@@ -42,7 +42,7 @@ class Part:
 
 def summed(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
     """Totals of two ranges together: of integers, so that no order of summation matters."""
-    return {name: a[name] + b[name] if name in a and name in b else a.get(name, b.get(name)) for name in a | b}
+    return a | {name: a[name] + values if name in a else values for name, values in b.items()}
 
 
 class Parts:
@@ -56,7 +56,8 @@ class Parts:
 
     def __init__(self, folder: Path | None = None, made_by: dict | None = None):
         self.folder, self._made_by = folder, json.loads(json.dumps(made_by))
-        self._start, self._stop, self._totals = 0, 0, {}  # finished and not yet written
+        self._start = self._stop = 0  # finished and not yet written, as are the totals
+        self._totals: dict[str, Tensor] = {}
         self._written = time.perf_counter()
 
     def add(self, part: Part, arrays: dict[str, Tensor]) -> None:
@@ -96,8 +97,9 @@ class Parts:
             if start < position:
                 continue
             part = self._load(path, others)
-            fits = part is not None and (part.start, -part.stop) == (start, end) and start < part.stop <= episodes
-            if fits and is_border(part.start) and is_border(part.stop):
+            if part is None or (part.start, -part.stop) != (start, end) or not start < part.stop <= episodes:
+                continue
+            if is_border(part.start) and is_border(part.stop):
                 yield part
                 position = part.stop
         for reason, count in others.items():
@@ -139,5 +141,5 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -37,7 +37,7 @@ class Resolved:
     bank        of the evaluated classes: images for a method that adapts to images, else features
     base_bank   features of the base classes, where the run needs them
     method      not yet fitted to the base classes
-    transform   from the stored images to what the method takes, for a bank of images
+    image_transform   from the stored images to what the method takes, for a bank of images
     notes       warnings a table must carry
     """
 
@@ -46,7 +46,7 @@ class Resolved:
     bank: FeatureBank | ImageBank
     base_bank: FeatureBank | None
     method: Method
-    transform: Callable[[Tensor], Tensor] | None = None
+    image_transform: Callable[[Tensor], Tensor] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -93,8 +93,8 @@ def ready(resolved: Resolved, device: torch.device = CPU) -> tuple[Method, Calla
     method, chain = resolved.method, resolved.run.spec.chain.fit(resolved.base_bank)
     if method.needs_base:
         method = method.fit(chain.bank(_required(resolved.base_bank, method)))
-    prepare = moved(chain, device) if resolved.transform is None else \
-        partial(Episodes.with_features, transform=resolved.transform)
+    prepare = moved(chain, device) if resolved.image_transform is None else \
+        partial(Episodes.with_features, transform=resolved.image_transform)
     return moved(method, device), prepare, method.setting == "transductive" or chain.transductive
 
 
@@ -128,8 +128,7 @@ def _notes(backbone: str, pretrained_on: str | None, seen: list[dict], bank: Fea
     """What a table must say of weights that may have seen the classes of `bank`; images: content hash of these."""
     from fewshot.backbones.seen import leak_notes, present_classes  # loads backbones
 
-    classes = present_classes(bank.class_names, bank.labels.unique().tolist())
-    return (*leak_notes(backbone, seen, bank.name, bank.split, images, classes),
+    return (*leak_notes(backbone, seen, bank.name, bank.split, images, present_classes(bank)),
             *pretraining_notes(backbone, pretrained_on, bank.name))
 
 
@@ -141,12 +140,13 @@ def _from_banks(run: Run, bank: FeatureBank | ImageBank, base_bank: FeatureBank 
         _check_base(bank, base_bank)
     # A copy leaves nothing to a data set any more: the run must not fill it in for its own.
     run = dataclasses.replace(run, protocol=dataclasses.replace(on_dataset(run.protocol, bank.name)))
-    method, transform, notes = method or run.spec.make(), None, ()
-    values = {"data": bank.content_hash, "dataset": bank.name, "split": bank.split}
+    method, transform = method or run.spec.make(), None
+    notes: tuple[str, ...] = ()
+    values: dict[str, Any] = {"data": bank.content_hash, "dataset": bank.name, "split": bank.split}
     if isinstance(bank, ImageBank):
         held = getattr(method, "backbone", None)
         transform = getattr(held, "transform", None) if method.inputs == "images" else None
-        if hasattr(held, "weights_id"):
+        if held is not None and hasattr(held, "weights_id"):
             notes = _notes(held.name, held.pretrained_on, held.seen, bank, bank.content_hash)
     else:
         made_by = bank.provenance
@@ -171,14 +171,16 @@ def _from_images(run: Run, method: Method | None, source: FeatureSource) -> Reso
         run = as_trained(run)
         method, own = method_with_weights(run.method, run.spec.make(), lambda: backbone_for(subject, images),
                                           run.protocol.settings().get("ways"), run.weights)
+    bank: FeatureBank | ImageBank
     if method.inputs == "images":
-        bank, data, transform = images, images.content_hash, method.backbone.transform
-        weights = method.backbone.weights_id
-        notes = _notes(method.backbone.name, method.backbone.pretrained_on, method.backbone.seen, images, data)
+        learner: Any = method  # it holds its backbone, which no other method has
+        held = learner.backbone
+        bank, data, transform, weights = images, images.content_hash, held.transform, held.weights_id
+        notes = _notes(held.name, held.pretrained_on, held.seen, images, data)
     else:
-        bank, transform = source.features(subject), None
-        data, weights = bank.provenance["images_sha256"], bank.provenance["weights_id"]
-        notes = _notes(run.backbone, bank.provenance["pretrained_on"], bank.provenance.get("seen", []), bank, data)
+        bank = features = source.features(subject)
+        data, weights, transform = features.provenance["images_sha256"], features.provenance["weights_id"], None
+        notes = _notes(run.backbone, features.provenance["pretrained_on"], features.provenance.get("seen", []), bank, data)
     if own == FRESH:
         notes += (f"{run.method} has fresh weights of its own: those of the backbone bring none for it",)
     base = source.features(dataclasses.replace(subject, split="train")) if run.spec.needs_base else None
@@ -196,7 +198,9 @@ def _instance_values(method: Method | None) -> dict[str, Any]:
     values: dict[str, Any] = {} if name is None else {
         "method": name, "parameters": {key: getattr(settings, key) for key in method_parameters(name)}}
     held = getattr(method, "backbone", None)
-    return values | ({"backbone": held.name, "weights": held.weights_id} if hasattr(held, "weights_id") else {})
+    if held is None or not hasattr(held, "weights_id"):
+        return values
+    return {**values, "backbone": held.name, "weights": held.weights_id}
 
 
 def _check_base(bank: FeatureBank | ImageBank, base_bank: FeatureBank) -> None:

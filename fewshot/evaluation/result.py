@@ -90,7 +90,7 @@ class Result:
                    "interval_covers": self.accuracy.covers, "fingerprint": self.fingerprint, "seconds": self.seconds,
                    "setting": self.setting, "assumes": list(self.assumes), "notes": list(self.notes),
                    "versions": self.versions, "commit": self.commit}
-        if self.converged is not None:
+        if self.converged is not None and self.iterations is not None:
             summary["converged"] = float(self.converged.double().mean())
             summary["iterations"] = float(self.iterations.double().mean())
         with contextlib.suppress(FewshotError):  # without classes, or with too few of them
@@ -100,9 +100,9 @@ class Result:
     @classmethod
     def from_parts(cls, record: Record, arrays: dict[str, Tensor], summary: dict) -> Result:
         kept = {key: summary[key] for key in ("fingerprint", "seconds", "setting", "versions", "commit")}
-        own = {name: arrays.pop(name) for name in ("correct", "iterations", "converged") if name in arrays}
-        return cls(record=record, assumes=tuple(summary["assumes"]), notes=tuple(summary["notes"]), measures=arrays, **own,
-                   **kept)
+        return cls(record=record, correct=arrays.pop("correct"), iterations=arrays.pop("iterations", None),
+                   converged=arrays.pop("converged", None), measures=arrays, assumes=tuple(summary["assumes"]),
+                   notes=tuple(summary["notes"]), **kept)
 
     def __repr__(self) -> str:
         return f"<{self.record.method} on {self.record.dataset}, {self.protocol}: {self.accuracy.percent()} %>"

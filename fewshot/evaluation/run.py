@@ -37,8 +37,8 @@ class Run:
     episodes    their number;  seed  which ones
 
     Written flat: `Run(dataset="omniglot", method="pt_map", shots=5)`, and read flat: `run.shots`. Also
-    `dataclasses.replace(run, shots=1)`; another method begins with its own defaults. Equal requests are equal, have equal
-    hashes and equal keys. Nothing is read from the disk: what depends on files is found by `evaluate`.
+    `run.changed(shots=1)`, or `dataclasses.replace`; another method begins with its own defaults. Equal requests are equal,
+    have equal hashes and equal keys. Nothing is read from the disk: what depends on files is found by `evaluate`.
 
     Raises FewshotError for unknown names and wrong values; what depends on the data is checked by `evaluate`.
     """
@@ -76,6 +76,11 @@ class Run:
             raise AttributeError(f"a Run has no {name!r}")
     else:
         def __getattr__(self, name: str) -> Any: ...
+
+    def changed(self, **settings: Any) -> Run:
+        """With other values for some settings, of any part: `dataclasses.replace`, of which type checkers know the fields
+        alone."""
+        return dataclasses.replace(self, **settings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by flat name, as a stored result names them."""
@@ -130,10 +135,10 @@ def on_dataset(protocol: Protocol, name: str) -> Protocol:
     """`protocol` with what it leaves to the data set `name`, which need not be a registered one."""
     from fewshot.datasets import DATASETS, Dataset
 
-    return protocol.filled(queries=DATASETS.get(name, Dataset).queries)
+    return protocol.filled(queries=DATASETS[name].queries if name in DATASETS else Dataset.queries)
 
 
-def _values(spec: object) -> dict[str, Any]:
+def _values(spec: Subject | MethodSpec | Protocol) -> dict[str, Any]:
     """Name -> value of the settings; those that came later only where they are used."""
     return {name: getattr(spec, name) for name, known in settings_of(spec).items()
             if not known.later or getattr(spec, name)}

@@ -31,7 +31,7 @@ class Cancelled(Exception):
 class Scorer:
     """What it takes to score any episode of a run; it can be sent to another process.
 
-    bank, source   the items, and where the row numbers of episodes come from
+    bank, drawn_from   the items, and where the row numbers of episodes come from
     method         fitted; prepare: what its episodes pass before
     episodes       of the run
     scores, temperature   what `Measures` takes
@@ -43,7 +43,7 @@ class Scorer:
     """
 
     bank: FeatureBank | ImageBank
-    source: EpisodeSampler | EpisodeList
+    drawn_from: EpisodeSampler | EpisodeList
     method: Method
     prepare: Callable[[Episodes], Episodes]
     episodes: int
@@ -55,12 +55,12 @@ class Scorer:
 
     @cached_property
     def block(self) -> int:
-        return block_size(self.source)
+        return block_size(self.drawn_from)
 
     @cached_property
     def chunk(self) -> int:
         """Episodes of one call of the method."""
-        one = self.source.indices(0, 1)
+        one = self.drawn_from.indices(0, 1)
         items, queries = one.support.shape[1] + one.query.shape[1], one.query.shape[1]
         item = self.bank.images[0].numel() * 4 if isinstance(self.bank, ImageBank) else self.bank.features[0].nbytes
         # Images become float32. With hundreds of classes it is the logits that are large.
@@ -77,8 +77,9 @@ class Scorer:
         each = -(-self.block // self.unit)
         whole, rest = divmod(self.episodes, self.block)
         units = whole * each + -(-rest // self.unit)
-        return tuple(min(self.episodes, at // each * self.block + at % each * self.unit)
-                     for at in (units * shard[0] // shard[1], units * (shard[0] + 1) // shard[1]))
+        first, end = (min(self.episodes, at // each * self.block + at % each * self.unit)
+                      for at in (units * shard[0] // shard[1], units * (shard[0] + 1) // shard[1]))
+        return first, end
 
     def is_border(self, episode: int) -> bool:
         return episode == self.episodes or episode % self.block % self.unit == 0
@@ -96,7 +97,7 @@ class Scorer:
         for known in (self._drawn, self._received):
             if known is not None and known[0] <= start <= stop <= known[0] + len(known[1]):
                 return known[1][start - known[0] : stop - known[0]]
-        self._drawn = start, self.source.indices(start, stop - start)
+        self._drawn = start, self.drawn_from.indices(start, stop - start)
         return self._drawn[1]
 
     def receive(self, start: int, drawn: EpisodeIndices) -> None:
@@ -116,7 +117,7 @@ class Scorer:
         """The part of the unit that begins with episode `start`; raises Cancelled between two chunks once `going()` is
         false."""
         rows, done = {}, 0
-        measures = Measures(self.scores, len(self.bank.class_names), self.temperature)
+        measures = Measures(self.bank.classes, self.scores, self.temperature)
 
         def chunks() -> Iterator[Episodes]:
             room = None

@@ -14,12 +14,12 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 _AHEAD = 2  # tasks that wait for each of the others, so that none waits for this one
 _DRAWN = 4  # units whose row numbers are drawn in one call: the threads that score need not wait for more
 _TASKS = 8  # a worker, at least, so that all end at about the same time
+
+_scorer: Scorer  # of a worker, since `_begin`
 
 
 def task_size(scorer: Scorer, episodes: int, workers: int) -> int:
@@ -71,14 +73,15 @@ def _by_threads(scorer: Scorer, tasks: list[tuple[int, int]], threads: int) -> I
 def _from_threads(scorer: Scorer, tasks: list[tuple[int, int]], pool: Executor, threads: int,
            stopped: threading.Event) -> Iterator[Part]:
     """Part after part. This thread draws the row numbers, ahead of those that score."""
-    def submitted():
+    def submitted() -> Iterator[tuple[tuple[int, int], EpisodeIndices, Future[Part]]]:
         for task in tasks:
             for start, stop in scorer.split(*task, _DRAWN * scorer.unit):
-                for unit in scorer.source.indices(start, stop - start).split(scorer.unit):
+                for unit in scorer.drawn_from.indices(start, stop - start).split(scorer.unit):
                     yield task, unit, pool.submit(scorer.score_unit, start, unit, lambda: not stopped.is_set())
                     start += len(unit)
 
-    running, left, scored = deque(), submitted(), []
+    running: deque[tuple[tuple[int, int], EpisodeIndices, Future[Part]]] = deque()
+    left, scored = submitted(), []
     while True:
         running.extend(itertools.islice(left, _AHEAD * threads + 1 - len(running)))
         if not running:
@@ -123,7 +126,9 @@ def _from_processes(scorer: Scorer, ours: Scorer, tasks: list[tuple[int, int]], 
             others: int) -> Iterator[Part]:
     """The parts of all tasks in order. This process scores, too (`ours`), while the task that is due is with another one,
     also while the others start: what is left to it beside that is too little for a core of its own."""
-    left, given, found, due = deque(enumerate(tasks)), {}, {}, 0
+    left, due = deque(enumerate(tasks)), 0
+    given: dict[int, Future[bytes]] = {}
+    found: dict[int, tuple[list[Part], list[Tensor]]] = {}
     while due < len(tasks):
         for number in [number for number, future in given.items() if future.done()]:
             found[number] = pickle.loads(given.pop(number).result())
@@ -170,5 +175,5 @@ class _Pickler(pickle.Pickler):
     """Tensors as arrays. Torch would send each through shared memory of its own, or take longer to write it than it took
     to compute."""
 
-    def reducer_override(self, value):
+    def reducer_override(self, value: object) -> Any:
         return (torch.from_numpy, (value.numpy(),)) if type(value) is Tensor else NotImplemented

@@ -48,7 +48,7 @@ class Jobs:
     partition: str | None = None
     options: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_once = 1 if self.at_once is None else self.at_once
         check_at_least(1, jobs=at_once, per_job=self.per_job, cpus=self.cpus, time=self.minutes)
         if self.memory is not None:
@@ -79,7 +79,7 @@ class Jobs:
 
 
 @dataclass(frozen=True)
-class Task:
+class Batch:
     """One job: `runs` on the same images and features are evaluated, or (`prepare`) only their features extracted."""
 
     runs: tuple[Run, ...]
@@ -98,7 +98,7 @@ class Task:
 
         torch.set_num_threads(self.threads)
         source, store = FeatureSource(self.data_root, self.folder / "cache"), Store(self.folder)
-        outcomes = []
+        outcomes: list[str | None] = []
         for run in self.runs:
             try:
                 if self.prepare:
@@ -144,7 +144,7 @@ def sweep(path: str | Path, jobs: Jobs, folder: str | Path = "runs", data_root: 
     groups = defaultdict(list)
     for run in missing:
         groups[_features(run)].append(run)
-    first = [Task(tuple(runs), folder, data_root, jobs.cpus, prepare=True) for runs in groups.values()
+    first = [Batch(tuple(runs), folder, data_root, jobs.cpus, prepare=True) for runs in groups.values()
              if len(runs) > jobs.per_job]
     with tqdm(total=len(missing), unit="run", desc=path.stem, disable=not progress or not missing) as bar:
         failures = _work(submitter, jobs, first, bar)
@@ -152,7 +152,7 @@ def sweep(path: str | Path, jobs: Jobs, folder: str | Path = "runs", data_root: 
         tasks = []
         for runs in groups.values():
             left = [run for run in runs if run.key not in lost]
-            tasks += [Task(tuple(left[at:at + jobs.per_job]), folder, data_root, jobs.cpus)
+            tasks += [Batch(tuple(left[at:at + jobs.per_job]), folder, data_root, jobs.cpus)
                       for at in range(0, len(left), jobs.per_job)]
         return failures + _work(submitter, jobs, tasks, bar)
 
@@ -163,9 +163,10 @@ def _features(run: Run) -> str:
                       sort_keys=True)
 
 
-def _work(submitter: Executor, jobs: Jobs, tasks: Sequence[Task], bar: tqdm) -> list[Failure]:
+def _work(submitter: Executor, jobs: Jobs, tasks: Sequence[Batch], bar: tqdm) -> list[Failure]:
     """Run all `tasks`; interrupted, cancel those that are not done."""
-    waiting, running, failures = list(tasks), {}, []
+    waiting, failures = list(tasks), []
+    running: dict[Job, Batch] = {}
     try:
         while waiting or running:
             if (room := jobs.room(len(running), len(waiting))) > 0 and waiting:
@@ -191,17 +192,17 @@ def _work(submitter: Executor, jobs: Jobs, tasks: Sequence[Task], bar: tqdm) -> 
     return failures
 
 
-def _submitted(submitter: Executor, tasks: Sequence[Task]) -> list[Job]:
+def _submitted(submitter: Executor, tasks: Sequence[Batch]) -> list[Job]:
     from submitit.core.utils import FailedJobError
 
     try:
         with _own_stderr(submitter.folder / "controllers.log"):
-            return submitter.map_array(Task.work, tasks)
+            return submitter.map_array(Batch.work, tasks)
     except (FailedJobError, OSError) as error:
         raise FewshotError(f"jobs could not be submitted: {str(error).strip()}") from None
 
 
-def _failures(job: Job, task: Task) -> list[Failure]:
+def _failures(job: Job, task: Batch) -> list[Failure]:
     log = job.paths.stderr
     error = job.exception()
     if error is None:

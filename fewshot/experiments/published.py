@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.frozen import FrozenDict, frozen, frozen_dict
@@ -61,7 +62,7 @@ class Published:
 
 
 def numbers(method: str, dataset: str, backbone: str, source: str, *values: tuple, ways: int | None = 5,
-            query_distribution: str = "balanced", **parameters) -> tuple[Published, ...]:
+            query_distribution: str = "balanced", **parameters: Any) -> tuple[Published, ...]:
     """A row of a paper's table: values (shots, accuracy) or (shots, accuracy, interval)."""
     return tuple(Published(method, dataset, backbone, ways, shots, query_distribution, accuracy,
                            interval[0] if interval else None, source, parameters) for shots, accuracy, *interval in values)
@@ -82,6 +83,8 @@ def load_experiment(path: str | Path) -> Experiment:
     if not path.is_file():
         raise FewshotError(f"no experiment at {path}; the files are in experiments/")
     spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise FewshotError(f"{path} is no Python file; give one that ends in .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "RUNS"):
@@ -155,14 +158,14 @@ def find_results(runs: Iterable[Run], results: Iterable[Result]) -> dict[str, Re
 def published_table(experiment: Experiment, results: Iterable[Result], root: str | Path | None = None) -> Table:
     """Measured (from `results`) beside published, and in the notes what is missing. Evaluates nothing."""
     found = find_results(experiment.runs, results)
-    rows = []  # (run or published, published, result)
+    rows: list[tuple[Record | Published, Published | None, Result | None]] = []
     for number in experiment.published:
         matching = [found[run.key] for run in experiment.runs if run.key in found and number.matches(run)]
-        rows += [(number, number, result) for result in matching or [None]]
+        rows += [(number, number, result) for result in matching] or [(number, number, None)]
     beside = {result.record.key for _, _, result in rows if result is not None}
     rows += [(result.record, None, result) for result in found.values() if result.record.key not in beside]
     labels = _labels([entry for entry, _, _ in rows])
-    headings = ("data set", "backbone", "method", "protocol")
+    headings: tuple[str, ...] = ("data set", "backbone", "method", "protocol")
     sources = list(dict.fromkeys(number.source for number in experiment.published))
     if len(sources) > 1:
         headings += ("source",)
@@ -195,7 +198,7 @@ def _labels(entries: Sequence[Run | Record | Published]) -> list[tuple[str, ...]
     """Data set, backbone, method and protocol; with parameters only where rows would look the same without."""
     short = [(entry.dataset, entry.backbone, entry.method, str(entry.protocol)) for entry in entries]
     count = Counter(short)
-    labels = []
+    labels: list[tuple[str, ...]] = []
     for entry, label in zip(entries, short, strict=True):
         defaults = method_parameters(entry.method)
         changed = {k: v for k, v in entry.parameters.items() if k not in defaults or frozen(v) != frozen(defaults[k])}
@@ -224,7 +227,7 @@ def differs(number: Published, result: Result) -> bool:
     return gap > 100 * result.accuracy.half_width + (number.interval or 0.0)
 
 
-def _missing(experiment: Experiment, found: dict[str, Result], root) -> list[str]:
+def _missing(experiment: Experiment, found: dict[str, Result], root: str | Path | None) -> list[str]:
     absent = [run for run in experiment.runs if run.key not in found]
     reasons = Counter(obstacle(run, root) for run in absent)
     possible = reasons.pop(None, 0)

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
-from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.evaluate import evaluate, whole_result
 from fewshot.evaluation.result import Result
 from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store, experiment_store, kept_folder
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingPlan:
     """How a file of `experiments/weights` was trained: settings, data set (its splits train and val) and backbone, whose
     random weights come from the seed of the settings. `base_options` are further options of the split train.
 
@@ -51,10 +52,13 @@ class Recipe:
         validation = load_dataset(self.dataset, "val", root=root, **self.data_options)
         backbone = create_backbone(self.backbone, **{**input_for(self.backbone, base.images), **self.backbone_options},
                                    seed=self.config.seed)
+        if not isinstance(self.config, SupervisedConfig):
+            if self.generations > 1:
+                raise FewshotError(f"generations={self.generations} of an episodic training; only supervised ones have them")
+            return train(self.config, base, validation, backbone, out=out)
         if self.generations > 1:
             return train_generations(self.config, base, validation, backbone, out=out, generations=self.generations)
-        run_training = train_supervised if isinstance(self.config, SupervisedConfig) else train
-        return run_training(self.config, base, validation, backbone, out=out)
+        return train_supervised(self.config, base, validation, backbone, out=out)
 
     def keep(self, result: TrainResult, path: str | Path) -> None:
         """Write the weights of a finished training to `path`; of a supervised one those of the backbone alone, as the heads
@@ -70,15 +74,15 @@ class Recipe:
 
 def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("backbone", "method"),
                    published: Sequence[Published] = (), differences: bool = False,
-                   recipes: Mapping[str, Recipe] | None = None) -> list[Result]:
+                   plans: Mapping[str, TrainingPlan] | None = None) -> list[Result]:
     """Evaluate `runs` (finished ones are found in the store) and write `results/<name>.md` and `.csv` beside `file`; with
     `published` numbers also `results/<name>_published.md`, with `differences` a file of paired differences per protocol.
     Runs whose data or weights are absent are left out, with the reason. Results in `kept/` beside `file` are found, too.
 
     The command line takes --data-root, --runs, and for a part of the runs or a trial, whose table is only printed,
-    --dataset, --distribution (only this one), --shots, --method (only these) and --episodes (fewer). With `recipes` (name of
-    the weights -> Recipe) it takes --train: train the weights named, or all, into RUNS/training/<name>, and put them into
-    `weights/` beside `file`, before the evaluation.
+    --dataset, --distribution (only this one), --shots, --method (only these) and --episodes (fewer). With `plans` (name of
+    the weights -> TrainingPlan) it takes --train: train the weights named, or all, into RUNS/training/<name>, and put them
+    into `weights/` beside `file`, before the evaluation.
     """
     path = Path(file)
     parser = argparse.ArgumentParser(description=f"experiment {path.stem}; see the head of {path.name}")
@@ -91,15 +95,15 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     parser.add_argument("--distribution", help="only the runs with these numbers of queries per class: balanced, dirichlet")
     parser.add_argument("--shots", type=int, nargs="+", help="only the runs with these numbers of shots")
     parser.add_argument("--method", nargs="+", help="only the runs of these methods")
-    if recipes:
-        parser.add_argument("--train", nargs="*", metavar="WEIGHTS", choices=list(recipes),
-                            help=f"train first; all without names, or some of {', '.join(recipes)}")
+    if plans:
+        parser.add_argument("--train", nargs="*", metavar="WEIGHTS", choices=list(plans),
+                            help=f"train first; all without names, or some of {', '.join(plans)}")
     arguments = parser.parse_args()
-    if recipes and arguments.train is not None:
-        for name in arguments.train or recipes:
-            result = recipes[name].train(arguments.runs / "training" / name, arguments.data_root)
+    if plans and arguments.train is not None:
+        for name in arguments.train or plans:
+            result = plans[name].train(arguments.runs / "training" / name, arguments.data_root)
             print(result, flush=True)
-            recipes[name].keep(result, weights_file(file, name))
+            plans[name].keep(result, weights_file(file, name))
     wanted = [run for run in of_setting(runs, arguments.dataset, arguments.distribution, arguments.shots)
               if run.method in (arguments.method or [run.method])]
     whole = len(wanted) == len(runs) and arguments.episodes is None
@@ -111,7 +115,7 @@ def run_experiment(file: str, runs: Sequence[Run], *, rows: Sequence[str] = ("ba
     results = []
     for number, run in enumerate(wanted, 1):
         trial = run if arguments.episodes is None else dataclasses.replace(run, episodes=arguments.episodes)
-        results.append(evaluate(trial, store=store, progress=True, source=source))
+        results.append(whole_result(evaluate(trial, store=store, progress=True, source=source)))
         print(f"[{number}/{len(wanted)}] {results[-1]!r} in {results[-1].seconds:.0f} s", flush=True)
         if arguments.keep and arguments.episodes is None:
             _keep(results[-1], Store(kept_folder(file)))
@@ -158,7 +162,7 @@ def weights_file(file: str, name: str) -> str:
 
 
 def small_data_runs(file: str, method: str, *, shots: Sequence[int] = (1, 5),
-                    distributions: Sequence[str] = ("balanced", "dirichlet"), **settings) -> list[Run]:
+                    distributions: Sequence[str] = ("balanced", "dirichlet"), **settings: Any) -> list[Run]:
     """5-way runs, balanced and Dirichlet(2) unless other settings of `Run` are given, on data that need no registration:
     Omniglot with the Conv-4 of experiments/omniglot_background.py, and Caltech-101 with EfficientNet-Lite0.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fewshot.backbones.base import BACKBONES
 from fewshot.backbones.seen import collection, seen_in
@@ -20,7 +21,7 @@ ACROSS, WITHIN, SIMILAR, TRAINED = "across", "within", "similar", "trained"
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """A backbone and where its weights come from.
 
     name      for people, e.g. "omniglot"
@@ -37,7 +38,7 @@ class Source:
     pretrained_on: str | None = None
 
     @classmethod
-    def of_file(cls, path: str | Path) -> Source:
+    def of_file(cls, path: str | Path) -> Origin:
         """The backbone in a file of `save_weights`: what it was trained and validated on is in its provenance (of training
         here, or of `convert_official` with a data set). Raises FewshotError as `read_weights`."""
         described, provenance = describe_weights(path), read_weights(path)[2]
@@ -46,7 +47,7 @@ class Source:
         return cls(name, described["backbone"], str(path), {}, tuple(data), described["pretrained_on"])
 
     @classmethod
-    def untrained(cls, backbone: str, name: str, **options) -> Source:
+    def untrained(cls, backbone: str, name: str, **options: Any) -> Origin:
         """A backbone without weights, or with those that come with it."""
         return cls(name, backbone, None, options, (), BACKBONES[backbone].default_pretrained_on)
 
@@ -69,7 +70,7 @@ class Source:
             return SIMILAR
         return WITHIN if any(name == dataset for name, _, _ in self.data) else ACROSS
 
-    def run(self, dataset: str, method: str, **settings) -> Run:
+    def run(self, dataset: str, method: str, **settings: Any) -> Run:
         """The evaluation of this backbone on a data set. The network keeps the input it was trained with: greyscale is
         repeated to its three channels or colour reduced to luma, and images are resized to its side.
 
@@ -83,7 +84,7 @@ class Source:
         return run
 
 
-def domain_table(entries: Sequence[tuple[Source, str, Result]], left_out: Sequence[str] = ()) -> Table:
+def domain_table(entries: Sequence[tuple[Origin, str, Result]], left_out: Sequence[str] = ()) -> Table:
     """Rows: what the backbone was trained on, backbone and method; columns: what it is tested on and the protocol.
 
     entries    (source, its relation to the test images, result)
@@ -94,7 +95,7 @@ def domain_table(entries: Sequence[tuple[Source, str, Result]], left_out: Sequen
     found = {((source.name, source.backbone, r.record.method), _column(r)): (relation, r) for source, relation, r in entries}
     cells, records = [], []
     for label in labels:
-        row = []
+        row: list[Cell | None] = []
         for column in columns:
             relation, result = found.get((label, column), (None, None))
             if result is None:

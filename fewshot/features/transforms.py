@@ -220,7 +220,7 @@ class TransformChain:
         if base_bank is None:
             needing = ", ".join(str(step) for step in self.steps if step.needs_base)
             raise FewshotError(f"{needing} needs the features of the base classes: give a base bank")
-        x, steps = base_bank.features, []
+        x, steps = base_bank.working().features, []
         last = max(i for i, step in enumerate(self.steps) if step.needs_base)
         for i, step in enumerate(self.steps):
             fitted = step.fit(x)
@@ -235,7 +235,7 @@ class TransformChain:
 
         Raises FewshotError if a step works per episode: a bank has no episodes.
         """
-        x = base_bank.features
+        x = base_bank.working().features
         for step in self.steps:
             if not isinstance(step, PointStep):
                 raise FewshotError(f"{step} works per episode, so it cannot be applied to the base bank that the "
@@ -247,6 +247,7 @@ class TransformChain:
         if self.steps and episodes.support.ndim != 3:
             raise FewshotError(f"transforms {str(self)!r} take features [E, S, D]; support has shape "
                                f"{tuple(episodes.support.shape)}: embed the images first")
+        episodes = episodes.working() if self.steps else episodes
         for step in self.steps:
             episodes = step(episodes)
         return episodes

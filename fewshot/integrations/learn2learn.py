@@ -192,7 +192,7 @@ class AlgorithmLearner(nn.Module, Method):
         super().__init__()
         self.__dict__["algorithm"] = algorithm  # no submodule: its network would be in the state dict twice
         self.backbone, self.rates, self.settings, self.ways = backbone, rates, settings, backbone.feature_dim
-        self.source = f"{settings.source}; learnables/learn2learn"
+        self.paper = f"{settings.paper}; learnables/learn2learn"
         self.setting = "transductive" if backbone.batch_norm == "batch" and _batch_norms(backbone) else "inductive"
 
     def adapt(self, support: Tensor, labels: Tensor, first_order: bool) -> Any:

@@ -97,8 +97,8 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     description = " ".join([method, *([f"({parameter_text(parameters)})"] if parameters else []),
                             *([f"after {chain}"] if chain.steps else []), f"on {network.name}"])
     notes = _notes(setting, method, chosen, network, doubt(chosen, chain, len(images), len(known.class_names)))
-    return Predictions(files, known.class_names, probabilities, setting, description, tuple(notes), unreadable, repeated,
-                       known, images)
+    return Predictions(files, tuple(known.class_names), probabilities, setting, description, tuple(notes), unreadable,
+                       repeated, known, images)
 
 
 def _support_listing(support: Path) -> Listing:

@@ -25,7 +25,7 @@ class AlphaTIM(TIMGD):
     does not use it, and it is left out here. Adam is not rotation invariant: works in the full feature space.
     """
 
-    source = "Veilleux et al. 2021, arXiv:2204.11181; oveilleux/Realistic_Transductive_Few_Shot"
+    paper = "Veilleux et al. 2021, arXiv:2204.11181; oveilleux/Realistic_Transductive_Few_Shot"
 
     cross_entropy: float = 1.0
     conditional: float = 1.0

@@ -17,7 +17,7 @@ class Anil(GradientMethod):
     cheaper than MAML. With batch_norm="batch" the support is normalised by its own statistics, the query set by its own.
     """
 
-    source = "Raghu et al. 2020, arXiv:1909.09157"
+    paper = "Raghu et al. 2020, arXiv:1909.09157"
 
     def adapts(self, name: str) -> bool:
         return name in HEAD

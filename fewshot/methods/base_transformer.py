@@ -34,7 +34,7 @@ class BaseAttention(nn.Module, Method):
             raise FewshotError(f"channels={channels} with heads={settings.heads} and features of length {feature_dim}; "
                                "channels must divide the length, and heads the channels")
         # The prototypes travel as a tensor, not as a hyper-parameter.
-        self.settings, self.source, self.channels = dataclasses.replace(settings, base=None), settings.source, channels
+        self.settings, self.paper, self.channels = dataclasses.replace(settings, base=None), settings.paper, channels
         self.register_buffer("base", torch.zeros(settings.base_classes, feature_dim) if settings.base is None
                              else settings.base.clone())
         with isolated_rng(seed):
@@ -108,7 +108,7 @@ class BaseTransformer(Method):
     """
 
     needs_backbone = True
-    source = "Maniparambil, McGuinness, O'Connor 2022, arXiv:2210.02476; mayug/BaseTransformers (reconstruction)"
+    paper = "Maniparambil, McGuinness, O'Connor 2022, arXiv:2210.02476; mayug/BaseTransformers (reconstruction)"
 
     channels: int | None = None
     neighbours: int = 5
@@ -128,9 +128,9 @@ class BaseTransformer(Method):
 
     def fit(self, base_bank: FeatureBank) -> BaseTransformer:
         """A copy with the mean features of the base classes."""
-        present = base_bank.class_sizes() > 0
-        total = torch.zeros(len(present), base_bank.features.shape[1], dtype=base_bank.features.dtype)
-        means = total.index_add(0, base_bank.labels, base_bank.features)[present] / base_bank.class_sizes()[present, None]
+        owner = torch.searchsorted(base_bank.classes, base_bank.labels)
+        total = base_bank.features.new_zeros(len(base_bank.classes), base_bank.features.shape[1])
+        means = total.index_add(0, owner, base_bank.features) / base_bank.class_sizes()[:, None]
         return dataclasses.replace(self, base=means, base_classes=len(means))
 
     def with_backbone(self, backbone: nn.Module, ways: int, *, feature_dim: int | None = None,

@@ -38,7 +38,7 @@ class BDCSPN(BaseMean, Method):
 
     setting = "transductive"
     assumes = ("balanced queries",)
-    source = ("Liu et al. 2020, arXiv:1911.10713; code in imtiazziko/LaplacianShot and "
+    paper = ("Liu et al. 2020, arXiv:1911.10713; code in imtiazziko/LaplacianShot and "
               "oveilleux/Realistic_Transductive_Few_Shot")
 
     norm: str = "cl2n"

@@ -16,7 +16,7 @@ class Boil(GradientMethod):
     Parameters: see `GradientMethod`.
     """
 
-    source = "Oh et al. 2021, arXiv:2008.08882"
+    paper = "Oh et al. 2021, arXiv:2008.08882"
 
     def adapts(self, name: str) -> bool:
         return name not in HEAD

@@ -42,18 +42,54 @@ def few_queries(queries: int, ways: int) -> str:
 
 
 def _takes_its_inputs(function: Callable) -> Callable:
-    """Images given to a method on features are the first mistake one makes: it is named before any arithmetic."""
+    """Images given to a method on features are the first mistake one makes: it is named before any arithmetic. Features
+    are then put into the precision to work in, or that of the method's own weights."""
     @functools.wraps(function)
     def checked(self: Method, episodes: Episodes, *arguments: Any, **options: Any) -> Any:
-        if self.inputs == "features" and episodes.support.ndim != 3:
+        if self.inputs != "features":
+            return function(self, episodes, *arguments, **options)
+        if episodes.support.ndim != 3:
             raise FewshotError(f"{type(self).__name__} takes features [E, S, D]; support has shape "
                                f"{tuple(episodes.support.shape)}: embed the images first (`fewshot.embed` for a bank)")
         # Only a single query is warned about here: an evaluation asks for few in thousands of calls, but for 2 at least.
         if episodes.query.shape[1] == 1 and self.setting == "transductive" and function.__name__ == _reads(self):
             warnings.warn(f"{type(self).__name__}: {few_queries(1, episodes.ways)}", stacklevel=2)
-        return function(self, episodes, *arguments, **options)
+        weight = next(self.parameters(), None) if isinstance(self, nn.Module) else None
+        working = episodes.working() if weight is None else episodes.to(weight.dtype)
+        try:
+            found = function(self, working, *arguments, **options)
+        except torch.linalg.LinAlgError as error:
+            longest = float(torch.cat([working.support, working.query], 1).norm(dim=-1).max())
+            raise FewshotError(f"{type(self).__name__} meets a linear system that {working.query.dtype} does not solve; the "
+                               f"longest feature is {longest:.3g}: scale the features (transforms l2 or standardise), or "
+                               f"regularise more ({str(error).partition('.')[0]})") from None
+        narrow = weight is None and episodes.query.dtype != torch.float64 == working.query.dtype
+        return _narrowed(found) if narrow else found
 
     return checked
+
+
+def _narrowed(found: Any) -> Any:
+    """Logits in float32 of what was computed in float64 because float32 does not hold it: from each query's largest one,
+    which is all that predictions and probabilities depend on."""
+    if isinstance(found, Refinement):
+        return dataclasses.replace(found, logits=_narrowed(found.logits))
+    if not isinstance(found, Tensor) or found.dtype != torch.float64:
+        return found  # reduced episodes, which stay as they are until they are solved
+    limits, below = torch.finfo(torch.float32), found - found.amax(-1, keepdim=True)
+    widest = float(below.detach().abs().amax())
+    if 0 < widest < limits.tiny:
+        raise FewshotError(f"the logits differ by at most {widest:.1e}, which float32 does not hold; scale the features, or "
+                           "pass them in float64")
+    return below.clamp_min(limits.min).float()
+
+
+def _takes_its_base(fit: Callable) -> Callable:
+    @functools.wraps(fit)
+    def working(self: Method, base_bank: FeatureBank) -> Method:
+        return fit(self, base_bank.working())
+
+    return working
 
 
 def _reads(method: Method) -> str:
@@ -75,13 +111,13 @@ class Method(abc.ABC):
     needs_base   True when `fit(base_bank)` must be called first (statistics of the base classes)
     needs_backbone   True when `with_backbone(backbone, ways)` must be called first: these are the hyper-parameters of a
                      method with weights of its own, which that makes
-    source       paper and official code
+    paper        where it was published, and official code
     renamed      earlier names of hyper-parameters -> present ones, so that results and weights stored under them are found
     """
 
     setting: str = "inductive"
     inputs: ClassVar[str] = "features"
-    source: str = ""
+    paper: str = ""
     renamed: ClassVar[Mapping[str, str]] = {}
 
     # Properties, so that a subclass may have either: its own property, or a plain attribute of the class.
@@ -102,6 +138,8 @@ class Method(abc.ABC):
         for name in ("__call__", "forward", "refine", "reduce"):
             if name in cls.__dict__:
                 setattr(cls, name, _takes_its_inputs(cls.__dict__[name]))
+        if "fit" in cls.__dict__:
+            setattr(cls, "fit", _takes_its_base(cls.__dict__["fit"]))  # noqa: B010 - a method cannot be assigned to
 
     @abc.abstractmethod
     def __call__(self, episodes: Episodes) -> Tensor:
@@ -178,7 +216,7 @@ class BaseMean(Method):
 
     def fit(self, base_bank: FeatureBank) -> Method:
         made: Any = self  # a dataclass, as the mixin itself is not
-        return dataclasses.replace(made, base_mean=base_bank.features.mean(0))
+        return dataclasses.replace(made, base_mean=base_bank.working().features.mean(0))
 
 
 class IterativeMethod(Method):

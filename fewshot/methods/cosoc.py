@@ -54,7 +54,7 @@ class Cosoc(Method):
     Raises FewshotError where the length of the features is no multiple of `crops`.
     """
 
-    source = "Luo et al. 2021, arXiv:2107.07746; Frankluox/LightningFSL architectures/classifier/SOC.py"
+    paper = "Luo et al. 2021, arXiv:2107.07746; Frankluox/LightningFSL architectures/classifier/SOC.py"
 
     crops: int = 7
     alpha: float = 1.0

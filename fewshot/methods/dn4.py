@@ -33,7 +33,7 @@ class Dn4(Method):
     Deviations: none. A descriptor of zeros is similar to nothing (cosine 0).
     """
 
-    source = "Li et al. 2019, arXiv:1903.12290; WenbinLee/DN4, RL-VIG/LibFewShot"
+    paper = "Li et al. 2019, arXiv:1903.12290; WenbinLee/DN4, RL-VIG/LibFewShot"
 
     channels: int = 64
     neighbours: int = 3

@@ -39,7 +39,7 @@ class EMDirichlet(TwoStageMethod):
     1000 steps (warm-started) is part of the method. Work is done in float64 whatever the input.
     """
 
-    source = "Martin et al. 2024 (CVPR), transductive CLIP; SegoleneMartin/transductive-CLIP"
+    paper = "Martin et al. 2024 (CVPR), transductive CLIP; SegoleneMartin/transductive-CLIP"
     hard: ClassVar[bool] = False
 
     iterations: int = 20

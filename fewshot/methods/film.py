@@ -37,7 +37,7 @@ class Film(FineTuning):
     classes to learn from.
     """
 
-    source = "Shysheya et al. 2022, arXiv:2206.08671; cambridge-mlg/fit"
+    paper = "Shysheya et al. 2022, arXiv:2206.08671; cambridge-mlg/fit"
 
     lr: float = 0.0035
     blocks: str | int | tuple = "all"

@@ -41,7 +41,7 @@ class Finetune(FineTuning):
     are equal; here it starts as the prototypes.
     """
 
-    source = ("Luo et al. 2023, arXiv:2301.12246, Frankluox/CloserLookAgainFewShot; Chen et al. 2019, arXiv:1904.04232, "
+    paper = ("Luo et al. 2023, arXiv:2301.12246, Frankluox/CloserLookAgainFewShot; Chen et al. 2019, arXiv:1904.04232, "
               "wyharveychen/CloserLookFewShot")
 
     steps: int = 10

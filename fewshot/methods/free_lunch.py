@@ -48,7 +48,7 @@ class FreeLunch(IterativeMethod):
                  features as they are, and compare and average them with transformed support
     samples      drawn per class, shared equally among its shots (what does not divide goes to the first of them)
     C, tolerance   of the logistic regression (`ops.linear.fit_logistic`). With 750 samples nearly all time is spent on it:
-                 tolerance=1e-3 takes about half of it and leaves probabilities within a few thousandths
+                 tolerance=1e-3 takes fewer steps and stops a little before the optimum
     seed         of the draws
 
     `fit(base_bank)` keeps the means and, for each base class, `samples` draws with its covariance, made as Gaussian
@@ -64,7 +64,7 @@ class FreeLunch(IterativeMethod):
 
     setting = "inductive"
     needs_base = True
-    source = "Yang, Liu, Xu 2021, arXiv:2101.06395; ShuoYang-1998/Few_Shot_Distribution_Calibration"
+    paper = "Yang, Liu, Xu 2021, arXiv:2101.06395; ShuoYang-1998/Few_Shot_Distribution_Calibration"
 
     neighbours: int = 2
     alpha: float = 0.21
@@ -87,7 +87,7 @@ class FreeLunch(IterativeMethod):
 
     def fit(self, base_bank: FeatureBank) -> FreeLunch:
         """A copy with the statistics of the base classes; raises FewshotError where there are too few of them."""
-        present = base_bank.class_sizes().nonzero()[:, 0].tolist()
+        present = base_bank.classes.tolist()
         if len(present) < self.neighbours:
             raise FewshotError(f"neighbours={self.neighbours}, but {base_bank.name}/{base_bank.split} has {len(present)} "
                                "base classes; lower neighbours")

@@ -30,7 +30,7 @@ class HCTAdapt(IterativeMethod):
     """
 
     assumes = ("balanced queries", "reconstruction from the paper's abstract")
-    source = "after Ye et al. 2020, arXiv:2011.10082; no public code"
+    paper = "after Ye et al. 2020, arXiv:2011.10082; no public code"
 
     scale: float = 10.0
     step_size: float = 0.2

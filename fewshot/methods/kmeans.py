@@ -30,7 +30,7 @@ class KMeans(BaseMean, IterativeMethod):
     """
 
     assumes = ("balanced queries",)
-    source = "Ziko et al. 2021, arXiv:2106.09516 (baseline K-means); imtiazziko/SLK-few-shot"
+    paper = "Ziko et al. 2021, arXiv:2106.09516 (baseline K-means); imtiazziko/SLK-few-shot"
 
     norm: str = "cl2n"
     clamp_support: bool = True

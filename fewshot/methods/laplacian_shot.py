@@ -12,7 +12,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, IterativeMethod, Refinement, fitted
 from fewshot.ops.features import NORMS, normalise_episodes
-from fewshot.ops.graphs import bound_updates, distances_to_centres_and_each_other, knn_affinity
+from fewshot.ops.graphs import bound_updates, costs_and_graph
 from fewshot.ops.prototypes import prototypes
 from fewshot.ops.rectification import aligned, rectified_prototypes
 
@@ -42,7 +42,7 @@ class LaplacianShot(BaseMean, IterativeMethod):
     Raises FewshotError for values outside these choices, and for norm="cl2n" without fit.
     """
 
-    source = "Ziko et al. 2020, arXiv:2006.15486; imtiazziko/LaplacianShot"
+    paper = "Ziko et al. 2020, arXiv:2006.15486; imtiazziko/LaplacianShot"
 
     norm: str = "cl2n"
     laplacian_weight: float | str = "auto"
@@ -72,8 +72,7 @@ class LaplacianShot(BaseMean, IterativeMethod):
         centres = rectified_prototypes(points, normalised=False) if self.rectify else prototypes(points)
         if self.rectify and self.queries == "unshifted":
             points = normalise_episodes(episodes, self.norm, self.base_mean)
-        unary, apart = distances_to_centres_and_each_other(points.query, centres)  # [E, Q, N], [E, Q, Q]
-        affinity = knn_affinity(apart, self.neighbours, self.symmetric)
+        unary, affinity = costs_and_graph(points.query, centres, self.neighbours, self.symmetric)  # [E, Q, N]
         found = bound_updates(unary, affinity, self._weight(episodes), self.max_iterations, self.tolerance)
         return Refinement(found.scores, centres, found.iterations, found.converged, [centres] if history else None,
                           points if history else None)

@@ -27,14 +27,14 @@ class LogisticRegression(BaseMean, TwoStageMethod):
     tolerance       on the gradient relative to its natural size; None is eps^(3/4) of the dtype (`ops.linear`)
 
     Deviations: the problem is solved to convergence by a batched Newton method, where RFS calls scikit-learn with its
-    default tolerance, whose probabilities are up to 1e-3 away from the optimum. The published protocol fits on five
+    default tolerance, which stops before the optimum. The published protocol fits on five
     augmented copies of every support image; here the support is what the episode holds. With two classes the softmax
     model equals scikit-learn's sigmoid model with 2C in place of C. Logits carry no gradient: for training through a
     linear head use `ridge`.
     """
 
     setting = "inductive"
-    source = "Tian et al. 2020, arXiv:2003.11539, section 3; WangYueFt/rfs eval/meta_eval.py"
+    paper = "Tian et al. 2020, arXiv:2003.11539, section 3; WangYueFt/rfs eval/meta_eval.py"
 
     C: float = 1.0
     norm: str = "l2n"

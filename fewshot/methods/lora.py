@@ -38,7 +38,7 @@ class Lora(FineTuning):
     gives one to each of the three.
     """
 
-    source = "Hu et al. 2021, arXiv:2106.09685; Zanella & Ben Ayed 2024, arXiv:2405.18541, MaxZanella/CLIP-LoRA"
+    paper = "Hu et al. 2021, arXiv:2106.09685; Zanella & Ben Ayed 2024, arXiv:2405.18541, MaxZanella/CLIP-LoRA"
 
     rank: int = 2
     alpha: float = 1.0

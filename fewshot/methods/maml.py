@@ -78,7 +78,7 @@ class Maml(GradientMethod):
     weights of the losses change with every episode instead of every epoch.
     """
 
-    source = ("Finn et al. 2017, arXiv:1703.03400; cbfinn/maml. Antoniou et al. 2019, arXiv:1810.09502; "
+    paper = ("Finn et al. 2017, arXiv:1703.03400; cbfinn/maml. Antoniou et al. 2019, arXiv:1810.09502; "
               "AntreasAntoniou/HowToTrainYourMAMLPytorch")
     batch_norm_modes = ("batch", "running", "per_step")
     learner = MamlLearner

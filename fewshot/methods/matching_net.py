@@ -37,7 +37,7 @@ class FullContext(nn.Module, Method):
 
     def __init__(self, settings: MatchingNet, feature_dim: int, seed: int):
         super().__init__()
-        self.settings, self.source = settings, settings.source
+        self.settings, self.paper = settings, settings.paper
         with isolated_rng(seed):
             self.support_lstm = nn.LSTM(feature_dim, feature_dim, bidirectional=True, batch_first=True)
             self.query_cell = nn.LSTMCell(2 * feature_dim, feature_dim)
@@ -85,7 +85,7 @@ class MatchingNet(Method):
     Deviations: embeddings are used as they are unless full_context is set. `scale=1` is the formula of the paper.
     """
 
-    source = "Vinyals et al. 2016, arXiv:1606.04080 (no official code); wyharveychen/CloserLookFewShot"
+    paper = "Vinyals et al. 2016, arXiv:1606.04080 (no official code); wyharveychen/CloserLookFewShot"
 
     scale: float = 10.0
     relu: bool = False

@@ -36,7 +36,7 @@ class MetaSgd(GradientMethod):
     Deviation: the rates start at one constant, as in learn2learn, rather than at random values.
     """
 
-    source = "Li et al. 2017, arXiv:1707.09835"
+    paper = "Li et al. 2017, arXiv:1707.09835"
     learner = MetaSgdLearner
 
     inner_lr: float = 0.1

@@ -23,7 +23,7 @@ class NearestNeighbour(Method):
     No number of neighbours is offered: with one to five shots a vote among k > 1 points is mostly ties.
     """
 
-    source = "1-nearest-neighbour rule, Cover and Hart 1967; the baseline of Vinyals et al. 2016, arXiv:1606.04080"
+    paper = "1-nearest-neighbour rule, Cover and Hart 1967; the baseline of Vinyals et al. 2016, arXiv:1606.04080"
 
     metric: str = "euclidean"
 

@@ -39,10 +39,10 @@ class OpTA(TwoStageMethod):
                     1e-4 in sum, or after 1000 iterations, with 1e-8 added to the marginals
 
     Depends on inner products only after the standardisation and works in the span of the points. The classifier is
-    solved to convergence; scikit-learn's default tolerance in the official code leaves probabilities up to 3e-3 off.
+    solved to convergence; scikit-learn's default tolerance in the official code stops before that.
     """
 
-    source = "Poulakakis-Daktylidis and Jamali-Rad 2024 (BECLR), ICLR; stypoumic/BECLR"
+    paper = "Poulakakis-Daktylidis and Jamali-Rad 2024 (BECLR), ICLR; stypoumic/BECLR"
 
     reg: float = 0.05
     passes: int | None = None

@@ -33,7 +33,7 @@ class Paddle(IterativeMethod):
     Refined prototypes are in the scaled space. The official scaler also shifts by the query minimum, to no effect.
     """
 
-    source = "Martin et al. 2022, arXiv:2210.14545; SegoleneMartin/PADDLE"
+    paper = "Martin et al. 2022, arXiv:2210.14545; SegoleneMartin/PADDLE"
 
     iterations: int = 100
     prior_weight: float = 1.0

@@ -35,7 +35,7 @@ class Pmf(FineTuning):
     in every step, as in the released code.
     """
 
-    source = "Hu et al. 2022, arXiv:2204.07305; hushell/pmf_cvpr22"
+    paper = "Hu et al. 2022, arXiv:2204.07305; hushell/pmf_cvpr22"
 
     lr: float = 1e-4
     blocks: str | int | tuple = "all"

@@ -34,7 +34,7 @@ class ProtoMaml(GradientMethod):
     training on ImageNet. There is no head to learn, so episodes may have any number of ways.
     """
 
-    source = "Triantafillou et al. 2020, arXiv:1903.03096; google-research/meta-dataset"
+    paper = "Triantafillou et al. 2020, arXiv:1903.03096; google-research/meta-dataset"
     has_head = False
     learner = ProtoMamlLearner
 

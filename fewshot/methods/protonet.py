@@ -21,7 +21,7 @@ class ProtoNet(Method):
     temperature   divides the logits; the paper and its code use 1
     """
 
-    source = "Snell et al. 2017, arXiv:1703.05175; jakesnell/prototypical-networks"
+    paper = "Snell et al. 2017, arXiv:1703.05175; jakesnell/prototypical-networks"
 
     temperature: float = 1.0
 

@@ -34,16 +34,16 @@ class PTMAP(TwoStageMethod):
     query_prior   "balanced": Q/N queries per class; a tensor or tuple [N] of class frequencies; "unknown": no column
                   constraint at all, so that p is the softmax of -scale |z - w|^2 (soft k-means with PT-MAP's steps)
     variant       "converged": every plan is solved to convergence; "official": Sinkhorn stops when no row sum changes
-                  by more than 1e-6, or after 1000 iterations. Its plan is up to 6e-3 away from the converged one, and
-                  its rows, so exp(logits), sum to 1 only within 1e-3. The official program shares the rule over a
-                  batch of tasks; here it holds for each episode alone.
+                  by more than 1e-6, or after 1000 iterations. That is short of convergence, by how much depends on the
+                  episode, and the rows of its plan, so exp(logits), do not quite sum to 1. The official program shares
+                  the rule over a batch of tasks; here it holds for each episode alone.
 
     A single query is centred by the mean of the support, and its plan has no column sums: its own would leave nothing of it.
 
     Works in the span of the points (the official code reduces by QR), see `fewshot.ops.span`.
     """
 
-    source = "Hu et al. 2021, arXiv:2006.03806; yhu01/PT-MAP"
+    paper = "Hu et al. 2021, arXiv:2006.03806; yhu01/PT-MAP"
 
     power: float = 0.5
     scale: float = 10.0

@@ -54,10 +54,10 @@ class PUTM(IterativeMethod):
     Slow: 1530 training steps of a network per episode by default. Squared differences per axis are not rotation
     invariant: the axes are part of the method. The final bias of the network cancels in both plans and is left out.
     Work is done in float64 whatever the input: training amplifies rounding so much that in float32 probabilities would
-    depend on the size of the batch (by up to 0.08 on real features).
+    visibly depend on the size of the batch.
     """
 
-    source = "Tian et al. 2023, arXiv:2308.03047; RashLog/PUTM"
+    paper = "Tian et al. 2023, arXiv:2308.03047; RashLog/PUTM"
 
     power: float = 0.6
     outer: int = 50

@@ -38,7 +38,7 @@ class RelationModule(nn.Module, Method):
         if left < 1:
             raise FewshotError(f"maps of {side}x{side} are too small for the two poolings of the relation module; use a "
                                "backbone with larger ones, e.g. conv4 with pools=2")
-        self.settings, self.source, self.side = settings, settings.source, side
+        self.settings, self.paper, self.side = settings, settings.paper, side
         with isolated_rng(seed):
             self.first = nn.Conv2d(2 * C, C, 3, padding=padding)
             self.rest = nn.Sequential(nn.BatchNorm2d(C), nn.ReLU(), nn.MaxPool2d(2),
@@ -104,7 +104,7 @@ class RelationNet(Method):
     """
 
     needs_backbone = True
-    source = "Sung et al. 2018, arXiv:1711.06025; floodsung/LearningToCompare_FSL"
+    paper = "Sung et al. 2018, arXiv:1711.06025; floodsung/LearningToCompare_FSL"
 
     channels: int = 64
     hidden: int = 8

@@ -82,7 +82,7 @@ class Reptile(GradientMethod):
     training.
     """
 
-    source = "Nichol et al. 2018, arXiv:1803.02999; openai/supervised-reptile"
+    paper = "Nichol et al. 2018, arXiv:1803.02999; openai/supervised-reptile"
     learner = ReptileLearner
 
     inner_lr: float = 1e-3

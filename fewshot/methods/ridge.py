@@ -30,7 +30,7 @@ class Ridge(BaseMean, Method):
     the dimension of the support, its Woodbury form). Differentiable, so it can be trained through.
     """
 
-    source = "Bertinetto et al. 2019, arXiv:1805.08136 (R2-D2), section 3.2"
+    paper = "Bertinetto et al. 2019, arXiv:1805.08136 (R2-D2), section 3.2"
 
     regularisation: float = 1.0
     scale: float = 10.0

@@ -29,7 +29,7 @@ class SimpleShot(BaseMean, Method):
     (arXiv:2301.12246); `norm="un", metric="cosine"` is what easyfsl calls SimpleShot when it is not given a mean.
     """
 
-    source = "Wang et al. 2019, arXiv:1911.04623; mileyan/simple_shot"
+    paper = "Wang et al. 2019, arXiv:1911.04623; mileyan/simple_shot"
 
     norm: str = "cl2n"
     metric: str = "euclidean"

@@ -23,7 +23,7 @@ class SLKMeans(KMeans):
     The other hyper-parameters, the shift of the queries, prototypes and errors are those of `kmeans`.
     """
 
-    source = "Ziko et al. 2021, arXiv:2106.09516; imtiazziko/SLK-few-shot"
+    paper = "Ziko et al. 2021, arXiv:2106.09516; imtiazziko/SLK-few-shot"
 
     laplacian_weight: float = 0.7
     neighbours: int = 2

@@ -34,7 +34,7 @@ class SoftKMeans(BaseMean, IterativeMethod):
     """
 
     assumes = ("balanced queries",)
-    source = "Ren et al. 2018, arXiv:1803.00676, eq. 4-5; constants of EASY, arXiv:2201.09699, ybendou/easy"
+    paper = "Ren et al. 2018, arXiv:1803.00676, eq. 4-5; constants of EASY, arXiv:2201.09699, ybendou/easy"
 
     scale: float = 5.0
     iterations: int = 200
@@ -119,7 +119,7 @@ class EasyTransductive(SoftKMeans):
     effect and is not made.
     """
 
-    source = "Bendou et al. 2022, arXiv:2201.09699; ybendou/easy few_shot_eval.py"
+    paper = "Bendou et al. 2022, arXiv:2201.09699; ybendou/easy few_shot_eval.py"
 
     iterations: int = 30
     tolerance: float = 0.0

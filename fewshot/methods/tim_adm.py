@@ -27,11 +27,10 @@ class TIMADM(IterativeMethod):
     logits = -scale / 2 |z - w|^2. All updates combine the points linearly, so this works in their span.
 
     The weight of the query term in the update of w is S / Q (the numbers of support and query items), as in the
-    official code. The iteration amplifies rounding errors with many ways (a float32 run at 20 ways is off by 1e-2 in
-    single probabilities), so that it runs in float64 whatever the input.
+    official code. The iteration amplifies rounding errors with many ways, so that it runs in float64 whatever the input.
     """
 
-    source = "Boudiaf et al. 2020, arXiv:2008.11297; mboudiaf/TIM"
+    paper = "Boudiaf et al. 2020, arXiv:2008.11297; mboudiaf/TIM"
 
     cross_entropy: float = 0.1
     marginal: float = 1.0

@@ -31,7 +31,7 @@ class TIMGD(IterativeMethod):
     The official code adds 1e-12 inside the conditional entropy's logarithm; here p log p is taken as 0 at p = 0.
     """
 
-    source = "Boudiaf et al. 2020, arXiv:2008.11297; mboudiaf/TIM"
+    paper = "Boudiaf et al. 2020, arXiv:2008.11297; mboudiaf/TIM"
 
     cross_entropy: float = 0.1
     marginal: float = 1.0

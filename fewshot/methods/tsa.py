@@ -42,7 +42,7 @@ class Tsa(FineTuning):
     convolution would read.
     """
 
-    source = "Li et al. 2022, arXiv:2107.00358; VICO-UoE/URL"
+    paper = "Li et al. 2022, arXiv:2107.00358; VICO-UoE/URL"
 
     lr: float = 0.5
     optimiser: str = "adadelta"

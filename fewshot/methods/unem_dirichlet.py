@@ -31,8 +31,8 @@ class UNEMDirichlet(TwoStageMethod, UnrolledEM):
     """
 
     assumes = ("few of the classes among the queries", "fitted on validation episodes")
-    source = "Zhou et al. 2024, arXiv:2412.16739; ZhouLong0/UNEM-Transductive"
-    recipe = {"epochs": 80, "lr": 0.5, "halve_every": 40, "batch": 15}
+    paper = "Zhou et al. 2024, arXiv:2412.16739; ZhouLong0/UNEM-Transductive"
+    learning = {"epochs": 80, "lr": 0.5, "halve_every": 40, "batch": 15}
     initial = {"scale": 30.0, "prior": 20.0, "temperature": 1.0}
 
     def __init__(self, layers: int = 10, simplex: str = "auto", learned: Mapping | None = None, mm_steps: int = 1000,

@@ -20,13 +20,13 @@ from fewshot.ops.mixtures import GaussianStatistics, gaussian_em
 class UnrolledEM(IterativeMethod, nn.Module):
     """L layers of EM with learned raw scalars, kept in float64: `scale` [], `prior` [L] and `temperature` [L].
 
-    `fewshot.fit_method` learns them on validation episodes by the `recipe`; `learned` shows them as plain numbers and
+    `fewshot.fit_method` learns them on validation episodes by the `learning`; `learned` shows them as plain numbers and
     the constructor keyword of the same name (or `load_learned`) sets them. `initial` holds the starting values.
 
     The scalars do not require gradients except while they are fitted, so that evaluation builds no graph.
     """
 
-    recipe: ClassVar[dict] = {}
+    learning: ClassVar[dict] = {}
     initial: ClassVar[dict[str, float]] = {}
     scale: nn.Parameter
     prior: nn.Parameter
@@ -79,8 +79,8 @@ class UNEMGaussian(UnrolledEM):
     """
 
     assumes = ("few of the classes among the queries", "fitted on validation episodes")
-    source = "Zhou et al. 2024, arXiv:2412.16739; ZhouLong0/UNEM-Transductive"
-    recipe = {"epochs": 100, "lr": 0.1, "halve_every": 50, "batch": None}
+    paper = "Zhou et al. 2024, arXiv:2412.16739; ZhouLong0/UNEM-Transductive"
+    learning = {"epochs": 100, "lr": 0.1, "halve_every": 50, "batch": None}
     initial = {"scale": 1.0, "prior": 1.0, "temperature": 1.0}
 
     def __init__(self, layers: int = 10, learned: Mapping | None = None):

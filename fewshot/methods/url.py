@@ -27,7 +27,7 @@ class Url(FineTuning):
     only the differences between classes are learned from. Deviations: none in the adaptation.
     """
 
-    source = "Li et al. 2021, arXiv:2103.13841; VICO-UoE/URL"
+    paper = "Li et al. 2021, arXiv:2103.13841; VICO-UoE/URL"
 
     lr: float = 1.0
     optimiser: str = "adadelta"

@@ -1,7 +1,8 @@
 """Clustering of support and queries together, started from the class means: K-means, K-modes and their Laplacian forms.
 
 Everything here depends on the points through their inner products alone. Centres are therefore kept as weights
-[E, N, P] over the P points, and no step of the iteration touches the D feature dimensions.
+[E, N, P] over the P points, and no step of the iteration touches the D feature dimensions; K-means of more points than
+that pays for works on the points themselves.
 """
 
 from __future__ import annotations
@@ -79,16 +80,18 @@ def cluster(points: Tensor, support_labels: Tensor, ways: int, options: Clusteri
     official code, and reports converged = False.
     """
     episodes, total, dtype = len(points), points.shape[1], points.dtype
-    gram = centred_gram(points)
+    plain = options.centres == "mean" and not options.laplacian_weight
+    inner = _Inner(points, by_pairs=not plain or total <= 2 * points.shape[2])
+    gram = inner.gram
     truth = one_hot(support_labels, ways, dtype).transpose(1, 2)  # [E, N, S]
     shots = support_labels.shape[1]
-    distances = squared_distances(gram)
     weights = torch.zeros(episodes, ways, total, dtype=dtype, device=points.device)
     weights[..., :shots] = truth / truth.sum(-1, keepdim=True)
-    scores = -_centre_distances(weights, gram)  # [E, N, P]
+    scores = _centre_distances(weights, inner).neg_()  # [E, N, P]
     members = _members(scores, truth, True)
+    distances = None if gram is None or plain else squared_distances(gram)
     affinity = _affinity(distances, options)
-    spread = _twice_variance(distances, affinity, options)  # [E, 1, 1]
+    spread = _twice_variance(points, distances, affinity, options)  # [E, 1, 1]
 
     final_scores, final_weights = scores.clone(), weights.clone()
     iterations = torch.full((episodes,), options.max_iterations, device=points.device)
@@ -98,11 +101,12 @@ def cluster(points: Tensor, support_labels: Tensor, ways: int, options: Clusteri
     for step in range(options.max_iterations):
         if options.centres == "mean":
             weights = members / members.sum(-1, keepdim=True)
-            scores = -_centre_distances(weights, gram)
-            unary = -scores
+            unary = _centre_distances(weights, inner)
+            scores = -unary
         else:
+            assert gram is not None, "kept for everything but plain K-means"
             weights = _mean_shift(weights, members, gram, spread, options)
-            scores = -_centre_distances(weights, gram) / spread
+            scores = -_centre_distances(weights, inner) / spread
             unary = -scores.exp()
         soft = None
         if affinity is not None and options.laplacian_weight:
@@ -126,39 +130,69 @@ def cluster(points: Tensor, support_labels: Tensor, ways: int, options: Clusteri
         if done.any():
             iterations[alive[done]], converged[alive[settled]] = step + 1, True
             keep = ~done
-            alive, weights, members, gram, truth, spread, previous = (
-                x[keep] for x in (alive, weights, members, gram, truth, spread, previous))
+            alive, weights, members, truth, spread, previous = (
+                x[keep] for x in (alive, weights, members, truth, spread, previous))
+            inner = inner[keep]
+            gram = inner.gram
             affinity = None if affinity is None else affinity[keep]
             if not len(alive):
                 break
     return Clustering(final_scores.transpose(1, 2), final_weights, iterations, converged, trace if history else None)
 
 
-def _centre_distances(weights: Tensor, gram: Tensor) -> Tensor:
+class _Inner:
+    """Inner products of centred points [E, P, D]: gram [E, P, P], or None where they are computed as they are needed."""
+
+    def __init__(self, points: Tensor, by_pairs: bool):
+        self.gram = centred_gram(points) if by_pairs else None
+        self._points = points[:0] if by_pairs else points - points.mean(dim=1, keepdim=True)
+
+    @property
+    def squares(self) -> Tensor:
+        """|x_i|^2 [E, P]."""
+        return self._points.square().sum(-1) if self.gram is None else self.gram.diagonal(dim1=-2, dim2=-1)
+
+    def with_centres(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """c_k . x_i [E, N, P] and |c_k|^2 [E, N, 1] of centres c = weights @ x."""
+        if self.gram is None:
+            centres = weights @ self._points
+            return centres @ self._points.transpose(1, 2), centres.square().sum(-1, keepdim=True)
+        products = weights @ self.gram
+        return products, (products * weights).sum(-1, keepdim=True)
+
+    def __getitem__(self, keep: Tensor) -> _Inner:
+        found = object.__new__(_Inner)
+        found.gram = None if self.gram is None else self.gram[keep]
+        found._points = self._points[keep] if self.gram is None else self._points
+        return found
+
+
+def _centre_distances(weights: Tensor, inner: _Inner) -> Tensor:
     """|x_i - c_k|^2 as [E, N, P] for centres c = weights @ x."""
-    products = weights @ gram  # c_k . x_i
-    squares = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(1) + (products * weights).sum(-1, keepdim=True)
-    return squares.sub_(products, alpha=2).clamp_min_(0)
+    products, squares = inner.with_centres(weights)
+    return (inner.squares.unsqueeze(1) + squares).sub_(products, alpha=2).clamp_min_(0)
 
 
 def _members(scores: Tensor, truth: Tensor, clamp: bool) -> Tensor:
     """Hard assignment [E, N, P], one-hot over N."""
-    members = one_hot(best_class(scores), scores.shape[1], scores.dtype).transpose(1, 2).contiguous()
+    classes = torch.arange(scores.shape[1], device=scores.device).unsqueeze(1)
+    members = (best_class(scores).unsqueeze(1) == classes).to(scores.dtype)
     if clamp:
         members[..., :truth.shape[-1]] = truth
     return members
 
 
-def _affinity(distances: Tensor, options: ClusteringOptions) -> Tensor | None:
-    if options.laplacian_weight > 0 or (options.centres == "mode" and options.bandwidth is None):
+def _affinity(distances: Tensor | None, options: ClusteringOptions) -> Tensor | None:
+    if distances is not None and (options.laplacian_weight > 0 or (options.centres == "mode" and options.bandwidth is None)):
         return knn_affinity(distances, options.neighbours)
     return None
 
 
-def _twice_variance(distances: Tensor, affinity: Tensor | None, options: ClusteringOptions) -> Tensor:
+def _twice_variance(points: Tensor, distances: Tensor | None, affinity: Tensor | None,
+                    options: ClusteringOptions) -> Tensor:
     """2 s^2 [E, 1, 1] of the Gaussian kernel, positive also where points coincide with all their neighbours."""
-    if affinity is None or options.centres == "mean" or options.bandwidth is not None:
-        return distances.new_full((len(distances), 1, 1), 2 * (options.bandwidth or 1.0) ** 2)
+    if affinity is None or distances is None or options.centres == "mean" or options.bandwidth is not None:
+        return points.new_full((len(points), 1, 1), 2 * (options.bandwidth or 1.0) ** 2)
     variance = (affinity * distances).sum((1, 2)) / (5 * distances.shape[-1])
     limits = torch.finfo(distances.dtype)
     return (2 * variance).maximum(limits.eps * distances.mean((1, 2)) + limits.tiny).view(-1, 1, 1)

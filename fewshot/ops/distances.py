@@ -50,9 +50,14 @@ def _far_centre(y: Tensor, squares: Tensor) -> Tensor | None:
     return (total / points).unsqueeze(1).where(far[:, None, None], 0) if far.any() else None
 
 
-def l2_normalise(x: Tensor, epsilon: float = 1e-12) -> Tensor:
-    """x / max(|x|, epsilon) over the last axis; an all-zero row stays zero."""
-    return x / x.norm(dim=-1, keepdim=True).clamp_min(epsilon)
+def l2_normalise(x: Tensor) -> Tensor:
+    """x / |x| over the last axis, however short; an all-zero row stays zero."""
+    return x / nonzero(x.norm(dim=-1, keepdim=True))
+
+
+def nonzero(lengths: Tensor) -> Tensor:
+    """The lengths to divide by: 1 in place of 0."""
+    return lengths.where(lengths > 0, 1)
 
 
 def cosine(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -63,4 +68,4 @@ def cosine(x: Tensor, y: Tensor, lengths: Tensor | None = None) -> Tensor:
     # x, usually the longer side, is not copied: its norms divide the products.
     products = l2_normalise(y) @ x.transpose(-1, -2)  # [E, B, A]
     lengths = x.norm(dim=-1) if lengths is None else lengths
-    return (products / lengths.unsqueeze(-2).clamp_min(1e-12)).transpose(-1, -2)
+    return (products / nonzero(lengths).unsqueeze(-2)).transpose(-1, -2)

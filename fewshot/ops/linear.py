@@ -7,8 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fewshot.core.errors import FewshotError
 from fewshot.ops.prototypes import one_hot
 from fewshot.ops.span import span_coordinates
+
+# Up to this ratio of two curvatures three digits of the smaller one are kept, and in float64 two.
+_CONDITION = {torch.float32: 1e4, torch.float64: 1e14}
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,21 +31,41 @@ class LinearFit:
     converged: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Logits [E, A, N] of x [E, A, D]."""
+        """Logits [E, A, N] of x [E, A, D], in its dtype."""
         # The few classes in front: the product is several times faster than the other way round.
-        return torch.baddbmm(self.intercept.unsqueeze(-1), self.weights, x.transpose(1, 2)).transpose(1, 2)
+        points = x.to(self.weights.dtype).transpose(1, 2)
+        return torch.baddbmm(self.intercept.unsqueeze(-1), self.weights, points).transpose(1, 2).to(x.dtype)
+
+
+def _centred(x: Tensor, weight: float | Tensor, intercept: bool = True) -> tuple[Tensor, Tensor]:
+    """(x - mean [E, S, D], mean [E, 1, D]), the mean being 0 without an `intercept`. In float64 where `weight` times the
+    Gram matrix is so large against the identity that the sum of both is singular in float32.
+
+    Raises FewshotError where it is singular in float64, too.
+    """
+    mean = x.mean(1, keepdim=True) if intercept else x.new_zeros(len(x), 1, x.shape[-1])
+    centred = x - mean
+    condition = float(centred.detach().square().sum((1, 2)).amax()) * float(weight)
+    if condition <= _CONDITION[x.dtype]:
+        return centred, mean
+    if x.dtype != torch.float64:
+        return _centred(x.double(), weight, intercept)
+    longest = float(x.detach().norm(dim=-1).max())
+    raise FewshotError(f"features of length {longest:.3g} outweigh the penalty {condition:.1e} times, and float64 does not "
+                       "resolve that; normalise them (norm='l2n'), scale them, or regularise more")
 
 
 def fit_ridge(x: Tensor, labels: Tensor, ways: int, regularisation: float = 1.0, intercept: bool = True) -> LinearFit:
     """Ridge regression to one-hot targets: the minimiser of sum_i |W x_i + b - y_i|^2 + regularisation |W|^2.
 
     x [E, S, D], labels [E, S]; the objective of scikit-learn's Ridge(alpha=regularisation, fit_intercept=intercept).
-    The linear system has the size of the smaller of S and D (Woodbury). Differentiable in x and regularisation.
+    The linear system has the size of the smaller of S and D (Woodbury); it is solved in float64 where float32 does not hold
+    both x^T x and the regularisation. Differentiable in x and regularisation.
     """
+    x, mean = _centred(x, 1 / regularisation, intercept)
     targets = one_hot(labels, ways, x.dtype)
-    mean = x.mean(1, keepdim=True) if intercept else x.new_zeros(len(x), 1, x.shape[-1])
     offset = targets.mean(1, keepdim=True) if intercept else targets.new_zeros(len(x), 1, ways)
-    x, targets = x - mean, targets - offset
+    targets = targets - offset
     transposed = x.transpose(1, 2)
     wide = x.shape[1] <= x.shape[2]
     gram = x @ transposed if wide else transposed @ x
@@ -71,21 +95,22 @@ def fit_logistic(x: Tensor, labels: Tensor, ways: int, C: float = 1.0, max_itera
     objective decreases. An episode takes its last step, and leaves the batch, when its gradient is shorter than
     `tolerance` times its natural size, C sqrt(sum_i |x_i - mean|^2 + 1) (the penalty has curvature 1, so that the error
     of W is of the order of the gradient or less). Default eps^(3/4) of the dtype. An episode that has not stopped after
-    `max_iterations` steps is reported as not converged. Gradients do not pass.
+    `max_iterations` steps is reported as not converged. Gradients do not pass. Solved in float64 where float32 does not hold
+    both the curvature of the loss and that of the penalty.
     """
-    tolerance = torch.finfo(x.dtype).eps ** 0.75 if tolerance is None else tolerance
-    mean = x.mean(1, keepdim=True)
     # Centring changes the intercept only, and keeps the problem well conditioned when the mean is long.
-    centred = x - mean
+    centred, mean = _centred(x, C / ways)
+    dtype = centred.dtype
+    tolerance = torch.finfo(dtype).eps ** 0.75 if tolerance is None else tolerance
     coordinates = span_coordinates(centred)  # [E, S, R]
     design = torch.cat([coordinates, torch.ones_like(coordinates[..., :1])], -1)  # [E, S, R + 1], last: intercept
-    result, iterations, converged = _newton(design, one_hot(labels, ways, x.dtype), C, max_iterations, tolerance)
+    result, iterations, converged = _newton(design, one_hot(labels, ways, dtype), C, max_iterations, tolerance)
     weights = result[:, :-1]
     if coordinates.shape[-1] < x.shape[-1]:
         # centred = coordinates @ basis with orthonormal rows, hence basis = coordinates^-1 @ centred (triangular).
         # A point at the mean has a zero row and column; any pivot gives it the weight 0 that it has.
         pivots = coordinates.diagonal(dim1=1, dim2=2)
-        coordinates = coordinates + torch.diag_embed((pivots == 0).to(x.dtype))
+        coordinates = coordinates + torch.diag_embed((pivots == 0).to(dtype))
         dual = torch.linalg.solve_triangular(coordinates.transpose(1, 2), weights, upper=True)
         weights = dual.transpose(1, 2) @ centred  # [E, N, D]
     else:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewshot.episodes.types import Episodes
 from fewshot.ops.class_reductions import best_class
-from fewshot.ops.distances import cosine, l2_normalise
+from fewshot.ops.distances import cosine, l2_normalise, nonzero
 from fewshot.ops.features import off_base_mean
 from fewshot.ops.prototypes import one_hot, prototypes
 
@@ -24,7 +24,7 @@ def aligned(episodes: Episodes, norm: str = "un", base_mean: Tensor | None = Non
         scale = query.new_ones(*query.shape[:2], 1)
     else:
         support = l2_normalise(support)
-        scale = query.norm(dim=-1, keepdim=True).clamp_min(1e-12).reciprocal()  # [E, Q, 1]
+        scale = nonzero(query.norm(dim=-1, keepdim=True)).reciprocal()  # [E, Q, 1]
     # Queries are scaled and moved in one pass: the mean of the scaled ones is a product with their scales.
     shift = support.mean(dim=1, keepdim=True) - scale.transpose(1, 2) @ query / query.shape[1] if query.shape[1] > 1 else \
         query.new_zeros(len(query), 1, 1)

@@ -17,7 +17,7 @@ def span_coordinates(x: Tensor) -> Tensor:
     x itself is returned. Gradients do not pass.
 
     The coordinates are the Cholesky factor of the Gram matrix of the unit rows, computed in float64 and scaled back by
-    the row norms: four times faster here than a QR factorisation of x. The Gram matrix of dependent points (duplicates,
+    the row norms: faster than a QR factorisation of x. The Gram matrix of dependent points (duplicates,
     more points than the rank) is singular, so its diagonal is raised by n * 2e-15: squared norms grow by that relative
     amount, all other inner products are kept, and an all-zero row stays zero.
     """

@@ -21,6 +21,7 @@ from fewshot.core.checked import check_choice
 from fewshot.core.errors import FewshotError
 
 LINEAR_RANGE = 200.0  # exp(+-3 * 200) is still finite in float64
+_MANY = 1 << 30  # products of a Hessian from which on plans of float32 costs are computed in float32
 STOPS = ("marginal", "row_sums", "potentials")
 
 
@@ -53,22 +54,27 @@ def entropic_plan(cost: Tensor, row_marginals: Tensor, col_marginals: Tensor, re
     total = rows.sum(-1, keepdim=True)
     cols = cols * (total / cols.sum(-1, keepdim=True))
     episodes, queries, ways = cost.shape
-    scores = -cost.double().transpose(1, 2)  # [E, N, Q]
+    # With many classes the arrays are large. What counts are the potentials and the column sums, which stay in float64.
+    many = cost.dtype == torch.float32 and queries * ways**2 > _MANY
+    dtype = torch.float32 if many else torch.float64
+    tolerance = max(tolerance, 16 * torch.finfo(dtype).eps * float((cols / total).max())) if many else tolerance
+    scores = -cost.to(dtype).transpose(1, 2)  # [E, N, Q]
     scores = (scores - scores.amax(1, keepdim=True)).masked_fill((cols == 0).unsqueeze(-1), -torch.inf).contiguous()
     g = torch.zeros_like(cols) if start is None else start.double().clone()
     level = torch.full_like(total, reg)
     if start is None:
         low, high = cost.double().flatten(1).aminmax(dim=1)
         level = ((high - low).unsqueeze(1) / 20).clamp_min(reg)  # [E, 1]
-    result = Transport(torch.empty(episodes, ways, queries, dtype=torch.float64, device=cost.device),
+    result = Transport(torch.empty(episodes, ways, queries, dtype=dtype, device=cost.device),
                        torch.full((episodes,), max_iterations, device=cost.device),
                        torch.zeros(episodes, dtype=torch.bool, device=cost.device), torch.empty_like(g))
     alive = torch.arange(episodes, device=cost.device)
-    rows = rows.unsqueeze(1)  # [E, 1, Q]
+    rows = rows.to(dtype).unsqueeze(1)  # [E, 1, Q]
     for step in range(max_iterations + 1):
-        share = torch.softmax((scores + g.unsqueeze(-1)).div_(level.unsqueeze(-1)), dim=1)  # [E, N, Q]
+        exponents = (scores + g.to(dtype).unsqueeze(-1)).div_(level.to(dtype).unsqueeze(-1))
+        share = torch.softmax(exponents, dim=1)  # [E, N, Q]
         mass = share * rows
-        sums = mass.sum(-1)  # [E, N]
+        sums = mass.sum(-1, dtype=torch.float64)  # [E, N]
         gap = cols - sums
         residual = gap.abs().amax(-1, keepdim=True) / total
         done = ((residual <= tolerance) & (level <= reg)).squeeze(1)
@@ -83,7 +89,10 @@ def entropic_plan(cost: Tensor, row_marginals: Tensor, col_marginals: Tensor, re
             stay = ~leave
             alive, scores, rows, cols, total, g, level, mass, share, sums, gap, residual = (
                 x[stay] for x in (alive, scores, rows, cols, total, g, level, mass, share, sums, gap, residual))
-        hessian = torch.diag_embed(sums + 1e-14 * total) - mass @ share.transpose(1, 2)  # [E, N, N], times 1 / level
+        pairs = (mass @ share.transpose(1, 2)).double()  # [E, N, N]
+        # In float32 its rows sum to `sums` to rounding only, which would make the matrix singular or indefinite.
+        diagonal = pairs.sum(-1) + 1e-6 * sums.amax(-1, keepdim=True) if many else sums + 1e-14 * total
+        hessian = torch.diag_embed(diagonal) - pairs  # times 1 / level
         # g is determined up to a constant: fixing that direction makes the matrix invertible.
         hessian += (total / ways**2).unsqueeze(-1)
         direction = torch.linalg.solve_ex(hessian, gap.unsqueeze(-1)).result.squeeze(-1).masked_fill(cols == 0, 0)

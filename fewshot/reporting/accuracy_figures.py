@@ -7,6 +7,7 @@ import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -28,6 +29,7 @@ COLOURS = (BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK)  # yellow is too pale for
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", ":", "-.")
 GREY = "#5f6368"
+P = ParamSpec("P")
 # Names from data sets may hold `$`: mathematics in texts is off.
 STYLE = {
     "backend": "agg", "figure.dpi": 100, "figure.facecolor": "white", "savefig.facecolor": "white",
@@ -51,11 +53,12 @@ def _in_titles() -> tuple[str, ...]:
     return "dataset", "split", *in_protocol()
 
 
-def styled(draw: Callable) -> Callable:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Build the figure under STYLE and leave matplotlib's settings as they were."""
     @functools.wraps(draw)
-    def wrapper(*arguments, **options):
-        with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}):
+    def wrapper(*arguments: P.args, **options: P.kwargs) -> Figure:
+        settings: dict[Any, Any] = {**matplotlib.rcParamsDefault, **STYLE}
+        with matplotlib.rc_context(settings):
             figure = draw(*arguments, **options)
             figure.draw_without_rendering()  # ticks are made now, so a later draw does not need the style
         return figure
@@ -86,8 +89,9 @@ def accuracy_against(results: Iterable[Result], axis: str) -> Figure:
         protocol = result.record.protocol
         if axis not in settings_of(protocol) or settings_of(protocol)[axis].unused(protocol):
             raise FewshotError(f"{label}, {protocol}: {axis} has no effect there; leave it out of a figure against {axis}")
-        protocol = protocol.text(without=axis) + (f", {result.record.queries} queries a class" if several else "")
-        panels[(*_place(result, results), protocol)][label].append(result)
+        rest = protocol.text(without=axis) + (f", {result.record.queries} queries a class" if several else "")
+        title = *_place(result, results), rest
+        panels[title][label].append(result)
     labels = sorted({label for panel in panels.values() for label in panel}, key=natural)
     places = sorted({getattr(r.record, axis) for r in results})
     across, legend_columns = min(2, len(panels)), _legend_columns(labels)
@@ -126,7 +130,8 @@ def accuracy_dots(results: Iterable[Result]) -> Figure:
     results = unique_results(results)
     panels: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for result in results:
-        panels[(*_place(result, results), result.protocol)].append(result)
+        title = *_place(result, results), result.protocol
+        panels[title].append(result)
     names = dict(zip((r.record.key for r in results), distinct_labels(results, _in_titles()), strict=True))
     order = sorted(panels, key=lambda key: [natural(part) for part in key])
     heights = [len(panels[key]) + 1.4 for key in order]
@@ -201,8 +206,10 @@ def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
 
 
 def figure_bytes(figure: Figure, suffix: str = "png", metadata: dict | None = None, dpi: float = 200) -> bytes:
-    """The figure as the content of a file."""
+    """The figure as the content of a file, without the time at which it was made: equal figures give equal bytes."""
     buffer = io.BytesIO()
+    if suffix == "pdf":
+        metadata = {"CreationDate": None, **(metadata or {})}
     dpi = min(dpi, 60_000 / max(figure.get_size_inches()))  # Agg draws at most 65 536 pixels a side
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(buffer, format=suffix, dpi=dpi, facecolor="white", metadata=metadata)

@@ -33,8 +33,8 @@ def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", 
     headings += () if "setting" in (*headings, *columns) else ("setting",)
     grid: dict[tuple[str, ...], dict[str, Result]] = defaultdict(dict)
     for result in results:
-        label, name = (tuple(result_field(result, n) for n in which) for which in (headings, columns))
-        known = grid[label].setdefault(", ".join(name), result)
+        label, column = (tuple(result_field(result, n) for n in which) for which in (headings, columns))
+        known = grid[label].setdefault(", ".join(column), result)
         if not known.correct.equal(result.correct):
             raise FewshotError(f"runs {known.record.key} and {result.record.key} differ in nothing that a table shows; "
                                "keep one of them")

@@ -8,14 +8,19 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from fewshot.core.errors import FewshotError
 from fewshot.reporting.accuracy_figures import GREEN, RED, short, styled
 
+Images = Tensor | np.ndarray
+Labels = Tensor | np.ndarray | Sequence[int]
+
 
 @styled
-def episode_figure(support, support_labels, query, predictions, query_labels=None,
-                   class_names: Sequence[str] | None = None, max_shots: int = 5, max_queries: int = 6) -> Figure:
+def episode_figure(support: Images, support_labels: Labels, query: Images, predictions: Labels,
+                   query_labels: Labels | None = None, class_names: Sequence[str] | None = None, max_shots: int = 5,
+                   max_queries: int = 6) -> Figure:
     """One episode: a row per class with its support on the left and queries on the right.
 
     support      [S, C, H, W] uint8, C = 1 or 3;  support_labels [S];  query [Q, C, H, W];  predictions [Q]
@@ -76,7 +81,7 @@ def episode_figure(support, support_labels, query, predictions, query_labels=Non
     return figure
 
 
-def _images(name: str, images) -> np.ndarray:
+def _images(name: str, images: Images) -> np.ndarray:
     """[n, C, H, W] uint8 -> [n, H, W, 3]."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.dtype != np.uint8 or len(images) == 0:
@@ -85,6 +90,6 @@ def _images(name: str, images) -> np.ndarray:
     return np.broadcast_to(images, (len(images), 3, *images.shape[2:])).transpose(0, 2, 3, 1)
 
 
-def _frame(axes: Axes, colour: str, dash, width: float) -> None:
+def _frame(axes: Axes, colour: str, dash: str | tuple[float, tuple[float, float]], width: float) -> None:
     for spine in axes.spines.values():
         spine.set(visible=True, color=colour, linewidth=width, linestyle=dash)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from fewshot.methods.contract import IterativeMethod, Method, Refinement
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.prototypes import prototypes
 from fewshot.reporting.accuracy_figures import BLACK, COLOURS, GREY, MARKERS, figure_bytes, short, styled
+from fewshot.reporting.episode_figure import Labels
 
 KINDS = ("pca", "tsne")
 
@@ -51,7 +53,7 @@ class _Scene:
 
 
 @styled
-def projection_figure(episode: Episodes, found: Refinement | Method, query_labels=None, kind: str = "pca",
+def projection_figure(episode: Episodes, found: Refinement | Method, query_labels: Labels | None = None, kind: str = "pca",
                       class_names: Sequence[str] | None = None) -> Figure:
     """One episode before and after refinement, in two dimensions.
 
@@ -80,7 +82,7 @@ def projection_figure(episode: Episodes, found: Refinement | Method, query_label
 
 
 @styled
-def movement_figure(episode: Episodes, found: Refinement | Method, query_labels=None, kind: str = "pca",
+def movement_figure(episode: Episodes, found: Refinement | Method, query_labels: Labels | None = None, kind: str = "pca",
                     class_names: Sequence[str] | None = None, panels: int = 6) -> Figure:
     """How a method moves its prototypes: one panel a step, at most `panels`, the early steps closer together.
 
@@ -104,7 +106,7 @@ def movement_figure(episode: Episodes, found: Refinement | Method, query_labels=
     return figure
 
 
-def movement_animation(episode: Episodes, found: Refinement | Method, query_labels=None, kind: str = "pca",
+def movement_animation(episode: Episodes, found: Refinement | Method, query_labels: Labels | None = None, kind: str = "pca",
                        class_names: Sequence[str] | None = None, frames: int = 24, milliseconds: int = 350) -> bytes:
     """`movement_figure` as an endless GIF of at most `frames` frames, as the content of a file; equal inputs give equal
     bytes. The last frame stays three times as long."""
@@ -141,8 +143,8 @@ def _frame(scene: _Scene, place: int) -> Figure:
 # -- what is drawn ---------------------------------------------------------------------------------------------------
 
 
-def _scene(episode: Episodes, found: Refinement | Method, query_labels, kind: str, class_names: Sequence[str] | None,
-           most: int | None) -> _Scene:
+def _scene(episode: Episodes, found: Refinement | Method, query_labels: Labels | None, kind: str,
+           class_names: Sequence[str] | None, most: int | None) -> _Scene:
     """Check, refine, choose at most `most` steps (None: all), project."""
     if kind not in KINDS:
         raise FewshotError(unknown_message("kind", kind, list(KINDS)))
@@ -153,7 +155,7 @@ def _scene(episode: Episodes, found: Refinement | Method, query_labels, kind: st
         raise FewshotError(f"{len(episode)} episodes; a picture shows one, such as episodes[0]")
     if episode.ways > len(COLOURS):
         raise FewshotError(f"ways={episode.ways}; colours tell at most {len(COLOURS)} classes apart: draw fewer")
-    found = _refined(episode, found)
+    logits, points, history = _refined(episode, found)
     names = [f"class {n}" for n in range(episode.ways)] if class_names is None else list(map(str, class_names))
     if len(names) != episode.ways:
         raise FewshotError(f"{len(names)} class names for {episode.ways} classes; give one per class of the episode")
@@ -161,8 +163,8 @@ def _scene(episode: Episodes, found: Refinement | Method, query_labels, kind: st
     truth = None if query_labels is None else np.asarray(torch.as_tensor(query_labels)).reshape(-1)
     if truth is not None and truth.shape != (queries,):
         raise FewshotError(f"{len(truth)} query labels for {queries} queries; give one for each")
-    space = found.space.to(torch.float64)
-    start, path = prototypes(space)[0], torch.cat([means.double() for means in found.history])  # [N, D], [T, N, D]
+    space = points.to(torch.float64)
+    start, path = prototypes(space)[0], torch.cat([means.double() for means in history])  # [N, D], [T, N, D]
     if not torch.allclose(path[0], start, atol=1e-5 * float(start.abs().max())):
         path = torch.cat([start[None], path])
     steps = _chosen(len(path), most)
@@ -170,10 +172,11 @@ def _scene(episode: Episodes, found: Refinement | Method, query_labels, kind: st
     nearest = squared_euclidean(space.query, path.flatten(0, 1)[None])[0].unflatten(1, (len(steps), -1)).argmin(-1).T
     support, query, flat, axes = _project(space, path, kind)
     return _Scene(support, query, flat, steps, space.support_labels[0].numpy(), nearest.numpy(),
-                  found.logits[0].argmax(-1).numpy(), truth, names, axes)
+                  logits[0].argmax(-1).numpy(), truth, names, axes)
 
 
-def _refined(episode: Episodes, found: Refinement | Method) -> Refinement:
+def _refined(episode: Episodes, found: Refinement | Method) -> tuple[Tensor, Episodes, list[Tensor]]:
+    """(logits, the episode in the space of the prototypes, prototypes after every step) of what was given or is found."""
     name = type(found).__name__
     if isinstance(found, Method):
         if not isinstance(found, IterativeMethod):
@@ -192,7 +195,7 @@ def _refined(episode: Episodes, found: Refinement | Method) -> Refinement:
     if found.logits.shape != (1, episode.query.shape[1], episode.ways):
         raise FewshotError(f"the refinement has logits {list(found.logits.shape)}, the episode needs "
                            f"{[1, episode.query.shape[1], episode.ways]}; refine this episode alone")
-    return found
+    return found.logits, found.space, found.history
 
 
 def _chosen(count: int, most: int | None) -> list[int]:
@@ -208,13 +211,15 @@ def _project(space: Episodes, path: Tensor, kind: str) -> tuple[np.ndarray, np.n
     shots, dim = space.support.shape[1], points.shape[1]
     if dim < 2 or len(points) < 4:
         raise FewshotError(f"{len(points)} points of {dim} features; a projection needs at least 4 points of 2 features")
+    axes: tuple[str, str]
     if kind == "pca":
         from sklearn.decomposition import PCA
 
         fitted = PCA(2, svd_solver="full").fit(points)
         flat, moved = fitted.transform(points), fitted.transform(path.flatten(0, 1).numpy())
         shares = np.nan_to_num(fitted.explained_variance_ratio_)  # equal points have no variance to share
-        axes = tuple(f"component {i + 1} ({share:.0%} of the variance)" for i, share in enumerate(shares))
+        first, second = (f"component {i + 1} ({share:.0%} of the variance)" for i, share in enumerate(shares))
+        axes = first, second
     else:
         from sklearn.manifold import TSNE
 
@@ -235,20 +240,25 @@ def _draw(axes: Axes, scene: _Scene, place: int, predictions: np.ndarray, size: 
     colours, look = np.array(COLOURS), {"linewidths": 1.7 * size, "zorder": 2}
     for n, colour in enumerate(COLOURS[:len(scene.names)]):
         own, items = shown == n, scene.labels == n
-        axes.scatter(*scene.query[own].T, s=46 * size, marker=MARKERS[n], edgecolors=colour, c=colours[predictions[own]],
-                     alpha=0.85, **look)
-        axes.scatter(*scene.support[items].T, s=150 * size, marker=MARKERS[n], edgecolors=colour, c="white", **look)
+        _dots(axes, scene.query[own], s=46 * size, marker=MARKERS[n], edgecolors=colour, c=colours[predictions[own]],
+              alpha=0.85, **look)
+        _dots(axes, scene.support[items], s=150 * size, marker=MARKERS[n], edgecolors=colour, c="white", **look)
         axes.plot(*scene.path[:place + 1, n].T, color=BLACK, linewidth=1.1, zorder=3)
-        axes.scatter(*scene.path[place, n], s=170 * size, marker="*", edgecolors=BLACK, linewidths=0.9, c=colour, zorder=4)
+        _dots(axes, scene.path[place, n], s=170 * size, marker="*", edgecolors=BLACK, linewidths=0.9, c=colour, zorder=4)
         left = _goes_left(scene, place, n)
         axes.annotate(short(scene.names[n], 16), scene.path[place, n], xytext=((-6 if left else 6) * size, 5 * size),
                       textcoords="offset points", ha="right" if left else "left", fontsize=10 * size**0.5,
                       fontweight="bold", zorder=5, path_effects=[withStroke(linewidth=2.5, foreground="white")])
     if scene.truth is not None:
         wrong = predictions != scene.truth
-        axes.scatter(*scene.query[wrong].T, s=16 * size, marker="x", c=BLACK, linewidths=1.1, zorder=2.5)
+        _dots(axes, scene.query[wrong], s=16 * size, marker="x", c=BLACK, linewidths=1.1, zorder=2.5)
     axes.set(xticks=[], yticks=[])
     axes.margins(0.09)
+
+
+def _dots(axes: Axes, points: np.ndarray, **look: Any) -> None:
+    """Markers at `points` [n, 2], or at one [2]."""
+    axes.scatter(points[..., 0], points[..., 1], **look)
 
 
 def _goes_left(scene: _Scene, place: int, n: int) -> bool:

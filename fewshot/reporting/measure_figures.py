@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.settings import settings_of
-from fewshot.data.banks import ImageBank
+from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.datasets import DATASETS
+from fewshot.episodes.sampler import EpisodeIndices
 from fewshot.episodes.types import Episodes
 from fewshot.evaluation.batching import answers
 from fewshot.evaluation.measures import BINS, calibration_error
@@ -45,8 +45,9 @@ def sweeps(results: Iterable[Result]) -> dict[str, tuple[Figure, str]]:
             protocol, record = result.record.protocol, result.record
             known = settings_of(protocol)
             if axis in known and not known[axis].unused(protocol):
-                others = tuple(str(value) for name, value in protocol.settings().items() if name != axis)
-                lines[(record.dataset, record.split, record.backbone, record.method, *others)].append(result)
+                others = [str(value) for name, value in protocol.settings().items() if name != axis]
+                line = record.dataset, record.split, record.backbone, record.method, *others
+                lines[line].append(result)
         swept = [r for line in lines.values() if len({getattr(r.record, axis) for r in line}) > 1 for r in line]
         if swept:
             found[axis] = accuracy_against(swept, axis), (f"Accuracy against {axis}. 95 % intervals over episodes; the "
@@ -186,7 +187,8 @@ def drawn_episodes(result: Result, source: FeatureSource,
     return drawn
 
 
-def _in_feature_space(method: Method, episode: Episodes, indices, images: ImageBank) -> list[tuple[str, Figure, str]]:
+def _in_feature_space(method: Method, episode: Episodes, indices: EpisodeIndices,
+                      images: ImageBank) -> list[tuple[str, Figure, str]]:
     """Before and after refinement, and the way of the prototypes, for a method that has them."""
     if not isinstance(method, IterativeMethod) or episode.ways > len(COLOURS) or (indices.query_labels < 0).any():
         return []
@@ -201,11 +203,12 @@ def _in_feature_space(method: Method, episode: Episodes, indices, images: ImageB
              "The same step by step.")]
 
 
-def _answering(run: Run, record: Record, images: ImageBank, source: FeatureSource, weights: Mapping[str, Path]):
+def _answering(run: Run, record: Record, images: ImageBank, source: FeatureSource,
+               weights: Mapping[str, Path]) -> tuple[Method, Callable[[Episodes], Episodes], FeatureBank | ImageBank]:
     identity = (record.weights or "none").split("+")[0]
     file = weights.get(record.weights, weights.get(identity))
     named = identity == "none" or identity.startswith("random:")
-    found = replace(run, weights=str(file) if file else identity if named else None)
+    found = run.changed(weights=str(file) if file else identity if named else None)
     if backbone_for(found.subject, images).weights_id != identity:
         raise FewshotError(f"its weights ({identity[:12]}) are not at hand; name their file with --weights")
     resolved = resolve(found, source=source)

@@ -130,7 +130,7 @@ def parameter_text(values: dict) -> str:
     return ", ".join(f"{key}={_short(value)}" for key, value in values.items())
 
 
-def _short(value) -> str:
+def _short(value: object) -> str:
     """Learned values are dozens of numbers: a label has room for their digest only (the run holds them in full)."""
     if not isinstance(value, dict):
         return str(value)

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from html import escape
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -138,11 +139,11 @@ def _measured(results: list[Result], source: FeatureSource | None) -> list[str]:
     for result in found[:_MEASURED]:
         measures, title = result.measures, f"{label[result.record.key]}, {result.protocol}"
         parts.append(f"<h3>{escape(title)}</h3>")
-        histograms = {"as answered": measures.get("calibration")}
-        if "calibration_calibrated" in measures:
-            fitted = f"with temperature {float(measures['temperature']):.3g}"
-            histograms[fitted] = measures["calibration_calibrated"]
-        if histograms["as answered"] is not None:
+        if "calibration" in measures:
+            histograms = {"as answered": measures["calibration"]}
+            if "calibration_calibrated" in measures:
+                fitted = f"with temperature {float(measures['temperature']):.3g}"
+                histograms[fitted] = measures["calibration_calibrated"]
             parts.append(_figure(f"calibration of {title}", calibration_figure(histograms), _CALIBRATION))
         if "confusion" in measures:
             parts.append(_confusion(result, title, source))
@@ -151,11 +152,15 @@ def _measured(results: list[Result], source: FeatureSource | None) -> list[str]:
 
 def _confusion(result: Result, title: str, source: FeatureSource | None) -> str:
     matrix, names, numbered = result.measures["confusion"], None, ""
+    ids = result.measures.get("confusion_classes")
+    classes = range(len(matrix)) if ids is None else ids.tolist()
     try:
         if source is not None:
-            names = evaluated_images(result.record, source).class_names
+            known = evaluated_images(result.record, source).class_names
+            names = [known[label] for label in classes]
     except FewshotError as error:
         numbered = f" Classes have numbers: {error}."
+    names = [f"class {label}" for label in classes] if names is None else names
     pairs = confused_pairs(matrix, names)
     caption = f"Most confused: {'; '.join(pairs)}." if pairs else "No query was given a wrong class."
     if len(matrix) > result.record.ways:
@@ -217,7 +222,7 @@ def _as_jpeg(png: bytes) -> bytes:
     return _encoded(Image.open(io.BytesIO(png)).convert("RGB"), "jpeg", quality=85, optimize=True)
 
 
-def _encoded(picture: Image.Image, kind: str, **options) -> bytes:
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return buffer.getvalue()

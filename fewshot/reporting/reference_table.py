@@ -41,8 +41,9 @@ def reference_table(default: Iterable[Result], tuned: Iterable[Result], referenc
     for name in order:
         gaps = [None if r is best[name] else compare(best[name], r) for r in against.values()]
         cells.append((_cell(plain[name]), _cell(chosen.get(name)),
-                      *(gap and Cell(gap.difference.mean, gap.difference.half_width, "" if gap.significant else TIED,
-                                     best[name].record.key, signed=True) for gap in gaps)))
+                      *(None if gap is None else
+                        Cell(gap.difference.mean, gap.difference.half_width, "" if gap.significant else TIED,
+                             best[name].record.key, signed=True) for gap in gaps)))
         records += [_record(r, which) for r, which in ((plain[name], "default"), (chosen.get(name), "tuned")) if r]
     used = list({r.record.key: r for r in [*plain.values(), *chosen.values()]}.values())
     notes = ["Differences are paired, of the tuned result where there is one, in percentage points ± half width of the 95 % "
@@ -64,7 +65,7 @@ def _by_method(results: Iterable[Result]) -> dict[str, Result]:
 
 
 def _cell(result: Result | None) -> Cell | None:
-    return result and Cell(result.accuracy.mean, result.accuracy.half_width, "", result.record.key)
+    return None if result is None else Cell(result.accuracy.mean, result.accuracy.half_width, "", result.record.key)
 
 
 def _record(result: Result, which: str) -> dict:

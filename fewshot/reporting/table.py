@@ -66,9 +66,9 @@ class Table:
                                   for key, value in record.items()} for record in self.records])
         rows = []
         for label, cells in zip(self.labels, self.cells, strict=True):
-            row = dict(zip(self.headings, label, strict=True))
+            row: dict[str, str | float] = dict(zip(self.headings, label, strict=True))
             for j, (column, cell) in enumerate(zip(self.columns, cells, strict=True)):
-                filled = [line[j] for line in self.cells if line[j]]
+                filled = [other for line in self.cells if (other := line[j]) is not None]
                 percent = all(other.factor == 100 for other in filled)
                 differences = self.signed or any(other.signed for other in filled)
                 quantity = ("difference_percent" if differences else "accuracy_percent") if percent else "value"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import sys
@@ -70,6 +71,9 @@ def identify(config: LoopConfig, train_bank: ImageBank, val_bank: ImageBank | No
            "val_bank": _describe(val_bank) if config.validate_every and val_bank is not None else None,
            "method": learner.describe(),
            "backbone": learner.backbone.describe(), "initial_weights": state_sha256(learner.state_dict())}
+    frozen = sorted(name for name, value in learner.backbone.named_parameters() if not value.requires_grad)
+    if frozen:
+        run["frozen"] = f"{len(frozen)} parameters, {hashlib.sha256(json.dumps(frozen).encode()).hexdigest()[:16]}"
     return json.loads(json.dumps(run))  # tuples become lists, as they do in the stored one
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,14 +48,14 @@ def tune_placement(run: Run, *, rounds: int = 10, store: Store | None = None, so
     work = Work.taken_from(settings, work)
     source = source_taken_from(settings, work, source)
     refuse_unknown(settings)
-    learner = resolve(run, source=source).method
+    learner: Any = resolve(run, source=source).method  # it holds its backbone and settings, as all that adapt blocks
     count = len(network_blocks(learner.backbone))
     present = _as_numbers(getattr(learner.settings, field), count)
     found: list[TuneResult] = []
     tried = [(), tuple(range(count))]
     for _ in range(rounds):
         flips = [tuple(sorted({*present} ^ {number})) for number in range(count)]
-        start = dataclasses.replace(run, parameters={**run.parameters, field: _as_text(present, field)})
+        start = run.changed(parameters={**run.parameters, field: _as_text(present, field)})
         found.append(tune(start, {field: [_as_text(numbers, field) for numbers in (*tried, *flips)]}, source=source,
                           store=store, work=work))
         chosen = _as_numbers(found[-1].chosen[field], count)

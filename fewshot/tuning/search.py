@@ -21,7 +21,7 @@ from fewshot.core.provenance import commit, versions
 from fewshot.core.registry import unknown_message
 from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank
-from fewshot.evaluation.evaluate import evaluate_resolved
+from fewshot.evaluation.evaluate import evaluate_resolved, whole_result
 from fewshot.evaluation.record import Record
 from fewshot.evaluation.resolve import resolve
 from fewshot.evaluation.result import Result, compare
@@ -44,7 +44,7 @@ class Range:
     high: float
     log: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise FewshotError(f"range {self.low} to {self.high}; the first number must be below the second")
         if self.log and self.low <= 0:
@@ -110,11 +110,11 @@ def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mappin
     check_validation(run, bank)
     tried = _candidates(run, dict(grid or {}), dict(ranges or {}), samples, seed)
     names = list(tried[0])
-    runs = [dataclasses.replace(run, parameters={**run.parameters, **values}) for values in tried]
+    runs = [run.changed(parameters={**run.parameters, **values}) for values in tried]
     if store is not None:
         store.prepare()
     found = [resolve(candidate, bank, base_bank, source=source) for candidate in runs]
-    results = [evaluate_resolved(candidate, store=store, work=work) for candidate in found]
+    results = [whole_result(evaluate_resolved(candidate, store=store, work=work)) for candidate in found]
     top = max(results, key=lambda r: r.accuracy.mean)
     gaps = [compare(r, top) for r in results]
     kept = [sum(plain(values[name]) == plain(tried[0][name]) for name in names) for values in tried]
@@ -158,11 +158,11 @@ def refuse_unknown(settings: Mapping[str, object]) -> None:
 
 
 def check_validation(run: Run, bank: FeatureBank | None = None) -> None:
-    """Raises FewshotError unless `run` (and the bank, if there is one) are of the validation classes."""
-    for what, split in [("split", run.split)] + ([("the bank's split", bank.split)] if bank is not None else []):
-        if split != "val":
-            raise FewshotError(f"{what} is {split!r}; hyper-parameters are chosen on validation classes (split='val'), "
-                               "test classes are for final numbers only")
+    """Raises FewshotError unless the bank, or without one the split of `run`, is of the validation classes."""
+    what, split = ("split", run.split) if bank is None else ("the bank's split", bank.split)
+    if split != "val":
+        raise FewshotError(f"{what} is {split!r}; hyper-parameters are chosen on validation classes (split='val'), test "
+                           "classes are for final numbers only")
 
 
 def _candidates(run: Run, grid: dict, ranges: dict, samples: int | None, seed: int) -> list[dict]:
@@ -177,7 +177,7 @@ def _candidates(run: Run, grid: dict, ranges: dict, samples: int | None, seed: i
         raise FewshotError(f"{', '.join(both)} has both a range and listed values; give one of them")
     if empty := [name for name, values in grid.items() if len(values) == 0]:
         raise FewshotError(f"no values for {', '.join(empty)}")
-    dataclasses.replace(run, parameters={**dict.fromkeys([*grid, *ranges]), **run.parameters})  # raises on unknown names
+    run.changed(parameters={**dict.fromkeys([*grid, *ranges]), **run.parameters})  # raises on unknown names
     generator = np.random.default_rng(seed)
     start = {name: run.parameters[name] for name in (*grid, *ranges)}
     # 5 for a parameter that is 5.0 would be another run with the same numbers.
@@ -211,7 +211,8 @@ def candidate_numbers(result: Result, gap: Comparison) -> dict:
             "distinguishable": gap.significant, "p_value": gap.p_value}
 
 
-def _write(folder: Path, run: Record, search: dict, tried, results, gaps, number: int, reason: str) -> Path:
+def _write(folder: Path, run: Record, search: dict, tried: Sequence[dict], results: Sequence[Result],
+           gaps: Sequence[Comparison], number: int, reason: str) -> Path:
     """One file a search: the same search again replaces it."""
     described = run.to_dict()
     fixed = {key: value for key, value in described.pop("parameters").items() if key not in tried[0]}

@@ -9,18 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fewshot.core.checked import check_choice
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import read_safetensors, write_atomically
+from fewshot.core.files import read_safetensors, replacing, save_tensors
 from fewshot.core.provenance import commit, versions
 from fewshot.episodes.types import Episodes
-from fewshot.methods.contract import METHODS, create_method, method_parameters
+from fewshot.methods.contract import METHODS, Method, create_method, method_parameters
 
-DEFAULT_RECIPE = {"epochs": 100, "lr": 0.1, "halve_every": None, "batch": None}
+DEFAULT_LEARNING = {"epochs": 100, "lr": 0.1, "halve_every": None, "batch": None}
 
 
 def _mean_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -56,9 +55,10 @@ class FitResult:
     @property
     def name(self) -> str:
         """Registry name of the method; raises FewshotError if it has none."""
-        names = [name for name in METHODS if METHODS[name] is type(self.method)]
+        cls: type = type(self.method)
+        names = [name for name in METHODS if METHODS[name] is cls]
         if not names:
-            raise FewshotError(f"{type(self.method).__name__} is not a registered method; register it to save or run it")
+            raise FewshotError(f"{cls.__name__} is not a registered method; register it to save or run it")
         return names[0]
 
     @property
@@ -68,15 +68,15 @@ class FitResult:
         return {key: getattr(self.method, key) for key in method_parameters(self.name)}
 
 
-def fit_method(method: nn.Module, episodes: Episodes, query_labels: Tensor, *, epochs: int | None = None,
+def fit_method(method: Method | nn.Module, episodes: Episodes, query_labels: Tensor, *, epochs: int | None = None,
                lr: float | None = None, halve_every: int | None = None, batch: int | None = None,
                loss: str = "cross_entropy", seed: int = 0, provenance: Mapping | None = None,
                progress: Callable[[int, float], None] | None = None) -> FitResult:
     """Minimise the loss of `method(episodes)` over the method's parameters with Adam; `method` itself is not changed.
 
     episodes      E validation episodes; `query_labels` [E, Q] their answers
-    epochs, lr, halve_every, batch   None takes `method.recipe`: passes over the episodes, step size, epochs between
-                  halvings of the step size, episodes per step (None in the recipe: all in one step)
+    epochs, lr, halve_every, batch   None takes `method.learning`: passes over the episodes, step size, epochs between
+                  halvings of the step size, episodes per step (None in the learning: all in one step)
     loss          "cross_entropy" of the logits, or "official_double_softmax", the cross-entropy of the probabilities
     seed          of the order of the episodes; has no effect where one batch holds them all
     provenance    plain values to keep with the result; "split": "test" is refused
@@ -95,20 +95,20 @@ def fit_method(method: nn.Module, episodes: Episodes, query_labels: Tensor, *, e
     if provenance.get("split") == "test":
         raise FewshotError("split='test' is for final numbers only; fit on validation episodes")
     given = {"epochs": epochs, "lr": lr, "halve_every": halve_every, "batch": batch}
-    recipe = {**DEFAULT_RECIPE, **getattr(method, "recipe", {}), **{k: v for k, v in given.items() if v is not None}}
-    for name, value in recipe.items():
+    learning = {**DEFAULT_LEARNING, **getattr(method, "learning", {}), **{k: v for k, v in given.items() if v is not None}}
+    for name, value in learning.items():
         if value is not None and value <= 0:
             raise FewshotError(f"{name}={value}; it must be positive")
-    size = min(recipe["batch"] or len(episodes), len(episodes))
+    size = min(learning["batch"] or len(episodes), len(episodes))
     method = copy.deepcopy(method).to(episodes.query.device).requires_grad_()
-    optimizer = torch.optim.Adam(method.parameters(), lr=recipe["lr"])
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, recipe["halve_every"] or recipe["epochs"] + 1, gamma=0.5)
+    optimizer = torch.optim.Adam(method.parameters(), lr=learning["lr"])
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, learning["halve_every"] or learning["epochs"] + 1, gamma=0.5)
     generator = torch.Generator().manual_seed(seed)
 
     def loss_of(which: Tensor) -> Tensor:
         value = LOSSES[loss](method(episodes[which]), query_labels[which])
         if not torch.isfinite(value):
-            raise FewshotError(f"the loss became {float(value)}; lower lr={recipe['lr']} or check the features")
+            raise FewshotError(f"the loss became {float(value)}; lower lr={learning['lr']} or check the features")
         return value
 
     @torch.no_grad()
@@ -118,7 +118,7 @@ def fit_method(method: nn.Module, episodes: Episodes, query_labels: Tensor, *, e
         return sum(float(loss_of(part)) * len(part) for part in parts) / len(episodes)
 
     history, best_epoch, best = [mean_loss()], 0, copy.deepcopy(method.state_dict())
-    for epoch in range(1, recipe["epochs"] + 1):
+    for epoch in range(1, learning["epochs"] + 1):
         # Whole when it is one batch: the order would only change the rounding.
         order = torch.randperm(len(episodes), generator=generator) if size < len(episodes) else torch.arange(size)
         for part in order.split(size):
@@ -133,7 +133,7 @@ def fit_method(method: nn.Module, episodes: Episodes, query_labels: Tensor, *, e
             progress(epoch, history[-1])
     method.load_state_dict(best)
     return FitResult(method.requires_grad_(False), history, best_epoch, {
-        **provenance, **recipe, "optimizer": "adam", "loss": loss, "seed": seed, "chosen_by": "lowest training loss",
+        **provenance, **learning, "optimizer": "adam", "loss": loss, "seed": seed, "chosen_by": "lowest training loss",
         **_describe(episodes), "versions": versions(), "commit": commit()})
 
 
@@ -148,10 +148,11 @@ def save_fitted(path: str | Path, result: FitResult) -> Path:
     """Write values, hyper-parameters, history and provenance to a safetensors file, atomically."""
     # Learned values are tensors of the file; `None` in the constructor leaves room for them.
     params = {key: value for key, value in result.parameters.items() if key != "learned"}
-    meta = {"method": result.name, "params": json.dumps(params), "history": json.dumps(result.history),
+    meta = {"method": result.name, "params": json.dumps(params, sort_keys=True), "history": json.dumps(result.history),
             "best_epoch": str(result.best_epoch), "provenance": json.dumps(result.provenance, sort_keys=True)}
-    state = {name: value.detach().cpu().contiguous() for name, value in result.method.state_dict().items()}
-    return write_atomically(path, save(state, metadata=meta))
+    with replacing(path) as temporary:
+        save_tensors(temporary, result.method.state_dict(), meta)
+    return Path(path)
 
 
 def load_fitted(path: str | Path) -> FitResult:
@@ -161,5 +162,7 @@ def load_fitted(path: str | Path) -> FitResult:
     if not {"method", "params", "history", "best_epoch", "provenance"} <= set(meta):
         raise FewshotError(f"{path} was not written by save_fitted")
     method = create_method(meta["method"], **json.loads(meta["params"]))
+    if not isinstance(method, nn.Module):
+        raise FewshotError(f"{path} holds values of {meta['method']}, which learns none; fit again")
     method.load_state_dict(state)
     return FitResult(method, json.loads(meta["history"]), int(meta["best_epoch"]), json.loads(meta["provenance"]))

@@ -55,7 +55,7 @@ def test_the_file_brings_normalisation_and_lineage(tmp_path):
 
 def test_mismatches_are_listed_and_change_nothing(tmp_path):
     save_weights(trained(width=32), tmp_path / "narrow")
-    save_weights(create_backbone("resnet12"), tmp_path / "resnet12")
+    save_weights(create_backbone("resnet12", width=8), tmp_path / "resnet12")
     backbone = create_backbone("conv4", image_size=28)
     before = backbone.weights_id
     with pytest.raises(FewshotError, match=r"shape differs \(blocks.0.0.weight \(32, 3, 3, 3\) instead of \(64, 3"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fewshot
-from fewshot.contract.check_method import check_promise, subject_of
+from fewshot.contract.check_method import candidate_of, check_promise
 from fewshot.contract.checks import PROMISES
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
@@ -23,7 +23,7 @@ from fewshot.ops.prototypes import prototypes
 class Own(Method):
     """A method of a notebook, which is not registered. `fault` spoils its answer."""
 
-    source = "this file"
+    paper = "this file"
     fault: str = ""
 
     def __call__(self, episodes: Episodes) -> Tensor:
@@ -79,18 +79,18 @@ def test_a_refinement_without_convergence_is_named():
                               torch.ones(len(episodes), dtype=torch.bool))
 
     with pytest.raises(FewshotError, match="'refinement' .*iterations has shape .1,. and dtype torch.float32"):
-        check_promise(subject_of(Silent()), "refinement")
+        check_promise(candidate_of(Silent()), "refinement")
     with pytest.raises(FewshotError, match="'transductive' .*is 0, allowed is at least 1e-06"):
-        check_promise(subject_of(Silent()), "transductive")
-    with pytest.raises(FewshotError, match="the source is empty"):
-        check_promise(subject_of(Silent()), "describes_itself")
+        check_promise(candidate_of(Silent()), "transductive")
+    with pytest.raises(FewshotError, match="the paper is empty"):
+        check_promise(candidate_of(Silent()), "describes_itself")
 
 
 def test_a_module_is_examined_in_evaluation_mode_and_stays_as_it_was():
     class Normalised(nn.Module, Method):
         """BatchNorm over the queries, in training mode only."""
 
-        source = "this file"
+        paper = "this file"
 
         def __init__(self):
             super().__init__()

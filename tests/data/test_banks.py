@@ -29,6 +29,33 @@ def test_takes_arrays_and_tensors():
     assert made.class_sizes().tolist() == [2, 2]
 
 
+def test_labels_are_ids_and_cost_follows_the_items(tmp_path):
+    """Were anything counted up to the largest id, this would ask for exabytes."""
+    largest = 2**60
+    made = bank(labels=[largest, 7, 7, largest, 0, 7], class_names=None)
+    assert made.classes.tolist() == [0, 7, largest] and made.class_sizes().tolist() == [1, 3, 2]
+    assert made.class_names[largest] == f"class {largest}" and len(made.class_names) == largest + 1
+    loaded = FeatureBank.load(made.save(tmp_path / "bank.safetensors"))
+    assert loaded.identity == made.identity and loaded.class_names == made.class_names
+    part = FeatureBank(made.features[1:3], made.labels[1:3], made.class_names, made.name, made.split)
+    assert FeatureBank.load(part.save(tmp_path / "part.safetensors")).class_names[largest] == f"class {largest}"
+    with pytest.raises(IndexError):
+        made.class_names[largest + 1]
+    with pytest.raises(FewshotError, match="leave class_names out"):
+        bank(labels=made.labels)
+
+
+def test_names_of_labels_without_items_are_kept():
+    made = bank(class_names=tuple("abcdef"), labels=[0, 0, 4, 4, 4, 0])
+    assert made.classes.tolist() == [0, 4] and made.class_sizes().tolist() == [3, 3] and len(made.class_names) == 6
+
+
+def test_the_identity_of_dense_labels_is_what_it_was():
+    """Keys of stored results depend on it."""
+    assert bank().identity == "e4b1f981f156146b5616dd2977e58c6f1b7d59e1dd0c8bd2f97fef3d0459491b"
+    assert bank(class_names=None).identity == "6c06dd2d5e6e85048a4063ee32a8bab72bf8fa10b6e1a2919a609929a4f4a8a3"
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"features": torch.zeros(6)}, r"\[M, D\]"), ({"features": torch.zeros(6, 3, dtype=torch.int64)}, "floating point"),
     ({"features": torch.tensor([[1.0], [float("inf")]] * 3)}, "3 feature rows .* row 1"),

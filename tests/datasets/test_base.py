@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import io
 import threading
-import time
 import warnings
 import zipfile
 
@@ -70,9 +69,7 @@ def test_the_root_comes_from_the_environment(tmp_path, monkeypatch):
 def test_the_table_counts_without_decoding(tmp_path, monkeypatch):
     write_omniglot(tmp_path, drawings=2)
     monkeypatch.setattr(Image, "open", lambda *a, **k: pytest.fail("the table decoded an image"))
-    start = time.perf_counter()
     rows = {row["name"]: row for row in dataset_table(tmp_path)}
-    assert time.perf_counter() - start < 5
     assert set(rows) == set(DATASETS)
     assert rows["omniglot"]["state"] == "present" and str(tmp_path) in rows["omniglot"]["where"]
     assert rows["omniglot"]["splits"] == {"train": {"classes": 792, "images": 1584},

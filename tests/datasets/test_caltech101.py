@@ -77,6 +77,7 @@ def test_the_published_split_divides_images_not_classes(tmp_path):
         load_dataset("caltech101", "test", root=root, protocol="zhou")
 
 
+@pytest.mark.slow
 def test_the_real_archive_holds_every_photograph(shared_data):
     counts = Caltech101().counts(shared_data)
     assert {split: classes for split, (classes, _) in counts.items()} == {"train": 60, "val": 16, "test": 24}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -20,11 +21,14 @@ from fewshot.evaluation.measures import (
     macro_accuracy,
     open_set_measures,
     probability_measures,
+    summary_of,
 )
 from fewshot.evaluation.result import Result
 from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store
+from fewshot.statistics import mean_interval
 from tests.evaluation.test_evaluate import RUN, toy_bank
+from tests.memory import growth
 
 
 def drawn(episodes=6, queries=20, ways=4, seed=0, scale=2.0):
@@ -59,6 +63,37 @@ def test_class_counts_and_macro_accuracy():
     assert macro_accuracy(found["class_correct"], found["class_total"]).tolist() == [pytest.approx((2 / 3 + 1) / 2)]
 
 
+@pytest.mark.parametrize(("ways", "queries"), [(5, 15), (7, 3), (100, 11), (3, 1)])
+def test_macro_accuracy_of_balanced_queries_is_the_accuracy_to_the_last_bit(ways, queries):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(ways).repeat_interleave(queries).expand(300, -1)
+    found = Measures(torch.arange(ways))(torch.randn(300, ways * queries, ways, generator=generator), labels,
+                                                 torch.arange(ways).expand(300, -1))
+    macro = macro_accuracy(found["class_correct"], found["class_total"])
+    assert macro.dtype == torch.float64 and torch.equal(macro, found["correct"])
+    assert summary_of(found)["macro_accuracy"] == mean_interval(found["correct"]).mean
+
+
+def test_macro_accuracy_of_unequal_counts_against_fractions():
+    generator = torch.Generator().manual_seed(0)
+    total = torch.randint(0, 40, (200, 6), generator=generator)
+    total[:, 0] += 1  # every episode has a query
+    correct = (total * torch.rand(200, 6, generator=generator)).long()
+    wanted = []
+    for right, each in zip(correct.tolist(), total.tolist(), strict=True):
+        shares = [Fraction(r, n) for r, n in zip(right, each, strict=True) if n]
+        wanted.append(float(sum(shares) / len(shares)))
+    found = macro_accuracy(correct.to(torch.int16), total.to(torch.int16))
+    np.testing.assert_allclose(found, wanted, rtol=1e-15, atol=0)
+
+
+def test_scores_of_float32_logits_are_computed_in_float64():
+    logits, labels = drawn(scale=30.0)
+    single = logits.float()
+    found, wanted = (probability_measures(x, labels, 1.7) for x in (single, single.double()))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_open_set_measures_against_scikit_learn():
     logits, labels = drawn(8, 30)
     logits = logits.round()  # ties
@@ -71,6 +106,52 @@ def test_open_set_measures_against_scikit_learn():
             assert float(found[f"aupr_{name}"][e]) == pytest.approx(metrics.average_precision_score(opened, -score))
     perfect = torch.where(labels[..., None] < 0, 0.0, 9.0 * torch.nn.functional.one_hot(labels.clamp(min=0), 4))
     assert all((values == 1).all() for values in open_set_measures(perfect, labels).values())
+
+
+@pytest.mark.parametrize("queries", [2, 7, 300])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_open_set_measures_against_every_pair(queries, dtype):
+    """By definition, pair by pair, with many ties; the counts are integers, so that AUROC is exact."""
+    logits, labels = drawn(5, queries, seed=queries)
+    logits = (4 * logits).round().div(8).to(dtype)
+    labels[:, : queries // 2] = -1
+    found = open_set_measures(logits, labels)
+    for e in range(5):
+        for name, score in (("logit", logits[e].amax(-1)), ("probability", logits[e].double().softmax(-1).amax(-1))):
+            known, opened = score[labels[e] >= 0], score[labels[e] < 0]
+            halves = (2 * (known[:, None] > opened) + (known[:, None] == opened)).sum()
+            assert float(found[f"auroc_{name}"][e]) == float(halves) / (2 * len(known) * len(opened))
+            precision = [float((opened <= s).sum()) / float((score <= s).sum()) for s in opened]
+            assert float(found[f"aupr_{name}"][e]) == pytest.approx(sum(precision) / len(opened), rel=1e-14)
+
+
+def test_the_memory_of_measures_follows_the_queries():
+    """20,000 queries: an array over pairs of them would take 3.2 GB, and the answers are 32 MB in float32."""
+    megabytes = growth("""
+        import torch
+        from fewshot.evaluation.measures import Measures
+        labels = torch.arange(20_000)[None] % 400
+        labels[:, ::2] = -1
+        logits, classes = torch.randn(1, 20_000, 400), torch.arange(400)[None]
+        measures = Measures(classes[0], True, 2.0)
+        measures(logits[:, :64], labels[:, :64], classes)
+        """, "measures(logits, labels, classes)")
+    assert megabytes < 500
+
+
+def test_labels_may_be_ids_of_any_size():
+    """Numbers are those of labels 0, 1, ...; a confusion matrix by the largest id would ask for terabytes."""
+    dense = toy_bank()
+    ids = torch.tensor([3, 70, 1_440_764, *(10**12 + 17 * torch.arange(9)).tolist()])
+    sparse = FeatureBank(dense.features, ids[dense.labels], name=dense.name, split=dense.split)
+    run = dataclasses.replace(RUN, episodes=50)
+    found, wanted = (evaluate(run, each, metrics=True) for each in (sparse, dense))
+    assert torch.equal(found.correct, wanted.correct)
+    assert torch.equal(found.measures["confusion"], wanted.measures["confusion"])
+    assert torch.equal(found.measures["confusion_classes"], ids)
+    assert torch.equal(wanted.measures["confusion_classes"], torch.arange(12))
+    assert torch.equal(found.measures["classes"], ids[wanted.measures["classes"].long()])
+    assert found.over_classes == wanted.over_classes
 
 
 def test_a_temperature_is_recovered():
@@ -92,7 +173,7 @@ def test_per_class_counts_are_kept_and_stored(tmp_path):
     assert (counts["class_total"] == 15).all() and "nll" not in counts
     stored = next(iter(store))
     assert stored.over_classes == result.over_classes and stored.over_classes.half_width > 3 * result.accuracy.half_width
-    assert stored.summary()["macro_accuracy"] == pytest.approx(stored.accuracy.mean)
+    assert stored.summary()["macro_accuracy"] == stored.accuracy.mean
 
 
 def test_results_stored_before_there_were_measures_still_load(tmp_path):
@@ -145,16 +226,18 @@ def test_open_set_evaluation():
     assert abs(float(evaluate(run, noise).measures["auroc_probability"].mean()) - 0.5) < 0.02
     assert result.record.key != evaluate(base, bank).record.key and "3 open classes" in result.protocol
     assert "open_classes" not in Run().to_dict(), "keys of results without open queries stay what they were"
-    assert Run.from_record(result.record).protocol == run.protocol and Run.from_record(result.record).spec == run.spec
+    again = Run.from_record(result.record)
+    assert again.open_classes == 3 and again.spec == run.spec and again.queries == 15
 
 
 def test_chunks_add_up():
     logits, labels = drawn()
     classes = torch.stack([torch.randperm(9)[:4] for _ in range(6)])
-    whole, parts = Measures(True, 9, 2.0), Measures(True, 9, 2.0)
+    whole, parts = (Measures(torch.arange(9), True, 2.0) for _ in range(2))
     at_once = whole(logits, labels, classes)
     pieces = [parts(logits[i : i + 2], labels[i : i + 2], classes[i : i + 2]) for i in (0, 2, 4)]
     for name, values in at_once.items():
         np.testing.assert_allclose(torch.cat([piece[name] for piece in pieces]), values)
+    assert parts.totals.keys() == whole.totals.keys() == {"confusion", "calibration", "calibration_calibrated"}
     for name, values in whole.totals.items():
         np.testing.assert_allclose(parts.totals[name], values)

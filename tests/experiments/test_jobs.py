@@ -16,7 +16,7 @@ import torch
 
 from fewshot.cli.main import main
 from fewshot.core.errors import FewshotError
-from fewshot.experiments.jobs import Jobs, Task, sweep
+from fewshot.experiments.jobs import Batch, Jobs, sweep
 
 pytest.importorskip("submitit", reason="needs submitit: pip install 'fewshot[slurm]'")
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,8 +89,8 @@ def in_process(tmp_path, images, monkeypatch):
     """`sweep` with submitit's executor for debugging, which runs jobs in this process; and the tasks that were run."""
     monkeypatch.setenv("FEWSHOT_CACHE", str(images))
     monkeypatch.chdir(tmp_path)
-    tasks, work = [], Task.work
-    monkeypatch.setattr(Task, "work", lambda task: tasks.append(task) or work(task))
+    tasks, work = [], Batch.work
+    monkeypatch.setattr(Batch, "work", lambda task: tasks.append(task) or work(task))
 
     def call(path, **settings):
         tasks.clear()

@@ -12,18 +12,18 @@ import torch
 from fewshot.backbones import convert_official, create_backbone, save_weights
 from fewshot.core.errors import FewshotError
 from fewshot.evaluation.evaluate import evaluate
-from fewshot.experiments.transfer import ACROSS, SIMILAR, TRAINED, WITHIN, Source, domain_table
+from fewshot.experiments.transfer import ACROSS, SIMILAR, TRAINED, WITHIN, Origin, domain_table
 from tests.datasets.synthetic import write_class_folders
 
 SCRIPT = Path(__file__).resolve().parents[2] / "experiments" / "cross_domain.py"
 
 
-def saved(path, *banks: tuple[str, str, str], **provenance) -> Source:
+def saved(path, *banks: tuple[str, str, str], **provenance) -> Origin:
     """Weights that say they were trained (and validated) on these banks."""
     names = dict(zip(("train_bank", "val_bank"), banks, strict=False))
     run = {name: dict(zip(("name", "split", "content_hash"), bank, strict=True)) for name, bank in names.items()}
     save_weights(create_backbone("conv4", channels=1, image_size=28), path, {"run": run, **provenance})
-    return Source.of_file(path)
+    return Origin.of_file(path)
 
 
 def test_relations(tmp_path):
@@ -47,18 +47,18 @@ def test_relations_of_published_and_pretrained_weights(tmp_path):
     assert published.relation("mini_imagenet", "train", "x") == TRAINED
     assert published.relation("tiered_imagenet", "test", "x") == TRAINED, "it puts classes of the one into the other"
     assert published.relation("cub", "test", "x") == ACROSS
-    imagenet = Source.untrained("efficientnet_lite0", "ImageNet-1k")
+    imagenet = Origin.untrained("efficientnet_lite0", "ImageNet-1k")
     assert imagenet.relation("caltech101", "test", "x") == imagenet.relation("folder", "all", "x") == SIMILAR
     assert imagenet.relation("omniglot", "test", "x") == ACROSS
-    assert Source.untrained("pixels", "nothing").relation("caltech101", "test", "x") == ACROSS
+    assert Origin.untrained("pixels", "nothing").relation("caltech101", "test", "x") == ACROSS
     state = {f"conv{i}.{j}": x for i in range(1, 5) for j, x in conv4_block(3 if i == 1 else 64).items()}
     torch.save(state, tmp_path / "simple_shot.pth")
     convert_official(tmp_path / "simple_shot.pth", tmp_path / "converted", dataset="cifar_fs")
-    assert Source.of_file(tmp_path / "converted").relation("fc100", "test", "x") == TRAINED
+    assert Origin.of_file(tmp_path / "converted").relation("fc100", "test", "x") == TRAINED
 
 
 def test_base_statistics_of_the_tested_data_are_refused():
-    source = Source.untrained("pixels", "nothing")
+    source = Origin.untrained("pixels", "nothing")
     with pytest.raises(FewshotError, match="would take those of glyphs; choose e.g. norm='l2n'"):
         source.run("glyphs", "simple_shot")
     with pytest.raises(FewshotError, match="would take those of glyphs"):
@@ -80,13 +80,13 @@ def test_a_network_keeps_the_input_it_was_trained_with(tmp_path):
     small = {"episodes": 10, "queries": 4}
     on_folder = evaluate(grey.run("folder", "protonet", split="all", data_options={"image_size": 40}, **small), root=folder)
     assert on_folder.record.backbone_options == {"channels": 1, "image_size": 28}
-    on_glyphs = evaluate(Source.of_file(tmp_path / "colour").run("glyphs", "protonet", **small))
+    on_glyphs = evaluate(Origin.of_file(tmp_path / "colour").run("glyphs", "protonet", **small))
     assert on_glyphs.record.backbone_options == {"channels": 3, "image_size": 32}
 
 
 def test_the_table_marks_what_is_not_across(tmp_path):
     source = saved(tmp_path / "w", ("omniglot", "train", "abc"))
-    other = Source("glyphs", "conv4", source.weights, {}, (("glyphs", "train", "abc"),))
+    other = Origin("glyphs", "conv4", source.weights, {}, (("glyphs", "train", "abc"),))
     small = {"episodes": 10, "queries": 7}
     result = evaluate(source.run("glyphs", "protonet", **small))
     table = domain_table([(source, ACROSS, result), (other, WITHIN, result)], ["Left out: a on b."])

@@ -106,17 +106,18 @@ def test_the_cache_tells_crops_apart(tmp_path):
 
 def test_runs_name_their_crops(tmp_path):
     """From the data set and from its features: the same numbers, and the run says with which crops."""
-    run = Run(crops="mean(4)", **PROTOCOL)
+    small = {"backbone_options": {"width": 8}, **PROTOCOL}
+    run = Run(crops="mean(2)", **small)
     store = Store(tmp_path / "store")
     result = evaluate(run, cache=tmp_path / "cache", store=store)
-    plain = evaluate(Run(**PROTOCOL), cache=tmp_path / "cache", store=store)
+    plain = evaluate(Run(**small), cache=tmp_path / "cache", store=store)
     assert result.fingerprint == plain.fingerprint and not torch.equal(result.correct, plain.correct)
     assert "crops" not in plain.record.to_dict() and len(list(store.root.glob("*/result.json"))) == 2
-    assert "--crops 'mean(count=4,flip=False,smallest=0.08,seed=0)'" in eval_command(result)
+    assert "--crops 'mean(count=2,flip=False,smallest=0.08,seed=0)'" in eval_command(result)
     from fewshot.datasets import load_dataset
 
     images = load_dataset("glyphs", "test")
-    features = embed(images, create_backbone("conv4", channels=1, image_size=28), crops="mean(4)", progress=False)
+    features = embed(images, conv4(), crops="mean(2)", progress=False)
     given = evaluate(Run(**PROTOCOL), features)
     assert given.record.crops == run.crops and torch.equal(given.correct, result.correct)
     with pytest.raises(FewshotError, match=r"crops='mean.*are for features; maml takes images"):

@@ -309,3 +309,14 @@ def test_embed_episodes_refuses_features():
                         ways=2)
     with pytest.raises(FewshotError, match="takes images"):
         embed_episodes(episodes, conv4())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_backbone_of_another_precision_is_given_images_of_its_own(dtype):
+    images = ImageBank(torch.randint(256, (6, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+                       [0, 0, 1, 1, 2, 2])
+    backbone = create_backbone("conv4", channels=1, image_size=28, width=8, seed=0)
+    wanted = embed(images, backbone).features
+    found = embed(images, backbone.to(dtype)).features
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=0, atol=(0.05 if dtype == torch.bfloat16 else 1e-5) * float(wanted.max()))

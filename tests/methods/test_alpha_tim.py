@@ -3,17 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.contract import create_method
 from fewshot.ops.entropy import entropy_slope
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 
 AGREEMENT = [("alpha_tim", {}, "alpha_tim")]
 
 
 def test_agrees_with_official_code(oracles):
-    check_soft(oracles, *AGREEMENT[0], only=("caltech28px_5w1s_balanced", "caltech28px_5w5s_dirichlet"))
+    check_soft(oracles, *AGREEMENT[0], only=("caltech28px_5w5s_dirichlet",), first=4)
 
 
 @pytest.mark.slow

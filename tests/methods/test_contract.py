@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
-from fewshot.contract.check_method import Subject, check_promise, subject_of, synthetic_base
+from fewshot.contract.check_method import Candidate, candidate_of, check_promise, synthetic_base
 from fewshot.contract.checks import PROMISES
+from fewshot.contract.synthetic import random_episodes
 from fewshot.methods import METHODS, IterativeMethod, create_method
-from tests.conftest import random_episodes
 
 # Cases that are no method of their own: a setting that gives a method weights.
 WITH_WEIGHTS = {"matching_net+full_context": {"full_context": True}}
@@ -20,9 +22,9 @@ DIM = 32
 # Fewer steps of the same code for the methods that take seconds with their defaults: what is promised here does not
 # depend on the number of steps. The defaults themselves are run under the slow marker.
 DIRICHLET = {"iterations": 5, "mm_steps": 40}
-QUICK = {"alpha_tim": {"iterations": 100}, "tim_gd": {"iterations": 100}, "putm": {"outer": 2, "inner": 2},
+QUICK = {"alpha_tim": {"iterations": 40}, "tim_gd": {"iterations": 40}, "putm": {"outer": 2, "inner": 2},
          "em_dirichlet": DIRICHLET, "hard_em_dirichlet": DIRICHLET, "unem_dirichlet": {"layers": 5, "mm_steps": 40},
-         "free_lunch": {"samples": 60}}
+         "free_lunch": {"samples": 12}}
 DEFAULTS = "-defaults"
 EXEMPT = {
     "learns": ("relation_net",),  # its weights are all it knows, and those of a fresh one are random
@@ -40,7 +42,8 @@ def registered(case: str) -> type:
     return METHODS[case.removesuffix(DEFAULTS).partition("+")[0]]
 
 
-def subject(case: str) -> Subject:
+@functools.cache
+def candidate(case: str, device: str = "cpu") -> Candidate:
     name = case.removesuffix(DEFAULTS)
     settings = WITH_WEIGHTS.get(name, QUICK.get(name, {}) if name == case else {})
     if name in SHAPES:
@@ -48,7 +51,7 @@ def subject(case: str) -> Subject:
     method = create_method(name.partition("+")[0], **settings)
     if method.needs_backbone:
         method = method.fit(synthetic_base(DIM)).with_backbone(torch.nn.Linear(1, 1), 5, feature_dim=DIM)
-    return subject_of(method, DIM)
+    return candidate_of(method, DIM, device)
 
 
 PAIRS = [pytest.param(promise, name, marks=pytest.mark.slow if name.endswith(DEFAULTS) else ())
@@ -57,8 +60,8 @@ PAIRS = [pytest.param(promise, name, marks=pytest.mark.slow if name.endswith(DEF
 
 
 @pytest.mark.parametrize(("promise", "name"), PAIRS)
-def test_keeps_its_promises(promise, name):
-    check_promise(subject(name), promise)
+def test_keeps_its_promises(promise, name, device):
+    check_promise(candidate(name, device), promise)
 
 
 @cases([name for name in NAMES if issubclass(registered(name), IterativeMethod)])
@@ -66,8 +69,8 @@ def test_the_space_of_the_prototypes_is_theirs(name):
     """On well separated clusters the mean of the points of its own class in `space` is the nearest to a prototype."""
     episodes, labels = random_episodes(shots=3, queries=20, dim=DIM, spread=0.02, with_labels=True)
     with torch.no_grad():
-        found = subject(name).method.refine(episodes, history=True)
-        assert subject(name).method.refine(episodes).space is None
+        found = candidate(name).method.refine(episodes, history=True)
+        assert candidate(name).method.refine(episodes).space is None
     if found.space is None:
         assert found.prototypes is None or "irichlet" in name, f"{name} has prototypes but gives no space"
         return

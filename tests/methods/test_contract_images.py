@@ -17,12 +17,11 @@ META_LEARNED = [name for name in NAMES if issubclass(METHODS[name], GradientMeth
 MODES = [(name, mode) for name in NAMES for mode in METHODS[name].batch_norm_modes]
 # The whole support in every step of Reptile: mini-batches go by position, so that the order of the support matters.
 # SGD, because Adam makes a full step of gradients that are rounding errors (a bias before BatchNorm).
-QUICK = {"reptile": {"inner_lr": 0.1, "inner_steps": 3, "eval_steps": 4, "inner_batch": None, "eval_batch": None,
-                     "inner_optimiser": "sgd"},
+QUICK = {"reptile": {"inner_batch": None, "eval_batch": None, "inner_optimiser": "sgd"},
          # Augmentation and mini-batches go by position, too.
          "pmf": {"probability": 0.0}, "finetune": {"batch_size": None}}
-SETTINGS = {"inner_lr": 0.1, "inner_steps": 3, "eval_steps": 4}
-FINE_TUNING = {"steps": 4, "lr": 0.1, "optimiser": "sgd"}  # SGD for the same reason
+SETTINGS = {"inner_lr": 0.1, "inner_steps": 2, "eval_steps": 3}
+FINE_TUNING = {"steps": 3, "lr": 0.1, "optimiser": "sgd"}  # SGD for the same reason
 every_method = pytest.mark.parametrize("name", NAMES)
 every_meta_learned = pytest.mark.parametrize("name", META_LEARNED)
 every_mode = pytest.mark.parametrize(("name", "mode"), MODES)
@@ -35,8 +34,8 @@ def learner(name: str, mode: str = "batch", dtype=torch.float64, ways: int = 3, 
     return create_method(name, **settings).with_backbone(network(dtype=dtype), ways).eval()
 
 
-def without_steps(name: str, mode: str):
-    return learner(name, mode, **({"eval_steps": 0} if name in META_LEARNED else {"steps": 0}))
+def with_steps(name: str, count: int) -> dict:
+    return {"eval_steps" if name in META_LEARNED else "steps": count}
 
 
 @every_mode
@@ -68,13 +67,13 @@ def test_answering_changes_nothing(name, mode):
 
 
 @every_mode
-@pytest.mark.parametrize("vectorise", [False, True])
-def test_batch_invariance(name, mode, vectorise):
+def test_batch_invariance(name, mode):
     """An episode's answer does not depend on its batch mates."""
-    episodes, _ = image_episodes(episodes=4)
-    made = learner(name, mode, **({"vectorise": vectorise} if name in META_LEARNED else {}))
-    alone = torch.cat([made(episodes[i]) for i in range(4)])
-    torch.testing.assert_close(made(episodes), alone, atol=1e-10, rtol=0)
+    episodes, _ = image_episodes()
+    for settings in ({"vectorise": False}, {"vectorise": True}) if name in META_LEARNED else ({},):
+        made = learner(name, mode, **settings)
+        alone = torch.cat([made(episodes[i]) for i in range(3)])
+        torch.testing.assert_close(made(episodes), alone, atol=1e-10, rtol=0)
 
 
 @every_mode
@@ -95,7 +94,7 @@ def test_setting_is_what_it_says(name, mode):
 def test_without_batch_norm_it_is_inductive(name):
     if name == "film":
         pytest.skip("needs a normalisation layer")
-    made = create_method(name, batch_norm="batch").with_backbone(network(batch_norm=False), 3).eval()
+    made = create_method(name, batch_norm="batch", **with_steps(name, 3)).with_backbone(network(batch_norm=False), 3).eval()
     episodes, _ = image_episodes()
     changed = episodes.query.clone()
     changed[:, 1:] = 0
@@ -138,8 +137,7 @@ def test_unequal_shots_and_one_query(name):
 def test_deterministic(name):
     episodes, _ = image_episodes(dtype=torch.float32)
     state = torch.get_rng_state()
-    steps = "eval_steps" if name in META_LEARNED else "steps"
-    first, again = (create_method(name, **{steps: 6}).with_backbone(network(dtype=torch.float32), 3).eval()
+    first, again = (create_method(name, **with_steps(name, 3)).with_backbone(network(dtype=torch.float32), 3).eval()
                     for _ in range(2))
     assert torch.equal(first(episodes), again(episodes)) and torch.equal(first(episodes), again(episodes))
     assert torch.equal(state, torch.get_rng_state())
@@ -158,7 +156,7 @@ def test_gradients_off(name, mode):
                           support_labels=episodes.support_labels.clone())
         assert inside.support.is_inference() and torch.equal(made(inside), expected)
     assert torch.equal(made.requires_grad_(False)(episodes), expected)
-    assert not torch.equal(without_steps(name, mode)(episodes), expected), "nothing was adapted"
+    assert not torch.equal(learner(name, mode, **with_steps(name, 0))(episodes), expected), "nothing was adapted"
 
 
 @every_mode_meta_learned
@@ -199,10 +197,10 @@ def test_every_step_is_seen(name):
     episodes, _ = image_episodes()
     made = learner(name)
     every = made.trajectory(episodes)
-    assert made.steps == 4 and every.shape == (5, 3, 7, 3)
+    assert made.steps == 3 and every.shape == (4, 3, 7, 3)
     assert torch.equal(every[-1], made(episodes))
-    longer = learner(name, inner_steps=4, eval_steps=None).train()
-    assert longer.steps == 4
+    longer = learner(name, inner_steps=3, eval_steps=None).train()
+    assert longer.steps == 3
     torch.testing.assert_close(longer.trajectory(episodes), every)  # batch statistics: the same in both modes
 
 
@@ -220,19 +218,22 @@ def test_four_episodes_are_fitted(name):
     episodes, labels = image_episodes(episodes=4, queries=6, spread=0.5, dtype=torch.float32)
     if name == "reptile":  # learns the support alone
         episodes, labels = replaced(episodes, query=episodes.support), episodes.support_labels
-        made = learner(name, dtype=torch.float32, inner_optimiser="adam", inner_lr=0.02, inner_steps=8).train()
-        optimiser = torch.optim.SGD(made.parameters(), lr=1.0)
+        made = learner(name, dtype=torch.float32, inner_optimiser="adam", inner_lr=0.05, inner_steps=4).train()
+        optimiser, steps = torch.optim.SGD(made.parameters(), lr=1.0), 20
     else:
         made = learner(name, dtype=torch.float32, inner_lr=0.05 if name == "anil" else 0.1).train()
-        optimiser = torch.optim.Adam(made.parameters(), lr=0.02)
+        optimiser, steps = torch.optim.Adam(made.parameters(), lr=0.1), 60 if name == "boil" else 30
+    # The rate falls: at a constant one the loss may jump in the last step, and rounding decides when.
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 1.0 if name == "reptile" else 0.0, steps)
     losses = []
-    for _ in range(60):
+    for _ in range(steps):
         optimiser.zero_grad()
         loss, logits = made.loss(episodes, labels)
         loss.backward()
         optimiser.step()
+        schedule.step()
         losses.append(loss.item())
-    assert losses[0] > 0.3 and losses[-1] < 0.02
+    assert losses[-1] < 0.02 < 0.2 < losses[0]
     assert torch.equal(logits.argmax(-1), labels)
 
 
@@ -265,5 +266,5 @@ def test_backbones_that_do_not_fit(name):
 @every_method
 def test_describes_itself(name):
     method = create_method(name)
-    assert method.source and type(method).__doc__ and method.setting == METHODS[name].setting
+    assert method.paper and type(method).__doc__ and method.setting == METHODS[name].setting
     assert not method.needs_base and isinstance(method.assumes, tuple)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from fewshot.backbones import create_backbone
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.features.extract import embed_episodes
@@ -12,7 +13,6 @@ from fewshot.methods import create_method
 from fewshot.methods.dn4 import Dn4
 from fewshot.ops import chunked
 from fewshot.ops.distances import cosine
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 from tests.methods.metric_learning import fit_four_episodes, image_bank_episodes
 from tests.oracle import inputs_of, load_inputs, load_outputs

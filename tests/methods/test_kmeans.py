@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.kmeans import KMeans
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_labels
 
 AGREEMENT = [("kmeans", {"clamp_support": False}, "slk_kmeans_nolap")]
@@ -164,3 +164,15 @@ def test_wrong_values_raise():
         KMeans(max_iterations=0)
     with pytest.raises(FewshotError, match="fit"):
         KMeans()(random_episodes())
+
+
+@pytest.mark.parametrize("clamp_support", [True, False])
+def test_many_points_of_few_dimensions_are_clustered_as_those_of_many(clamp_support):
+    """Without pairs of points, or with them; appended zeros change no distance."""
+    episodes = random_episodes(episodes=4, shots=3, queries=40, dim=6, spread=1.2)  # 55 points
+    method = KMeans(norm="un", clamp_support=clamp_support)
+    few = method.refine(episodes)
+    many = method.refine(episodes.with_features(lambda x: torch.nn.functional.pad(x, (0, 30))))
+    torch.testing.assert_close(few.logits, many.logits, rtol=1e-9, atol=1e-9)
+    assert torch.equal(few.iterations, many.iterations) and torch.equal(few.converged, many.converged)
+    assert few.iterations.max() > 3

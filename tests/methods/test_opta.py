@@ -6,9 +6,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.contract import create_method
-from tests.conftest import random_episodes
 from tests.oracle import inputs_of, load_inputs, load_outputs
 
 AGREEMENT = [("opta", {"variant": "official"}, "opta_lr")]
@@ -53,9 +53,9 @@ def test_converged_variant_stays_near_the_official_one(oracles, shots):
 
 @pytest.mark.parametrize(("shots", "passes", "keep"), [(1, 5, 0.0), (5, 1, 0.3)])
 def test_equals_a_plain_loop_with_scikit_learn(shots, passes, keep):
-    episodes = random_episodes(episodes=2, shots=shots, queries=17, dim=60)
+    episodes = random_episodes(episodes=1, shots=shots, queries=17, dim=60)
     found = create_method("opta")(episodes).softmax(-1)
-    for e in range(2):
+    for e in range(1):
         support, query = standardise(episodes.support[e].numpy()), standardise(episodes.query[e].numpy())
         y = np.eye(5)[episodes.support_labels[e].numpy()]
         first = w = y.T @ support / y.sum(0)[:, None]

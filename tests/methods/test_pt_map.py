@@ -5,9 +5,9 @@ import ot
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.contract import create_method
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 from tests.oracle import inputs_of, load_inputs, load_outputs
 
@@ -16,7 +16,7 @@ AGREEMENT = [("pt_map", {"variant": "official"}, "pt_map")]
 
 @pytest.mark.parametrize("case", AGREEMENT, ids=lambda case: case[2])
 def test_agrees_with_official_code(oracles, case):
-    check_soft(oracles, *case, only=("caltech28px_5w1s_balanced", "caltech28px_5w5s_dirichlet", "caltech_20w5s_keff5"))
+    check_soft(oracles, *case, only=("caltech_5w1s_dirichlet", "caltech_20w5s_keff5"), first=4)
 
 
 @pytest.mark.slow
@@ -37,7 +37,7 @@ def test_converged_variant_stays_near_the_official_stop(oracles):
         assert np.array_equal(found.logits.argmax(-1).numpy()[clear], outputs["preds"][clear])
 
 
-def reference(support, labels, query, ways, prior):
+def reference(support, labels, query, ways, prior, iterations):
     """The card, one episode, with POT's solver."""
     def unit(x):
         return x / np.linalg.norm(x, axis=1, keepdims=True)
@@ -48,11 +48,11 @@ def reference(support, labels, query, ways, prior):
 
     support, query, y = prepare(support), prepare(query), np.eye(ways)[labels]
     w = y.T @ support / y.sum(0)[:, None]
-    for epoch in range(21):
+    for epoch in range(iterations + 1):
         cost = ((query[:, None] - w[None]) ** 2).sum(-1)
         plan = ot.bregman.sinkhorn_log(np.ones(len(query)), prior * len(query), cost, 0.1, stopThr=1e-10,
                                        numItermax=100_000)
-        if epoch < 20:
+        if epoch < iterations:
             mean = (plan.T @ query + y.T @ support) / (plan.sum(0) + y.sum(0))[:, None]
             w = w + 0.2 * (mean - w)
     return plan
@@ -61,11 +61,10 @@ def reference(support, labels, query, ways, prior):
 @pytest.mark.parametrize("prior", [None, (0.1, 0.4, 0.2, 0.2, 0.1)])
 def test_equals_a_plain_loop(prior):
     episodes = random_episodes(episodes=1, shots=2, queries=13, dim=40)
-    found = create_method("pt_map", **({} if prior is None else {"query_prior": prior}))(episodes)
-    for e in range(1):
-        expected = reference(episodes.support[e].numpy(), episodes.support_labels[e].numpy(), episodes.query[e].numpy(),
-                             5, np.full(5, 0.2) if prior is None else np.array(prior))
-        np.testing.assert_allclose(found[e].exp().numpy(), expected, atol=1e-7)
+    found = create_method("pt_map", iterations=6, **({} if prior is None else {"query_prior": prior}))(episodes)
+    expected = reference(episodes.support[0].numpy(), episodes.support_labels[0].numpy(), episodes.query[0].numpy(), 5,
+                         np.full(5, 0.2) if prior is None else np.array(prior), 6)
+    np.testing.assert_allclose(found[0].exp().numpy(), expected, atol=1e-7)
 
 
 def test_the_prior_sets_the_class_frequencies():

@@ -11,7 +11,7 @@ from fewshot.core.seeding import isolated_rng
 from fewshot.ops.frozen_prefix import ReplayedNetwork, shared_copy
 from fewshot.ops.network_blocks import block_weights, chosen_weights, network_blocks
 
-BACKBONES = {"conv4": {"image_size": 16}, "resnet12": {"image_size": 16}, "resnet18": {"image_size": 16},
+BACKBONES = {"conv4": {"image_size": 16}, "resnet12": {"image_size": 16, "width": 8}, "resnet18": {"image_size": 16},
              "efficientnet_lite0": {"image_size": 32, "weights": "random"},
              "timm/vit_tiny_patch16_224": {"image_size": 32, "depth": 3, "embed_dim": 24, "num_heads": 2},
              "timm/resnet10t": {"image_size": 32}}

@@ -8,6 +8,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.ops.graphs import (
     bound_updates,
     centred_gram,
+    costs_and_graph,
     distances_to_centres_and_each_other,
     knn_affinity,
     squared_distances,
@@ -142,6 +143,24 @@ def test_labels_are_held_or_only_start():
     start = torch.full((3, 12, 4), 0.25, dtype=torch.float64)
     start[:, :4] = torch.eye(4)
     torch.testing.assert_close(started, affinity_of(x) @ start)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("neighbours", [1, 2, 5, 40])
+def test_a_graph_by_its_edges_is_the_same_graph(monkeypatch, neighbours, symmetric):
+    """As for episodes of thousands of points, in blocks that do not divide them, with duplicates."""
+    x, centres = points(count=30) + 100, points(count=4, seed=1) + 100
+    x[:, 17] = x[:, 3]
+    monkeypatch.setattr("fewshot.ops.graphs._BLOCK", 7)
+    unary, dense = costs_and_graph(x, centres, neighbours, symmetric)
+    monkeypatch.setattr("fewshot.ops.graphs._MANY", 29)
+    same, edges = costs_and_graph(x, centres, neighbours, symmetric)
+    torch.testing.assert_close(same, unary, atol=1e-11, rtol=1e-11)
+    y = points(count=4, dim=30, seed=3)
+    torch.testing.assert_close(edges.pull(y), y @ dense.transpose(1, 2))
+    wanted, found = (bound_updates(unary, graph, 0.7) for graph in (dense, edges))
+    torch.testing.assert_close(found.scores, wanted.scores)
+    assert torch.equal(found.iterations, wanted.iterations) and torch.equal(found.converged, wanted.converged)
 
 
 def test_bound_updates_refuse_zero_iterations():

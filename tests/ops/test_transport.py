@@ -170,3 +170,18 @@ def test_mistakes_are_named():
     for prior in ("even", (1, 1), (1, -1, 1, 1), (0, 0, 0, 0)):
         with pytest.raises(FewshotError, match="query_prior"):
             query_marginals(prior, cost)
+
+
+@pytest.mark.parametrize("reg", [0.02, 0.1, 1.0])
+@pytest.mark.parametrize("spread", [0.1, 1.0])
+def test_plans_of_many_classes_in_float32_are_those_of_float64(monkeypatch, reg, spread):
+    generator = torch.Generator().manual_seed(0)
+    cost = spread * torch.rand(3, 240, 60, generator=generator)
+    rows, cols = torch.ones(3, 240), torch.full((3, 60), 4.0)
+    wanted = entropic_plan(cost.double(), rows, cols, reg)
+    monkeypatch.setattr("fewshot.ops.transport._MANY", 0)
+    found = entropic_plan(cost, rows, cols, reg)
+    assert found.converged.all() and found.plan.dtype == torch.float32
+    assert int(found.iterations.max()) <= int(wanted.iterations.max()) + 2
+    torch.testing.assert_close(found.plan.double(), wanted.plan, atol=2e-5, rtol=0)
+    torch.testing.assert_close(found.plan.sum(1, dtype=torch.float64), cols.double(), atol=1e-4, rtol=0)

@@ -94,9 +94,11 @@ def test_the_readme_is_short_and_its_first_lines_are_code():
 
 
 def test_links_of_the_documents_lead_somewhere():
-    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
-        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", document.read_text("utf-8")):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    links = [(document, target) for document in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+             for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", document.read_text("utf-8"))]
+    assert len({document for document, _ in links}) >= 3, "README, CONTRIBUTING and pages of docs/ have links"
+    for document, target in links:
+        assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if python_of(path) and path.stem != "learn2learn"],

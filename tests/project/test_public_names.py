@@ -32,7 +32,9 @@ def test_type_checkers_see_the_same_names():
 
 
 def test_importing_loads_nothing_heavy():
+    """Nor does the module for learn2learn need it."""
     program = ("import sys, fewshot; assert not {'torch', 'numpy', 'matplotlib', 'sklearn'} & set(sys.modules); "
+               "import fewshot.integrations.learn2learn; assert 'learn2learn' not in sys.modules; "
                "fewshot.FewshotError; from fewshot import *; print(evaluate.__name__, embed.__name__)")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["evaluate", "embed"], done.stderr

@@ -186,7 +186,7 @@ def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSHOT_CACHE", str(folder / "data"))
         source = FeatureSource(cache=folder / "runs" / "cache")
-        run = Run(backbone="pixels", method="protonet", shots=1, queries=5, episodes=60, parameters={"temperature": 2.0})
+        run = Run(backbone="pixels", method="protonet", shots=1, queries=3, episodes=60, parameters={"temperature": 2.0})
         yield folder, source, evaluate(run, source=source, store=Store(folder / "runs"), metrics=True)
 
 
@@ -200,7 +200,7 @@ def test_measures_and_episodes_are_on_the_page(measured):
     first = confused_pairs(result.measures["confusion"], names)[0]
     assert first in page.words and any(first.startswith(f"{name} taken for") for name in names)
     worst = result.correct.min().item()
-    assert f"number {int(result.correct.argmin())} of 60: {100 * worst:.1f} % of 25 queries" in page.words
+    assert f"number {int(result.correct.argmin())} of 60: {100 * worst:.1f} % of 15 queries" in page.words
 
 
 def test_without_images_the_page_says_why(measured, tmp_path):
@@ -225,8 +225,8 @@ def test_drawn_episodes_are_those_evaluated(measured):
     _, source, result = measured
     for (_, figure, caption), i in zip(drawn_episodes(result, source), (int(result.correct.argmin()),
                                                                        int(result.record.key, 16) % 60), strict=True):
-        right = round(25 * float(result.correct[i]))
-        assert any(f"{right} of 25 correct" in text.get_text() for text in figure.texts) and "rounding" not in caption
+        right = round(15 * float(result.correct[i]))
+        assert any(f"{right} of 15 correct" in text.get_text() for text in figure.texts) and "rounding" not in caption
 
 
 def test_the_command_gives_the_same_result_again(measured):

@@ -244,15 +244,17 @@ def test_epsilon_grows_from_nothing():
 # -- in the training loop ----------------------------------------------------------------------------------------------
 
 
-SETTINGS = {"ways": WAYS, "validation_ways": WAYS, "steps": 8, "validate_every": 4, "checkpoint_every": 3, "log_every": 2}
+SETTINGS = {"ways": WAYS, "validation_ways": WAYS, "validation_episodes": 4, "steps": 6, "validate_every": 3,
+            "checkpoint_every": 2, "log_every": 2}
 
 
-@BOTH
-@pytest.mark.parametrize("loss", ["ibp", "ibi"])
+@pytest.mark.parametrize(("method", "loss"), [
+    ("protonet", "ibp"), ("maml", "ibi"), pytest.param("protonet", "ibi", marks=pytest.mark.slow),
+    pytest.param("maml", "ibp", marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, method, loss):
     settings = {**SETTINGS, "method_name": method, "loss": loss, "parameters": PARAMETERS[method]}
     expected = run(tmp_path / "whole", backbone=conv4(), **settings)
-    with fails_at(5), pytest.raises(ZeroDivisionError):
+    with fails_at(3), pytest.raises(ZeroDivisionError):
         run(tmp_path / "cut", backbone=conv4(), **settings)
     found = run(tmp_path / "cut", backbone=conv4(), **settings)
     assert found.history == expected.history
@@ -263,19 +265,22 @@ def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, method, loss):
 @BOTH
 @pytest.mark.parametrize("loss", ["ibp", "ibi"])
 def test_a_few_episodes_are_fitted(method, loss):
+    """With a rate that falls to zero: at a constant one some steps spoil what is learned, and rounding decides which."""
     e, labels = images(episodes=3, shots=1, queries=2)
     made = learner(method, loss, double=False, backbone=conv4(width=8), epsilon=0.05, ramp=0.0, blocks=1,
                    settings={"first_order": True, "inner_steps": 1} if method == "maml" else None)
-    optimiser = torch.optim.Adam(made.parameters(), lr=0.03)
+    optimiser = torch.optim.Adam(made.parameters(), lr=0.02)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, 25)
     losses = []
-    for step in range(50 if method == "maml" else 30):
+    for step in range(25):
         optimiser.zero_grad()
         loss_now, logits = made.loss(e, labels, torch.arange(3 * step, 3 * step + 3))
         loss_now.backward()
         optimiser.step()
+        schedule.step()
         losses.append(loss_now.item())
     assert losses[-1] < 0.3 * losses[0]
-    assert (logits.argmax(-1) == labels).float().mean() > 0.95
+    assert torch.equal(logits.argmax(-1), labels)
 
 
 def test_bfloat16():

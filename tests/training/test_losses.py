@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods import create_method
 from fewshot.training import Learner, TrainConfig
 from fewshot.training.losses import LOSSES, NetworkLoss, create_loss, list_losses, parse_losses
-from tests.conftest import random_episodes
 from tests.methods.image_episodes import image_episodes
 from tests.methods.image_episodes import network as image_network
 from tests.training.runs import bank, run, tiny
@@ -226,7 +226,7 @@ def test_a_method_with_its_own_loss_takes_no_other(tmp_path):
 def test_every_loss_describes_itself():
     assert list_losses() == sorted(LOSSES) and set(METRIC) | {"cross_entropy"} == set(NAMES)
     for name in LOSSES:
-        assert create_loss(name).source and LOSSES[name].__doc__
+        assert create_loss(name).paper and LOSSES[name].__doc__
 
 
 @pytest.mark.parametrize(("names", "parameters", "message"), [

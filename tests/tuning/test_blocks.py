@@ -36,7 +36,7 @@ class Source(FeatureSource):
 
 def run_of(**parameters) -> Run:
     return Run(split="val", backbone_options={"width": 8}, method="film",
-               parameters=parameters, ways=4, queries=3, episodes=30)
+               parameters=parameters, ways=4, queries=3, episodes=12)
 
 
 def test_a_block_that_does_harm_is_left_out(monkeypatch):

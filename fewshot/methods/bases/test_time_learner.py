@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.core.checked import check_at_least, check_choice, check_number
+from fewshot.core.compiled import plain
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import Method
@@ -50,7 +51,7 @@ class TestTimeLearner(nn.Module, Method):
     def __init__(self, settings: FineTuning, backbone: nn.Module):
         super().__init__()
         self.settings, self.backbone = settings, backbone
-        self.source, self.assumes = settings.source, settings.assumes
+        self.paper, self.assumes = settings.paper, settings.assumes
         # What moves at a rate of 0 does not move: then it need not be computed again either.
         self.changing = settings.adapts(backbone) if settings.lr > 0 and settings.steps > 0 else []
         uses_batch = settings.batch_norm == "batch" and any(isinstance(m, _BatchNorm) for m in backbone.modules())
@@ -209,7 +210,7 @@ class FineTuning(Method):
 
     def with_backbone(self, backbone: nn.Module, ways: int, *, seed: int = 0) -> TestTimeLearner:
         """The learner on `backbone`. It has no weights of its own: `ways` and `seed` change nothing."""
-        return TestTimeLearner(self, backbone)
+        return TestTimeLearner(self, plain(backbone))
 
     def __call__(self, episodes: Episodes) -> Tensor:
         raise self.without_network()

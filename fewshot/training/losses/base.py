@@ -24,7 +24,7 @@ class Loss(abc.ABC):
     `@LOSSES.register("name")`. It is the mean over episodes of a number that depends on one episode alone.
 
     needs_features   False where it looks at the logits only, so that it fits methods on images, too
-    source           paper and code
+    paper            where it was published, and code
     """
 
     needs_features: ClassVar[bool] = True

@@ -17,7 +17,7 @@ class CrossEntropy(Loss):
     """Mean of -log softmax(logits)_y over all queries. Half-precision logits are widened first."""
 
     needs_features = False
-    source = "Snell et al. 2017, arXiv:1703.05175, algorithm 1"
+    paper = "Snell et al. 2017, arXiv:1703.05175, algorithm 1"
 
     def __call__(self, features: Episodes, query_labels: Tensor, logits: Tensor) -> Tensor:
         return mean_cross_entropy(logits, query_labels)

@@ -32,7 +32,7 @@ class Ibi(IntervalLoss):
     its support and queries, in all inner steps, are one task; the code draws anew in every forward pass.
     """
 
-    source = "Datta et al. 2022, arXiv:2204.03511; SankhaSubhra/maml-ibp-ibi"
+    paper = "Datta et al. 2022, arXiv:2204.03511; SankhaSubhra/maml-ibp-ibi"
 
     alpha: float = 0.5
     beta: float = 0.5

@@ -14,4 +14,4 @@ class Ibp(IntervalLoss):
     """Keeps the surroundings of training images together: the cross-entropy of the queries, and the distances of their
     maps to the interval bounds. See `IntervalLoss` for the formula, the parameters and what it can be used with."""
 
-    source = "Datta et al. 2022, arXiv:2204.03511; SankhaSubhra/maml-ibp-ibi"
+    paper = "Datta et al. 2022, arXiv:2204.03511; SankhaSubhra/maml-ibp-ibi"

@@ -37,7 +37,7 @@ class Icnn(Loss):
     term Omega of the paper is commented out there and absent here.
     """
 
-    source = "Mendez-Ruiz et al. 2023, arXiv:2305.09062 (SuSana Distancia); ICNN: arXiv:2107.06992"
+    paper = "Mendez-Ruiz et al. 2023, arXiv:2305.09062 (SuSana Distancia); ICNN: arXiv:2107.06992"
 
     neighbours: int = 4
 

@@ -27,7 +27,7 @@ class Nca(Loss):
     should pull hardest.
     """
 
-    source = "Laenen and Bertinetto 2021, arXiv:2012.09831; Goldberger et al. 2004"
+    paper = "Laenen and Bertinetto 2021, arXiv:2012.09831; Goldberger et al. 2004"
 
     temperature: float = 1.0
 

@@ -27,7 +27,7 @@ class ProtoTriplet(Loss):
     It does not look at the logits.
     """
 
-    source = "Mendez-Ruiz et al. 2023, arXiv:2305.09062 (SuSana Distancia)"
+    paper = "Mendez-Ruiz et al. 2023, arXiv:2305.09062 (SuSana Distancia)"
 
     margin: float = 0.5
 
