@@ -112,6 +112,8 @@ def describe(bank: ImageBank, backbone: Backbone, batch_size: int) -> dict:
     """Everything the features depend on, as plain JSON values: images, backbone, weights, transform, versions."""
     provenance = {"dataset": bank.name, "split": bank.split, "images_sha256": bank.content_hash, **backbone.describe(),
                   "torch": torch.__version__, "timm": versions()["timm"]}
+    if backbone.seen:
+        provenance["seen"] = backbone.seen
     if backbone.batch_norm == "batch":
         provenance["batch_size"] = batch_size
     return json.loads(json.dumps(provenance))

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from fewshot.backbones import Backbone, load_weights, save_weights
+from fewshot.backbones.seen import seen_data
 from fewshot.backbones.weights import read_method
 from fewshot.core import provenance
 from fewshot.core.errors import FewshotError
@@ -74,6 +75,12 @@ def identify(config: LoopConfig, train_bank: ImageBank, val_bank: ImageBank | No
     if frozen:
         run["frozen"] = f"{len(frozen)} parameters, {hashlib.sha256(json.dumps(frozen).encode()).hexdigest()[:16]}"
     return json.loads(json.dumps(run))  # tuples become lists, as they do in the stored one
+
+
+def note_seen(learner: Trained, train_bank: ImageBank, val_bank: ImageBank | None) -> None:
+    """Let the backbone know what it was trained on and chosen by, beside what it knew."""
+    found = [seen_data("trained", train_bank), *([] if val_bank is None else [seen_data("chosen", val_bank)])]
+    learner.backbone.seen = [*learner.backbone.seen, *(item for item in found if item not in learner.backbone.seen)]
 
 
 def refuse_other_run(out: Path, stored: dict, run: dict) -> None:
