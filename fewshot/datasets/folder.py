@@ -136,9 +136,10 @@ def refuse_splits(where: Path, classes: Collection[str]) -> None:
     if not found or len(found) == 1 < len(classes):  # one may be the class of trains
         return
     novel = next((name for name in reversed(found) if name.lower().startswith("test")), found[0])
-    raise FewshotError(f"{where} holds {', '.join(found)}, which look like splits, not classes; pass root=\"{where / novel}\""
-                       ' (--data-root) and split="all" for one of them. Where every split has classes of its own, level=2 '
-                       "(--data-option level=2) takes all folders inside them for classes; level=1 takes these themselves")
+    raise FewshotError(f"{where} holds {', '.join(found)}, which look like splits, not classes; pass "
+                       f'root="{where / novel}" (--data-root) and split="all" for one of them. Where every split has '
+                       "classes of its own, level=2 (--data-option level=2) takes all folders inside them for classes; "
+                       "level=1 takes these themselves")
 
 
 def _refuse_groups(where: Path, files: dict[str, list[tuple[Tree, str]]]) -> None:
