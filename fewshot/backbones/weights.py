@@ -93,6 +93,12 @@ def describe_weights(path: str | Path) -> dict:
         return json.loads(_known(path, handle.metadata() or {})["backbone"])
 
 
+def provenance_of(path: str | Path) -> dict:
+    """How the weights in a file written by `save_weights` came about, read from its header alone."""
+    with opened_safetensors(path, *_WEIGHTS) as handle:
+        return json.loads(_known(path, handle.metadata() or {}).get("provenance", "{}"))
+
+
 def _uncompiled(backbone: Backbone) -> Backbone:
     """The network inside what torch.compile made of it, whose tensors have the same names whoever loads them."""
     return getattr(backbone, "_orig_mod", backbone)

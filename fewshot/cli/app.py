@@ -44,7 +44,8 @@ def everywhere(context: typer.Context,
                load: Annotated[list[Path] | None, typer.Option(LOAD, metavar="FILE.py", help="run this file first, which "
                                "registers methods, backbones, data sets or protocols of your own; repeat for more")] = None,
                debug: Annotated[bool, typer.Option(DEBUG, help="show the traceback of an error, with any command")] = False,
-               quiet: Annotated[bool, typer.Option(QUIET, help="no progress bars, with any command")] = False) -> None:
+               quiet: Annotated[bool, typer.Option(QUIET, help="no progress bars and no line on the data, with any "
+                                                   "command")] = False) -> None:
     if quiet:
         context.with_resource(_without_bars())
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import torch
@@ -104,6 +104,7 @@ class _Bank:
     class_names: Sequence[str]
     name: str
     split: str
+    items: ClassVar[str]  # what they are called
 
     @property
     def lengths(self) -> Tensor | None:
@@ -119,6 +120,31 @@ class _Bank:
         labels = _as_labels(labels, items)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "class_names", _as_names(names, labels))
+
+    def _values(self) -> Tensor | None:
+        """What is stored of each item, [M, ...]; None where there is too much of it to look through."""
+        return None
+
+    @property
+    def counted(self) -> str:
+        """How much there is, in words: "24 classes, 1,210 images, 12 to 96 each"."""
+        sizes = self.class_sizes().tolist() or [0]
+        each = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
+        return f"{len(self.classes):,} classes, {len(self):,} {self.items}, {each} each"
+
+    @cached_property
+    def repeated(self) -> tuple[int, int]:
+        """(items that are identical to one before them of their class, items that are identical to one of another class)."""
+        values = self._values()
+        if values is None or not len(values):
+            return 0, 0
+        rows = values.contiguous().view(torch.uint8).flatten(1).numpy()
+        keys = [hashlib.sha1(row, usedforsecurity=False).digest() for row in rows]
+        homes: dict[bytes, set[int]] = {}
+        for key, label in zip(keys, self.labels.tolist(), strict=True):
+            homes.setdefault(key, set()).add(label)
+        inside = len(keys) - sum(map(len, homes.values()))
+        return inside, sum(len(homes[key]) > 1 for key in keys)
 
     @cached_property
     def identity(self) -> str:
@@ -162,6 +188,17 @@ class ImageBank(_Bank):
         object.__setattr__(self, "images", images)
         self._label(len(images))
 
+    items = "images"
+
+    def _values(self) -> Tensor:
+        return self.images
+
+    @cached_property
+    def brightness(self) -> float:
+        """Mean of all pixels, 0 black to 1 white."""
+        total = sum(int(part.sum(dtype=torch.int64)) for part in self.images.split(1024))
+        return total / max(1, self.images.numel()) / 255
+
     def take(self, indices: Tensor) -> Tensor:
         """uint8 images [*indices.shape, C, H, W]."""
         return self.images[indices]
@@ -201,6 +238,11 @@ class FeatureBank(_Bank):
         bank_files.check_finite(features)
         object.__setattr__(self, "features", features)
         self._label(len(features))
+
+    items = "rows of features"
+
+    def _values(self) -> Tensor | None:
+        return None if self.features.nbytes >= bank_files.MAP_BYTES else self.features
 
     def take(self, indices: Tensor, room: Tensor | None = None) -> Tensor:
         """Features [*indices.shape, D] in the precision to work in, in the first rows of `room` [m, D] where that is their

@@ -138,8 +138,8 @@ def refuse_splits(where: Path, classes: Collection[str]) -> None:
     novel = next((name for name in reversed(found) if name.lower().startswith("test")), found[0])
     raise FewshotError(f"{where} holds {', '.join(found)}, which look like splits, not classes; pass "
                        f'root="{where / novel}" (--data-root) and split="all" for one of them. Where every split has '
-                       "classes of its own, level=2 "
-                       "(--data-option level=2) takes all folders inside them for classes; level=1 takes these themselves")
+                       "classes of its own, level=2 (--data-option level=2) takes all folders inside them for classes; "
+                       "level=1 takes these themselves")
 
 
 def _refuse_groups(where: Path, files: dict[str, list[tuple[Tree, str]]]) -> None:

@@ -94,6 +94,18 @@ def test_labels_are_ids_and_cost_follows_the_items(tmp_path):
         bank(labels=made.labels)
 
 
+def test_copies_are_counted():
+    features = torch.tensor([[1.0, 0], [1, 0], [2, 0], [1, 0], [3, 0], [3, 0]])
+    assert bank(features=features).repeated == (2, 3), "rows 1 and 5 inside a class, rows 0, 1 and 3 in two"
+    assert bank().repeated == (0, 0) and bank(features=features.bfloat16()).repeated == (2, 3)
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(-1, 3, 4, 4).clone()
+    images[3] = images[2]
+    assert ImageBank(images, [0, 0, 1, 1, 2, 2]).repeated == (1, 0)
+    assert ImageBank(images, [0, 0, 1, 2, 2, 2]).repeated == (0, 2)
+    assert ImageBank(images, [0, 0, 1, 2, 2, 2]).counted == "3 classes, 6 images, 1 to 3 each"
+    assert ImageBank(images, [0] * 6).brightness == pytest.approx((0 + 1 + 2 + 2 + 4 + 5) / 6 / 255)
+
+
 def test_names_of_labels_without_items_are_kept():
     made = bank(class_names=tuple("abcdef"), labels=[0, 0, 4, 4, 4, 0])
     assert made.classes.tolist() == [0, 4] and made.class_sizes().tolist() == [3, 3] and len(made.class_names) == 6

@@ -67,7 +67,7 @@ def test_folders_that_look_like_splits_are_refused(tmp_path):
     root = tmp_path / "own"
     for part in ("iconic", "Train", "Val", "Test"):
         write_class_folders(root / part, {f"{part}_a": 2, f"{part}_b": 2})
-    with pytest.raises(FewshotError, match="own holds Test, Train, Val, .* splits, not classes; root=.*/Test.*level=2"):
+    with pytest.raises(FewshotError, match="own holds Test, Train, Val, .* splits, not classes; pass root=.*/Test.*level=2"):
         load(root)
     assert load(root / "Test").class_names == ("Test_a", "Test_b")
     assert load(root, level=1).class_names == ("Test", "Train", "Val", "iconic")
