@@ -12,7 +12,7 @@ from fewshot import FeatureBank, ImageBank, TrainConfig, create_backbone, embed,
 from fewshot.backbones.seen import leak_notes, seen_in
 from fewshot.backbones.weights import read_weights, save_weights
 from fewshot.data.banks import concatenate
-from fewshot.experiments.transfer import Source
+from fewshot.experiments.transfer import Origin
 from fewshot.reporting.accuracy_tables import results_table
 
 SETTINGS = {"ways": 3, "queries": 4, "episodes": 10}
@@ -66,7 +66,7 @@ def test_the_note_is_below_the_table_and_of_further_training_and_of_ensembles(tr
     both = concatenate([embed(images, each, progress=False) for each in (create_backbone("pixels"), further)])
     result = evaluate(bank=both, **SETTINGS)
     assert sum("1 of the 5 classes" in note for note in results_table([result]).notes) == 1
-    assert Source.of_file(tmp_path / "copy.safetensors").data[2][:2] == ("folder", "train")
+    assert Origin.of_file(tmp_path / "copy.safetensors").data[2][:2] == ("folder", "train")
 
 
 def test_a_method_on_images_says_so_too(trained):
