@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fewshot import Episodes, create_method
+from fewshot.contract.synthetic import random_episodes
 from fewshot.features.transforms import parse_transforms
-from tests.conftest import random_episodes
 
 CENTRED = {"pt_map": [{}, {"variant": "official"}, {"query_prior": (1, 1, 1, 1, 1)}], "hct_adapt": [{}],
            "bd_cspn": [{"norm": "l2n"}, {"norm": "un", "variant": "code"}], "laplacian_shot": [{"norm": "l2n"}],
