@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from fewshot.cli.messages import as_options
 from fewshot.cli.process import Stopped, is_first_process
 from fewshot.core.errors import FewshotError
 from fewshot.core.plugins import load_file
@@ -24,6 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     front, rest = _sorted(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
+        command = None
         try:
             for option, path in zip(front, front[1:], strict=False):
                 if option == _LOAD:
@@ -31,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
             # Now, because a protocol of the user's own brings options of commands.
             from fewshot.cli.app import app
 
+            command = typer.main.get_command(app)
             code = app([*front, *rest] or ["--help"], prog_name="fewshot", standalone_mode=False)
         except Stopped as stop:
             *text, number = stop.args
@@ -42,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
                 traceback.print_exc()
             # An OSError is a full disk or a folder without permission.
             remedy = "; choose another place, free disk space or change the permissions" * isinstance(error, OSError)
-            _fail(f"error: {error}{remedy}")
+            _fail(f"error: {as_options(str(error), command, rest)}{remedy}")
     sys.exit(code if isinstance(code, int) else 0)
 
 
