@@ -437,6 +437,17 @@ def test_the_callers_warnings_are_left_alone(run):
     assert warnings.showwarning is before
 
 
+def test_caches_are_shown_and_cleared(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("FEWSHOT_CACHE", str(tmp_path / "images"))
+    assert "0 files, 0.0 MB of at most 20.0 GB" in run("cache")[1]
+    run("eval", "--backbone", "pixels", "--shots", "1", "--episodes", "10")
+    out = run("cache")[1]
+    assert f"{tmp_path / 'images'}: 1 files" in out and "runs/cache: 1 files" in out
+    out = run("cache", "--clear")[1]
+    assert "of decoded images" in out and not list((tmp_path / "images").iterdir()) and "runs/cache: 1 files" in out
+    assert "runs/cache: 0 files" in run("cache", "--clear-features")[1] and not list((tmp_path / "runs/cache").iterdir())
+
+
 def test_one_line_says_what_is_evaluated(tmp_path, run, features):
     images_in(tmp_path / "own")
     small = ["--backbone", "pixels", "--ways", "3", "--shots", "1", "--queries", "3", "--episodes", "10"]
