@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -187,11 +187,11 @@ def _inputs(backbone: Backbone, images: Tensor) -> Tensor:
     return images if weight is None else images.to(weight.dtype)
 
 
-def _next_piece(shards: Path | None, start: int, batch_size: int) -> float:
+def _next_piece(shards: Path | None, start: int, batch_size: int) -> int:
     """Where the next piece begins that an interrupted extraction left."""
     kept = () if shards is None or not shards.is_dir() else shards.glob("*.safetensors")
     after = (int(path.stem) for path in kept if path.stem.isdecimal())
-    return min((at for at in after if at > start and at % batch_size == 0), default=math.inf)
+    return min((at for at in after if at > start and at % batch_size == 0), default=sys.maxsize)
 
 
 def _keep_piece(path: Path | None, features: Tensor, bank: ImageBank, made_by: dict, stop: int) -> None:

@@ -1,7 +1,8 @@
-"""No circle of imports, and a root of the package that holds rooms only."""
+"""No circle of imports, a root of the package that holds rooms only, and no function that wants too much."""
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,15 @@ def test_the_root_holds_rooms_and_nothing_else():
     for room in rooms:
         text = (PACKAGE / room / "__init__.py").read_text("utf-8")
         assert text.startswith('"""') and len(text.split('"""')[1]) > 20, f"{room}/__init__.py does not say what lives there"
+
+
+def test_no_function_has_more_than_twelve_parameters():
+    counts = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                given = node.args
+                names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+                names += [a.arg for a in (given.vararg, given.kwarg) if a is not None]
+                counts[path.relative_to(PACKAGE), node.name] = len([name for name in names if name not in ("self", "cls")])
+    assert len(counts) > 1000 and max(counts.values()) <= 12, [where for where, count in counts.items() if count > 12]
