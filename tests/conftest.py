@@ -14,6 +14,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="where the contract tests compute, e.g. cuda (default: cpu)")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Not the user's own cache; commands in processes of their own read it, too.
+    os.environ.setdefault("FEWSHOT_CACHE", str(config.rootpath / ".pytest_cache" / "images"))
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> str:
     """Where methods compute, of `pytest --device`."""

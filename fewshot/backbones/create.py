@@ -60,7 +60,9 @@ def create_backbone(name: str, *, channels: int = 3, image_size: int | None = No
     if is_file:
         load_weights(backbone, chosen)
     # Convolutions are faster with channels last, on CPU too; once the weights are so, the activations follow.
-    backbone.to(memory_format=torch.channels_last)
+    for value in backbone.parameters():
+        if value.ndim == 4:  # `to` would take those of videos (Conv3d), too, and refuse them
+            value.data = value.data.to(memory_format=torch.channels_last)
     backbone.batch_norm = batch_norm
     return backbone.eval()
 

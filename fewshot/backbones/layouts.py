@@ -115,4 +115,7 @@ LAYOUTS = (
            absent=r"blocks\.\d\.0\.bias", normalisation={"": _METAOPT, **dict.fromkeys(_CIFARS, _METAOPT_CIFAR)}),
     Layout("rfs", "conv4", "WangYueFt/rfs", _renumbered(_BLOCKS, "layer{i1}."), "model", r"classifier\.",
            options={"pools": 3, "reduce": "average"}, normalisation={"": _METAOPT, **dict.fromkeys(_CIFARS, _RFS_CIFAR)}),
+    # Our own networks that somebody trained elsewhere, compiled or in a module of Lightning, with whatever head.
+    *(Layout("fewshot", backbone, "this project", lambda name: name, "state_dict", r"(fc|head|classifier|linear|logits)\.")
+      for backbone in ("resnet12", "wrn28_10", "resnet18", "conv4")),
 )

@@ -29,7 +29,8 @@ _SCALAR = np.float64(0).__reduce__()[0]
 _PLAIN: list[Any] = [argparse.Namespace, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
           (_SCALAR, "numpy.core.multiarray.scalar"), (_SCALAR, "numpy._core.multiarray.scalar")]
 _CONTAINERS = ("params", "embedding", "model", "state", "state_dict")
-_WRAPPERS = re.compile(r"^((module|encoder|feature)\.)+")  # of DataParallel, FEAT and SimpleShot's ProtoNet, S2M2's baseline
+# Of DataParallel, FEAT and SimpleShot's ProtoNet, S2M2's baseline, torch.compile, and customary ones in Lightning modules.
+_WRAPPERS = re.compile(r"^((module|encoder|feature|_orig_mod|model|net|network|backbone)\.)+")
 _COUNTER = ".num_batches_tracked"
 
 
@@ -39,7 +40,8 @@ def load_official(path: str | Path, backbone: str | None = None, layout: str = "
 
     backbone     "resnet12", "wrn28_10", "resnet18" or "conv4"; None: the one whose names the file has
     layout       "feat", "metaopt", "rfs", "easy", "s2m2" or "simple_shot" (also for files of LaplacianShot and TIM; "s2m2"
-                 for those of PT-MAP); "auto": the one whose names the file has
+                 for those of PT-MAP), or "fewshot" for the networks of this package trained elsewhere (torch.compile,
+                 Lightning); "auto": the one whose names the file has
     dataset      what the network was trained on, e.g. "mini_imagenet"; "cifar_fs" and "fc100" have other image sizes and
                  means. A name that is no data set here, e.g. "ImageNet-1k", is taken for the data of a pre-training
     image_size   side of the images, else the project's own (84; 80 for S2M2; 32 for the data sets of CIFAR-100's images)
@@ -140,7 +142,7 @@ def _tensors(path: str | Path, content: object) -> tuple[str, dict[str, Tensor]]
     state = {_WRAPPERS.sub("", name): x for name, x in named.items()}
     if len(state) < len(named):
         raise FewshotError(f"{path} holds {len(named) - len(state)} tensors twice, with and without a wrapper's prefix "
-                           "(module., encoder., feature.); it may hold two networks: save the one that is wanted alone")
+                           "(module., encoder., model., ...); it may hold two networks: save the one that is wanted alone")
     broken = [name for name, x in state.items() if x.is_floating_point() and not x.isfinite().all()]
     if broken:
         raise FewshotError(f"{path} holds NaN or infinity in {', '.join(broken[:3])}; download it again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewshot.backbones.base import Backbone
@@ -17,6 +18,9 @@ class TimmBackbone(Backbone):
     image_size   default: the size the model was made for. Models of fixed size (vision transformers) are built for it
     weights      "random", or "pretrained" to let timm fetch its weights
     options      passed to `timm.create_model`, e.g. drop_path_rate
+
+    A model that returns a map or tokens instead of a vector (global_pool="", encoders made for detection) has them averaged
+    over all positions. What it returns, and whether it takes images of this size, is found by running it once.
 
     Deviation from timm's evaluation: images are resized to the whole input, not enlarged and centre-cropped.
     """
@@ -33,8 +37,9 @@ class TimmBackbone(Backbone):
             if image_size is not None and timm.get_pretrained_cfg_value(model, "fixed_input_size"):
                 options = {"img_size": image_size, **options}
             net: Any = timm.create_model(model, pretrained=pretrained, num_classes=0, in_chans=channels, **options)
-        except (TypeError, RuntimeError) as error:
-            raise FewshotError(f"timm cannot make {model!r} with {channels} channels, {options}: {error}") from error
+        except Exception as error:  # each of its models checks in its own way
+            raise FewshotError(f"timm cannot make {model!r} with {channels} channels, {options}: "
+                               f"{error or type(error).__name__}") from error
         config = timm.data.resolve_data_config(model=net)
         mean, std = (tuple(config[key]) if channels == len(config[key]) else (sum(config[key]) / len(config[key]),)
                      for key in ("mean", "std"))
@@ -42,11 +47,11 @@ class TimmBackbone(Backbone):
         filter_name = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
         transform = ImageTransform(channels, image_size or config["input_size"][-1], mean, std, filter_name)
         seen = seen_data(net.pretrained_cfg.get("tag")) if pretrained else None
-        super().__init__(net.head_hidden_size, transform, seen)
+        super().__init__(_vector_length(model, net.eval(), transform, config["input_size"][-1]), transform, seen)
         self.net = net
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net(self.check(images)) if self.reduce is None else super().forward(images)  # [B, D]
+        return _vectors(self.net, self.check(images)) if self.reduce is None else super().forward(images)  # [B, D]
 
     def spatial(self, x: Tensor) -> Tensor:
         x = self.net.forward_features(x)
@@ -57,6 +62,31 @@ class TimmBackbone(Backbone):
             return super().spatial(x)
         patches = x[:, getattr(self.net, "num_prefix_tokens", 0):]
         return patches.transpose(1, 2).unflatten(2, grid)  # [B, C', h, w]
+
+
+def _vectors(net: Any, images: Tensor) -> Tensor:
+    """[B, D] of what a model returns."""
+    x = net(images)
+    if not isinstance(x, Tensor) or x.ndim not in (2, 3, 4):
+        kind = f"{x.ndim} axes" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise FewshotError(f"this model of timm returns {kind}, not a vector, tokens or a map; choose another, or leave out "
+                           "the option that makes it so (features_only)")
+    if x.ndim == 2:
+        return x
+    return x.mean((2, 3)) if x.ndim == 4 and x.shape[1] == net.num_features else x.flatten(1, -2).mean(1)
+
+
+def _vector_length(model: str, net: Any, transform: ImageTransform, own_size: int) -> int:
+    """D, or FewshotError where the model does not take images of this size."""
+    try:
+        side = own_size if transform.size is None else transform.size
+        with torch.inference_mode():
+            return _vectors(net, torch.zeros(1, transform.channels, side, side)).shape[1]
+    except FewshotError:
+        raise
+    except Exception as error:
+        raise FewshotError(f"timm/{model} cannot take images of {transform.size} x {transform.size} pixels ({error}); leave "
+                           f"out image_size to have them resized to its own {own_size}, or give another size") from error
 
 
 def seen_data(tag: str | None) -> str:

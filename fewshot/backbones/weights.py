@@ -29,6 +29,7 @@ def save_weights(backbone: Backbone, path: str | Path, provenance: dict | None =
 
     method   tensors and description of a method that was trained with the backbone, see `fewshot.methods.bases.own_weights`
     """
+    backbone = _uncompiled(backbone)
     described, provenance = backbone.describe(), dict(provenance or {})
     if backbone.seen:
         provenance.setdefault("seen", backbone.seen)
@@ -49,6 +50,7 @@ def load_weights(backbone: Backbone, path: str | Path) -> dict:
     Raises FewshotError if the file is missing, corrupt or altered, and if a name or shape differs; the backbone is
     then unchanged.
     """
+    backbone = _uncompiled(backbone)
     state, described, provenance = read_weights(path)
     names = {name: plain_name(name) for name in backbone.state_dict()}
     problems = mismatches({names[name]: value for name, value in backbone.state_dict().items()}, state)
@@ -89,6 +91,17 @@ def describe_weights(path: str | Path) -> dict:
     that loading the weights checks."""
     with opened_safetensors(path, *_WEIGHTS) as handle:
         return json.loads(_known(path, handle.metadata() or {})["backbone"])
+
+
+def provenance_of(path: str | Path) -> dict:
+    """How the weights in a file written by `save_weights` came about, read from its header alone."""
+    with opened_safetensors(path, *_WEIGHTS) as handle:
+        return json.loads(_known(path, handle.metadata() or {}).get("provenance", "{}"))
+
+
+def _uncompiled(backbone: Backbone) -> Backbone:
+    """The network inside what torch.compile made of it, whose tensors have the same names whoever loads them."""
+    return getattr(backbone, "_orig_mod", backbone)
 
 
 def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:

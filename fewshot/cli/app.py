@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fewshot import __version__
-from fewshot.cli import convert, data, episodes, features, hyper_parameters, predict, results, sweep, train
+from fewshot.cli import cache, convert, data, episodes, features, hyper_parameters, predict, results, sweep, train
 from fewshot.cli import evaluate as evaluation
 from fewshot.cli.process import Stopped
 
@@ -44,7 +44,8 @@ def everywhere(context: typer.Context,
                load: Annotated[list[Path] | None, typer.Option(LOAD, metavar="FILE.py", help="run this file first, which "
                                "registers methods, backbones, data sets or protocols of your own; repeat for more")] = None,
                debug: Annotated[bool, typer.Option(DEBUG, help="show the traceback of an error, with any command")] = False,
-               quiet: Annotated[bool, typer.Option(QUIET, help="no progress bars, with any command")] = False) -> None:
+               quiet: Annotated[bool, typer.Option(QUIET, help="no progress bars and no line on the data, with any "
+                                                   "command")] = False) -> None:
     if quiet:
         context.with_resource(_without_bars())
 
@@ -52,7 +53,8 @@ def everywhere(context: typer.Context,
 app.command("list")(data.list_names)
 app.command("eval")(evaluation.evaluate)
 for command in (data.data, train.train, features.embed, features.join, results.compare, results.plan, results.table,
-                results.report, hyper_parameters.tune, hyper_parameters.fit, predict.predict, convert.convert, sweep.sweep):
+                results.report, hyper_parameters.tune, hyper_parameters.fit, predict.predict, convert.convert, sweep.sweep,
+                cache.cache):
     app.command()(command)
 app.add_typer(episodes.app, name="episodes")
 

@@ -7,7 +7,7 @@ import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -23,7 +23,9 @@ from fewshot.evaluation.work import Work
 from fewshot.features.subject import Subject
 
 if TYPE_CHECKING:
+    from fewshot.data.banks import FeatureBank
     from fewshot.evaluation.result import Result
+    from fewshot.features.source import FeatureSource
 
 
 @dataclass
@@ -63,14 +65,18 @@ def evaluate(context: typer.Context, subject: Values[Subject], banks: Banks, spe
     store.prepare()
     given = {"bank": data.bank, "base_bank": data.base_bank, "store": store, "metrics": asked.metrics,
              "calibrate": calibration, "episodes_file": asked.episode_file}
-    results = _results(wanted, data, Work(**{**work, "shard": shard_of(work["shard"])}), places.runs / "cache", given)
+    results, failures = _results(wanted, data, Work(**{**work, "shard": shard_of(work["shard"])}), places.runs / "cache",
+                                 given, quiet=bool(context.find_root().params.get("quiet")))
     if results:
         _show(results, asked, axis)
+    if failures:
+        _raise(failures, len(wanted))
 
 
-def _results(wanted: list[Run], data: Data, work: Work, cache: Path, given: dict[str, Any]) -> list[Result]:
-    """Results of all runs; without those whose other shards are missing, and none in all but the first of the processes
-    that torchrun started."""
+def _results(wanted: list[Run], data: Data, work: Work, cache: Path,
+             given: dict[str, Any], quiet: bool) -> tuple[list[Result], dict[Run, Exception]]:
+    """Results of all runs, and why others have none. Without those whose other shards are missing, and none in all but the
+    first of the processes that torchrun started, where the first failure ends all."""
     import torch
 
     from fewshot.core.team import joined
@@ -82,25 +88,71 @@ def _results(wanted: list[Run], data: Data, work: Work, cache: Path, given: dict
     def embed(run: Run) -> None:
         resolve(run, source=made)
 
-    found = []
+    found, failures = [], {}
     with joined(torch.device("cpu")) as team:
         work = dataclasses.replace(work, progress=team.is_first)
         given["source"] = made = FeatureSource(data.root, cache, work.progress, work.device)
         if team.size > 1 and work.shard is not None:
             raise FewshotError("--shard under torchrun, which numbers its processes itself; leave it out")
+        if team.is_first and not quiet:
+            _say_what_is_there(wanted, made, given["bank"])
+        if given["bank"] is None and given["episodes_file"] is None and team.size == 1:
+            failures = _impossible(wanted, made)
         for run in wanted:
+            if run in failures:
+                continue
             if team.size > 1:
                 if given["bank"] is None:  # the images are embedded once: the others find the features in the cache
                     team.from_first(functools.partial(embed, run))
                 score(run, work=dataclasses.replace(work, shard=(team.rank, team.size)), **given)
                 team.gather(None)  # every shard is kept now
                 found += [whole_result(score(run, work=work, **given))] if team.is_first else []
-            elif (result := score(run, work=work, **given)) is not None:
+                continue
+            try:
+                result = score(run, work=work, **given)
+            except OSError:  # a full disk is full for the others, too
+                raise
+            except Exception as error:  # what one method does must not hide the results of the others
+                failures[run] = error
+                continue
+            if result is not None:
                 found.append(result)
             elif work.shard is not None:
                 typer.echo(f"{run.method}, {run.protocol}: shard {work.shard[0]} of {work.shard[1]} is finished; others are "
                            "missing")
+    return found, failures
+
+
+def _say_what_is_there(wanted: list[Run], source: FeatureSource, bank: FeatureBank | None) -> None:
+    """One line for each set of images: a wrong folder or split is seen before the work, not in a plausible result."""
+    banks = [bank] if bank is not None else [source.images(each) for each in {run.subject.images_key: run.subject
+                                                                              for run in wanted}.values()]
+    for each in banks:
+        typer.echo(f"{each.name}, {each.split}: {each.counted}", err=True)
+
+
+def _impossible(wanted: list[Run], source: FeatureSource) -> dict[Run, Exception]:
+    """Run -> why its images have no such episodes."""
+    from fewshot.evaluation.resolve import check_images
+
+    found: dict[Run, Exception] = {}
+    for run in wanted:
+        try:
+            check_images(run, source)
+        except FewshotError as error:
+            found[run] = error
     return found
+
+
+def _raise(failures: dict[Run, Exception], asked: int) -> NoReturn:
+    """One error for all, after the results of the others were shown; a mistake in a method's code keeps its traceback."""
+    for error in failures.values():
+        if not isinstance(error, FewshotError):
+            raise error
+    if len(failures) == asked and len({run.spec for run in failures}) == 1:
+        raise next(iter(failures.values()))
+    lines = "".join(f"\n  {run.method}, {run.protocol}: {error}" for run, error in failures.items())
+    raise FewshotError(f"{len(failures)} of {asked} evaluations failed:{lines}")
 
 
 def _show(results: list[Result], asked: Asked, axis: str | None) -> None:

@@ -10,20 +10,22 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fewshot.core.arrays import as_array, as_tensor
 from fewshot.core.errors import FewshotError
+from fewshot.core.registry import unknown_message
 from fewshot.data import bank_files
 from fewshot.data.precision import row_lengths, working_dtype
 
 
 def _as_labels(given: Tensor | ArrayLike, items: int) -> Tensor:
-    labels = given if isinstance(given, Tensor) else torch.as_tensor(np.asarray(given))
+    labels = as_tensor("labels", given)
     if labels.shape != (items,):
         raise FewshotError(f"labels has shape {tuple(labels.shape)}; expected [M] = ({items},), one label per item")
     if labels.is_floating_point():
@@ -32,6 +34,19 @@ def _as_labels(given: Tensor | ArrayLike, items: int) -> Tensor:
     if items and int(labels.min()) < 0:
         raise FewshotError(f"labels contain {int(labels.min())}; they must be 0 or more")
     return labels
+
+
+def _numbered(labels: Any, class_names: Sequence[str] | None) -> tuple[Any, Sequence[str] | None]:
+    """(labels, class names): labels that are texts become positions among the names, those of the classes that there are,
+    sorted, where none are given."""
+    if isinstance(labels, Tensor) or (found := as_array("labels", labels)).dtype.kind not in "US":
+        return labels, class_names
+    names = list(map(str, () if class_names is None else class_names)) or np.unique(found.astype(str)).tolist()
+    at = {name: number for number, name in enumerate(names)}
+    texts = found.astype(str).ravel().tolist()
+    if strangers := [text for text in texts if text not in at]:
+        raise FewshotError(unknown_message("label", strangers[0], names) + "; class_names must have all of them")
+    return np.reshape([at[text] for text in texts], found.shape), names
 
 
 class NumberedNames(Sequence[str]):
@@ -89,6 +104,7 @@ class _Bank:
     class_names: Sequence[str]
     name: str
     split: str
+    items: ClassVar[str]  # what they are called
 
     @property
     def lengths(self) -> Tensor | None:
@@ -97,6 +113,38 @@ class _Bank:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def _label(self, items: int) -> None:
+        """Check labels and class names, and put what they mean in their place."""
+        labels, names = _numbered(self.labels, self.class_names)
+        labels = _as_labels(labels, items)
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "class_names", _as_names(names, labels))
+
+    def _values(self) -> Tensor | None:
+        """What is stored of each item, [M, ...]; None where there is too much of it to look through."""
+        return None
+
+    @property
+    def counted(self) -> str:
+        """How much there is, in words: "24 classes, 1,210 images, 12 to 96 each"."""
+        sizes = self.class_sizes().tolist() or [0]
+        each = f"{min(sizes):,}" if min(sizes) == max(sizes) else f"{min(sizes):,} to {max(sizes):,}"
+        return f"{len(self.classes):,} classes, {len(self):,} {self.items}, {each} each"
+
+    @cached_property
+    def repeated(self) -> tuple[int, int]:
+        """(items that are identical to one before them of their class, items that are identical to one of another class)."""
+        values = self._values()
+        if values is None or not len(values):
+            return 0, 0
+        rows = values.contiguous().view(torch.uint8).flatten(1).numpy()
+        keys = [hashlib.sha1(row, usedforsecurity=False).digest() for row in rows]
+        homes: dict[bytes, set[int]] = {}
+        for key, label in zip(keys, self.labels.tolist(), strict=True):
+            homes.setdefault(key, set()).add(label)
+        inside = len(keys) - sum(map(len, homes.values()))
+        return inside, sum(len(homes[key]) > 1 for key in keys)
 
     @cached_property
     def identity(self) -> str:
@@ -119,7 +167,7 @@ class ImageBank(_Bank):
     """Images of one split, held as uint8.
 
     images       [M, C, H, W] uint8 (tensor or array), C is 1 or 3
-    labels       [M] int64
+    labels       [M] integers, kept as int64; or texts, the class names
     class_names  by label, one for each up to the largest; left out, classes are called by their number
     name, split  data set and split, for provenance
     files        optional [M] source names, for error messages and galleries
@@ -133,14 +181,23 @@ class ImageBank(_Bank):
     files: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        images = torch.as_tensor(self.images)
+        images = as_tensor("images", self.images)
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise FewshotError(f"images have dtype {images.dtype} and shape {tuple(images.shape)}; "
                                "expected uint8 [M, C, H, W] with C = 1 or 3")
-        labels = _as_labels(self.labels, len(images))
         object.__setattr__(self, "images", images)
-        object.__setattr__(self, "labels", labels)
-        object.__setattr__(self, "class_names", _as_names(self.class_names, labels))
+        self._label(len(images))
+
+    items = "images"
+
+    def _values(self) -> Tensor:
+        return self.images
+
+    @cached_property
+    def brightness(self) -> float:
+        """Mean of all pixels, 0 black to 1 white."""
+        total = sum(int(part.sum(dtype=torch.int64)) for part in self.images.split(1024))
+        return total / max(1, self.images.numel()) / 255
 
     def take(self, indices: Tensor) -> Tensor:
         """uint8 images [*indices.shape, C, H, W]."""
@@ -159,9 +216,10 @@ class ImageBank(_Bank):
 class FeatureBank(_Bank):
     """Features of one split.
 
-    features     [M, D] floating point (tensor or array), finite; of a large file the file itself, mapped for reading
-    labels       [M] int64
-    class_names  one per class; none given: "class 0", "class 1", ...
+    features     [M, D] floating point (tensor, array or data frame), finite; of a large file the file itself, mapped for
+                 reading
+    labels       [M] integers, kept as int64; or texts, the class names
+    class_names  by label, one for each up to the largest; left out, classes are called by their number
     provenance   plain dictionary: backbone, weights sha256, transform, ... stored with the features
     """
 
@@ -173,15 +231,18 @@ class FeatureBank(_Bank):
     provenance: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        features = torch.as_tensor(self.features)
+        features = as_tensor("features", self.features)
         if not features.is_floating_point() or features.ndim != 2:
             raise FewshotError(f"features have dtype {features.dtype} and shape {tuple(features.shape)}; "
                                "expected floating point [M, D]")
         bank_files.check_finite(features)
-        labels = _as_labels(self.labels, len(features))
         object.__setattr__(self, "features", features)
-        object.__setattr__(self, "labels", labels)
-        object.__setattr__(self, "class_names", _as_names(self.class_names, labels))
+        self._label(len(features))
+
+    items = "rows of features"
+
+    def _values(self) -> Tensor | None:
+        return None if self.features.nbytes >= bank_files.MAP_BYTES else self.features
 
     def take(self, indices: Tensor, room: Tensor | None = None) -> Tensor:
         """Features [*indices.shape, D] in the precision to work in, in the first rows of `room` [m, D] where that is their
@@ -231,6 +292,7 @@ class FeatureBank(_Bank):
 
         Raises FewshotError for wrong labels, features that are not finite, and when they are not as many as the labels.
         """
+        labels, class_names = _numbered(labels, class_names)
         labels = _as_labels(labels, len(labels))
         names = _as_names(class_names, labels)
         about = {"name": name, "split": split, "class_names": json.dumps(_plain_names(names)),

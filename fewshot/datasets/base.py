@@ -17,6 +17,7 @@ from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import Registry, unknown_message
 from fewshot.data.banks import ImageBank
+from fewshot.datasets.cache import default_folder
 from fewshot.datasets.files import Download, fetch
 
 DATASETS: Registry[type[Dataset]] = Registry("dataset")
@@ -50,7 +51,7 @@ class Dataset(abc.ABC):
     in_imagenet  "contains" where ImageNet-1k has classes like these, "may contain" where nobody can know, else ""
     collection   where the classes come from, for data sets that split one collection in different ways
     state        what the table says when the files are there
-    cached       whether decoded images are kept in root/cache unless the caller says otherwise
+    cached       whether decoded images are kept in the cache folder unless the caller says otherwise
     """
 
     name: ClassVar[str]
@@ -130,8 +131,8 @@ def load_dataset(name: str, split: str = "test", *, root: str | Path | None = No
                  For "folder" it is the folder of class folders itself
     image_size   shorter side after an antialiased resize, then centre crop; each data set has a default
     on_error     "raise" refuses unreadable images with one error that lists them; "skip" leaves them out with a warning
-    cache        folder for decoded images. True is the environment variable FEWSHOT_CACHE, else root/cache; False is
-                 nowhere; None is True for all data sets but "folder"
+    cache        folder for decoded images, kept below FEWSHOT_CACHE_GB (20). True is the environment variable FEWSHOT_CACHE,
+                 else the platform's folder for caches; False is nowhere; None is True for all data sets but "folder"
     download     fetch missing files from the public home first, checksums verified
     options      of the data set, e.g. protocol="vinyals", rotations=True for omniglot
 
@@ -152,7 +153,7 @@ def load_dataset(name: str, split: str = "test", *, root: str | Path | None = No
         dataset.fetch(folder)
     cache = dataset.cached if cache is None else cache
     if cache is True:
-        cache = os.environ.get("FEWSHOT_CACHE") or folder / "cache"
+        cache = default_folder()
     place = Path(cache).expanduser() if cache else None
     return dataset.load(Request(folder, split, size, on_error, place))
 

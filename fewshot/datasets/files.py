@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import unicodedata
+import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fewshot.core.errors import FewshotError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2",
+                  ".ppm", ".pgm", ".pbm", ".pnm")
+# Images that Pillow does not read.
+FOREIGN_SUFFIXES = (".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2")
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,11 @@ class Download:
         return bool(self.path)
 
 
+def composed(name: str) -> str:
+    """`name` in Unicode's composed form: macOS writes the letters of file names and their accents apart."""
+    return unicodedata.normalize("NFC", name)
+
+
 class Folder:
     """A directory tree. Names are paths below it with forward slashes."""
 
@@ -37,21 +48,33 @@ class Folder:
         self.path = path
 
     def names(self) -> list[str]:
-        """All image files, sorted; hidden files and folders do not count."""
-        return sorted(self._walk(str(self.path), ""))
+        """All image files, sorted as their composed names are; hidden files and folders do not count. Images of kinds that
+        cannot be read are passed over with a warning."""
+        found = list(self._walk(str(self.path), "", frozenset()))
+        foreign = Counter(os.path.splitext(name)[1].lower() for name in found if name.lower().endswith(FOREIGN_SUFFIXES))
+        if foreign:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(foreign.items()))
+            warnings.warn(f"images of {self.path} are passed over, as their kind cannot be read: {kinds}; convert them to "
+                          "JPEG or PNG", stacklevel=4)
+        return sorted((name for name in found if name.lower().endswith(IMAGE_SUFFIXES)), key=composed)
 
-    def _walk(self, folder: str, prefix: str) -> Iterator[str]:
+    def _walk(self, folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
         try:
+            status = os.stat(folder)
             entries = list(os.scandir(folder))
         except OSError as error:
             raise FewshotError(f"cannot list {folder} ({error.strerror}); check its permissions") from None
+        here = status.st_dev, status.st_ino
+        if here in above:
+            warnings.warn(f"{folder} is a link to a folder that it lies in; it is left out", stacklevel=4)
+            return
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             # follow_symlinks: people link large sets into place.
-            if entry.is_dir():
-                yield from self._walk(entry.path, f"{prefix}{entry.name}/")
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+            if _is_folder(entry):
+                yield from self._walk(entry.path, f"{prefix}{entry.name}/", above | {here})
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES + FOREIGN_SUFFIXES):
                 yield prefix + entry.name
 
     def stamp(self, name: str) -> tuple[int, int]:
@@ -96,6 +119,13 @@ class Zip:
 
     def where(self, name: str) -> str:
         return f"{self.path}:{name}"
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 Tree = Folder | Zip

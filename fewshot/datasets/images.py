@@ -102,11 +102,15 @@ def decode_all(files: list[tuple[Tree, str]], size: int, channels: int, on_error
     """uint8 [M, C, size, size] of the readable files, and which of the files these are.
 
     With on_error="raise" unreadable files raise one FewshotError with the first ten names and the total; with "skip"
-    they are left out with a warning that says the same.
+    they are left out with a warning that says the same. Images that do not fit into memory are refused before any is read.
     """
-    images = np.empty((len(files), channels, size, size), dtype=np.uint8)
     rows: list[int] = []
     bad: list[str] = []
+    need, free = len(files) * channels * size * size, free_memory()
+    if free is not None and need > free:
+        raise FewshotError(f"{len(files):,} images of {label} at {size} x {size} pixels take {need / 1e9:.1f} GB of memory, "
+                           f"and {free / 1e9:.1f} GB are free; choose a smaller image_size, or fewer classes")
+    images = np.empty((len(files), channels, size, size), dtype=np.uint8)
     for row, image in enumerate(tqdm(decoded(files, size, channels), total=len(files), unit=" images",
                                      desc=f"decoding {label}", leave=False)):
         if isinstance(image, Exception):
@@ -123,6 +127,15 @@ def decode_all(files: list[tuple[Tree, str]], size: int, channels: int, on_error
     if not rows:
         raise FewshotError(f"{label} has no readable image; check the folder and the file names")
     return torch.from_numpy(images[:len(rows)]), rows
+
+
+def free_memory() -> int | None:
+    """Bytes that a process may still take without others being pushed out; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
 
 
 def decoded(files: list[tuple[Tree, str]], size: int, channels: int) -> Iterator[np.ndarray | Exception]:

@@ -17,7 +17,7 @@ from fewshot.evaluation.collect import collect
 from fewshot.evaluation.measures import finished
 from fewshot.evaluation.progress import Parts
 from fewshot.evaluation.record import Record
-from fewshot.evaluation.resolve import Resolved, ready, resolve
+from fewshot.evaluation.resolve import Resolved, check_images, ready, resolve
 from fewshot.evaluation.result import Result
 from fewshot.evaluation.run import Run
 from fewshot.evaluation.scorer import Scorer
@@ -77,6 +77,8 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     if store is not None and method is not None:
         raise FewshotError("a method instance cannot be stored: its state is not part of the run's name. Write it into "
                            "run.parameters, or evaluate without store")
+    if calibrate is True:
+        check_images(run, source)  # before the validation classes are embedded
     validation = (resolve(run.changed(split="val"), method=method, source=source).bank if calibrate is True
                   else calibrate or None)
     resolved = resolve(run, bank, base_bank, method=method, episodes=episodes, source=source, notes=notes)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 CPU = torch.device("cpu")
+_FAR_BRIGHTNESS = 0.3  # of white: beyond what sets of photographs differ by, below the difference to their negatives
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ def resolve(run: Run, bank: FeatureBank | ImageBank | None = None, base_bank: Fe
     if bank is None:
         from fewshot.features.source import FeatureSource  # loads backbones: only where images are needed
 
-        resolved = _from_images(run, method, source or FeatureSource())
+        resolved = _from_images(run, method, source or FeatureSource(), episodes)
     else:
         resolved = _from_banks(run, bank, base_bank, method)
     values = _instance_values(method) | ({"episode_list": episodes.fingerprint} if episodes is not None else {})
@@ -132,6 +134,36 @@ def _notes(backbone: str, pretrained_on: str | None, seen: list[dict], bank: Fea
             *pretraining_notes(backbone, pretrained_on, bank.name))
 
 
+def repetition_notes(bank: FeatureBank | ImageBank) -> tuple[str, ...]:
+    """The warning that a table must carry where items are copies of each other."""
+    inside, across = bank.repeated
+    found = [f"{inside:,} of {len(bank):,} {bank.items} are identical to another one of their class"] if inside else []
+    found += [f"{across:,} of {len(bank):,} {bank.items} are identical to one of another class"] if across else []
+    return (" and ".join(found) + ": answers on copies say nothing of the method",) if found else ()
+
+
+def brightness_notes(images: ImageBank, weights: str | None) -> tuple[str, ...]:
+    """The warning where the images are far lighter or darker than those that the weights were trained on, which their file
+    knows."""
+    from fewshot.backbones.weights import provenance_of
+
+    known = provenance_of(weights).get("brightness") if weights is not None and Path(weights).is_file() else None
+    if known is None or abs(images.brightness - known) <= _FAR_BRIGHTNESS:
+        return ()
+    return (f"the images' mean brightness is {images.brightness:.2f}, that of the images that the weights were trained on "
+            f"{known:.2f}: where ink and paper are the other way round, own folders take --data-option invert=True",)
+
+
+def check_images(run: Run, source: FeatureSource, episodes: EpisodeList | None = None) -> ImageBank:
+    """The images of `run`, or FewshotError for what they show to be impossible: best known before they are embedded."""
+    images = source.images(run.subject)
+    if episodes is None:
+        run.sampler(images)
+    if run.spec.needs_base:
+        source.images(dataclasses.replace(run.subject, split="train"))
+    return images
+
+
 def _from_banks(run: Run, bank: FeatureBank | ImageBank, base_bank: FeatureBank | None, method: Method | None) -> Resolved:
     for name, given, kinds in (("bank", bank, (FeatureBank, ImageBank)), ("base_bank", base_bank, FeatureBank)):
         if given is not None and not isinstance(given, kinds):
@@ -156,17 +188,17 @@ def _from_banks(run: Run, bank: FeatureBank | ImageBank, base_bank: FeatureBank 
                    "base": base_bank.content_hash if base_bank is not None and run.spec.needs_base else None}
         notes = _notes(values["backbone"], made_by.get("pretrained_on"), made_by.get("seen", []), bank,
                        made_by.get("images_sha256", ""))
-    return Resolved(run, run.record(**values), bank, base_bank, method, transform, notes)
+    return Resolved(run, run.record(**values), bank, base_bank, method, transform, notes + repetition_notes(bank))
 
 
-def _from_images(run: Run, method: Method | None, source: FeatureSource) -> Resolved:
+def _from_images(run: Run, method: Method | None, source: FeatureSource, episodes: EpisodeList | None) -> Resolved:
     """Of the data set, backbone and weights that `run` names. In the record `weights` is the identity of the weights, and
     `data` and `base` are the content hashes of the images, so that equal records mean equal numbers wherever files lie."""
     from fewshot.features.source import backbone_for, options_of_weights
     from fewshot.methods.bases.own_weights import FRESH, method_with_weights, with_own
 
     subject = run.subject
-    images, own = source.images(subject), None
+    images, own = check_images(run, source, episodes), None
     if method is None:
         run = as_trained(run)
         method, own = method_with_weights(run.method, run.spec.make(), lambda: backbone_for(subject, images),
@@ -181,6 +213,7 @@ def _from_images(run: Run, method: Method | None, source: FeatureSource) -> Reso
         bank = features = source.features(subject)
         data, weights, transform = features.provenance["images_sha256"], features.provenance["weights_id"], None
         notes = _notes(run.backbone, features.provenance["pretrained_on"], features.provenance.get("seen", []), bank, data)
+    notes += repetition_notes(images) + brightness_notes(images, run.weights)
     if own == FRESH:
         notes += (f"{run.method} has fresh weights of its own: those of the backbone bring none for it",)
     base = source.features(dataclasses.replace(subject, split="train")) if run.spec.needs_base else None

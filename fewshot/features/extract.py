@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,9 @@ from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.types import Episodes
 from fewshot.features.crops import Crops, parse_crops
 
+_PIECE_SECONDS = 5.0
+_PIECE = "{:09d}.safetensors"  # its first image
+
 
 def embed(bank: ImageBank, backbone: Backbone | nn.Module | Callable[[Tensor], Tensor], *, batch_size: int = 64,
           device: torch.device | str | None = None, cache: str | Path | None = None, progress: bool = True,
@@ -39,9 +44,10 @@ def embed(bank: ImageBank, backbone: Backbone | nn.Module | Callable[[Tensor], T
                     so that its features cannot be cached
     device          where to compute; the backbone is moved there. None: where the backbone is
     cache           folder in which the result is kept as <key>.safetensors, the key being a hash of the provenance; a
-                    bank found there is loaded. While a long extraction runs its shards of `shard_batches` batches
-                    gather in <key>.partial/; an interrupted one continues there, bit for bit as if it had not been.
-                    Features pass through memory shard by shard, and a large bank is returned mapped from its file
+                    bank found there is loaded. While an extraction runs, pieces of a few seconds, of `shard_batches` batches
+                    at most, gather in <key>.partial/; an interrupted one keeps what it has and continues there, bit for bit
+                    as if it had not been. Features pass through memory piece by piece, and a large bank is returned mapped
+                    from its file
     progress        show a progress bar
     crops           random crops of every image, "mean(30)" to average their features or "keep(7)" to have them side by side
                     (then D is `feature_dim` times their number), see `fewshot.features.crops.Crops`; "": the whole images
@@ -130,7 +136,7 @@ def describe(bank: ImageBank, backbone: Backbone, batch_size: int) -> dict:
 
 def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: int, device: torch.device | str | None,
              shards: Path | None, shard_batches: int, progress: bool, crops: Crops | None, dim: int) -> Iterator[Tensor]:
-    """Features of `shard_batches` batches at a time, [m, D] in the order of the images."""
+    """Features of up to `shard_batches` batches at a time, [m, D] in the order of the images."""
     if device is not None:
         backbone.to(device)
     where = next((value.device for value in backbone.state_dict().values()), torch.device(device or "cpu"))
@@ -138,29 +144,38 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
     backbone.eval()
     try:
         with tqdm(total=len(bank), disable=not progress, unit="image", desc=f"{backbone.name} {bank.split}") as bar:
-            for number, start in enumerate(range(0, len(bank), batch_size * shard_batches)):
-                stop = min(start + batch_size * shard_batches, len(bank))
+            start = 0
+            while start < len(bank):
                 # The batch size is recorded: other batch boundaries would differ in the last bits.
-                made_by = {**provenance, "batch_size": batch_size, "start": start, "stop": stop}
-                path = None if shards is None else shards / f"{number:04d}.safetensors"
+                made_by = {**provenance, "batch_size": batch_size, "start": start}
+                path = None if shards is None else shards / _PIECE.format(start)
                 found = None if path is None else _load(path, made_by)
                 if found is not None:
-                    bar.update(stop - start)
+                    bar.update(len(found))
+                    start += len(found)
                     yield found.features
                     continue
-                features = torch.empty(stop - start, dim, dtype=torch.float32)
-                for low in range(start, stop, batch_size):
-                    high = min(low + batch_size, stop)
-                    with torch.inference_mode(), torch.autocast(where.type, torch.bfloat16, enabled=half):
-                        # Copied into an ordinary tensor: inference tensors cannot take part in autograd later.
-                        images = bank.images[low:high].to(where)
-                        features[low - start : high - start] = _forward(backbone, images, crops, name, low, half)
-                    _check_finite(features[low - start : high - start], bank, low, backbone)
-                    bar.update(high - low)
-                if path is not None and stop - start < len(bank):
-                    _keep(FeatureBank(features, bank.labels[start:stop], bank.class_names, bank.name, bank.split, made_by),
-                          path)
-                yield features
+                last = min(start + batch_size * shard_batches, _next_piece(shards, start, batch_size), len(bank))
+                features, done = torch.empty(last - start, dim, dtype=torch.float32), start
+                keep = functools.partial(_keep_piece, path, features, bank, made_by)
+                begun = time.monotonic()
+                try:
+                    while done < last and (path is None or done == start or time.monotonic() - begun < _PIECE_SECONDS):
+                        high = min(done + batch_size, last)
+                        with torch.inference_mode(), torch.autocast(where.type, torch.bfloat16, enabled=half):
+                            # Copied into an ordinary tensor: inference tensors cannot take part in autograd later.
+                            images = bank.images[done:high].to(where)
+                            features[done - start : high - start] = _forward(backbone, images, crops, name, done, half)
+                        _check_finite(features[done - start : high - start], bank, done, backbone)
+                        bar.update(high - done)
+                        done = high
+                except BaseException:  # Ctrl-C, too
+                    keep(done)
+                    raise
+                if done - start < len(bank):
+                    keep(done)
+                yield features[: done - start]
+                start = done
     finally:
         backbone.train(training)
 
@@ -170,6 +185,21 @@ def _inputs(backbone: Backbone, images: Tensor) -> Tensor:
     weight = next((value for value in backbone.parameters() if value.is_floating_point()), None)
     images = backbone.transform(images)
     return images if weight is None else images.to(weight.dtype)
+
+
+def _next_piece(shards: Path | None, start: int, batch_size: int) -> float:
+    """Where the next piece begins that an interrupted extraction left."""
+    kept = () if shards is None or not shards.is_dir() else shards.glob("*.safetensors")
+    after = (int(path.stem) for path in kept if path.stem.isdecimal())
+    return min((at for at in after if at > start and at % batch_size == 0), default=math.inf)
+
+
+def _keep_piece(path: Path | None, features: Tensor, bank: ImageBank, made_by: dict, stop: int) -> None:
+    """Keep the features of the images up to `stop`."""
+    start = made_by["start"]
+    if path is not None and stop > start:
+        _keep(FeatureBank(features[: stop - start], bank.labels[start:stop], bank.class_names, bank.name, bank.split,
+                          made_by), path)
 
 
 def _forward(backbone: Backbone, images: Tensor, crops: Crops | None, name: str, start: int, half: bool) -> Tensor:

@@ -13,6 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from fewshot.backbones import Backbone, create_backbone, input_for
+from fewshot.core.arrays import as_array, as_tensor
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.evaluation.one_episode import answer, doubt, fitted_method
@@ -65,6 +66,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Store the support: X [S, D] or images, y [S] labels of any kind that sorts."""
         if self.backbone is None:
             rows, targets = validate_data(self, X, y, dtype=(np.float64, np.float32))
+            rows = as_array("X", rows)
         else:
             rows, targets = self._images(X, reset=True), column_or_1d(y, warn=True)
             if len(rows) != len(targets):
@@ -74,7 +76,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise FewshotError(f"y holds only one class ({self.classes_[0]!r}); a classifier needs at least 2")
         self.support_, self.support_labels_ = self._features(rows), labels.astype(np.int64)
-        self.base_ = None if self.base is None else self._base(np.asarray(self.base))
+        self.base_ = None if self.base is None else self._base(as_array("base", self.base))
         self._fitted()  # a wrong hyper-parameter is named now
         return self
 
@@ -87,7 +89,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """Probabilities [n, N] in the order of classes_: the softmax of the method's logits, not calibrated."""
         check_is_fitted(self)
         if self.backbone is None:
-            rows = validate_data(self, X, dtype=(np.float64, np.float32), reset=False, ensure_min_samples=0)
+            rows = as_array("X", validate_data(self, X, dtype=(np.float64, np.float32), reset=False, ensure_min_samples=0))
         else:
             rows = self._images(X, reset=False)
         if not len(rows):
@@ -105,7 +107,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         """(method, transforms), with the statistics of the base classes where they need them."""
         base = None
         if self.base_ is not None:
-            base = FeatureBank(torch.as_tensor(self.base_), torch.zeros(len(self.base_), dtype=torch.int64), name="base",
+            base = FeatureBank(as_tensor("base", self.base_), torch.zeros(len(self.base_), dtype=torch.int64), name="base",
                                split="train")
         return fitted_method(self.method, self.method_parameters or {}, self.transforms, base)
 
@@ -118,11 +120,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     def _features(self, X: NDArray) -> NDArray:
         if self.backbone is None:
             return X
-        bank = ImageBank(torch.as_tensor(np.ascontiguousarray(X)), torch.zeros(len(X), dtype=torch.int64), name="X")
+        bank = ImageBank(as_tensor("X", X), torch.zeros(len(X), dtype=torch.int64), name="X")
         return embed(bank, self.backbone_, batch_size=self.batch_size, progress=False).features.numpy()
 
     def _images(self, given: ArrayLike, reset: bool) -> NDArray:
-        X = np.asarray(given)
+        X = as_array("X", given)
         if X.ndim != 4 or X.dtype != np.uint8 or X.shape[1] not in (1, 3):
             raise FewshotError(f"X has dtype {X.dtype} and shape {X.shape}; with a backbone it must be uint8 images "
                                "[n, C, H, W] with C = 1 or 3")
@@ -130,7 +132,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             if isinstance(self.backbone, Backbone):
                 self.backbone_ = self.backbone
             elif self.backbone is not None:
-                made = input_for(self.backbone, torch.from_numpy(X))
+                made = input_for(self.backbone, as_tensor("X", X))
                 self.backbone_ = create_backbone(self.backbone, weights=self.weights, **made)
             self.image_shape_, self.n_features_in_ = X.shape[1:], int(np.prod(X.shape[1:]))
         elif X.shape[1:] != self.image_shape_:

@@ -19,7 +19,7 @@ from fewshot.core.files import write_atomically
 from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.datasets.files import Folder as FolderTree
-from fewshot.datasets.folder import Folder
+from fewshot.datasets.folder import Folder, refuse_splits
 from fewshot.datasets.images import Listing, decoded
 from fewshot.evaluation.one_episode import answer, doubt, fitted_method, parameters_of_own_data
 from fewshot.features.extract import embed
@@ -117,7 +117,8 @@ def _support_listing(support: Path) -> Listing:
     if loose and full:
         warnings.warn(f"{len(loose)} images of {support} are in no class folder and are not used: {', '.join(loose[:10])}",
                       stacklevel=3)
-    return Folder().listing(support, "all")
+    refuse_splits(support, full)
+    return Folder(level=1).listing(support, "all")
 
 
 def _query_files(queries: Path, support: Path) -> tuple[FolderTree, list[str]]:

@@ -8,6 +8,8 @@ why plain `torch.autograd.grad` serves one episode and many alike, and why only 
 from __future__ import annotations
 
 import contextlib
+import functools
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -79,7 +81,8 @@ def call_each(network: nn.Module, stacked: Tensors, shared: Tensors, statistics:
     statistics   {name: [E, ...]} buffers which the network updates; they are copied, and the updated ones returned
     vectorise    all episodes in one vmap; otherwise E must be 1
 
-    Names in none of the dictionaries are the network's own.
+    Names in none of the dictionaries are the network's own. Raises FewshotError, naming the layer, where one cannot be
+    vectorised (recurrent ones, and those that write buffers of their own).
     """
     def call(stacked: Tensors, statistics: Tensors, images: Tensor) -> tuple[Tensor, Tensors]:
         # BatchNorm writes into its buffers: into these copies, so that a repeated call (checkpointing) gives the same.
@@ -89,7 +92,15 @@ def call_each(network: nn.Module, stacked: Tensors, shared: Tensors, statistics:
 
     if vectorise:
         # "different": dropout must not drop the same units in every episode.
-        return vmap(call, randomness="different")(stacked, statistics, images)
+        together = functools.partial(vmap(call, randomness="different"), stacked, statistics, images)
+        try:
+            return together()
+        except RuntimeError as error:
+            if re.search("vmap|batching rule", str(error), re.IGNORECASE):
+                reason = str(error).partition(". ")[0]
+                raise FewshotError(f"{_failing_layer(network, together)} cannot compute all episodes at once ({reason}); "
+                                   "choose vectorise=False, which takes one after the other") from error
+            raise
     stacked, statistics = ({name: value.squeeze(0) for name, value in group.items()} for group in (stacked, statistics))
     images = images.squeeze(0)
     if images.ndim == 4 and images.device.type == "cpu":
@@ -98,6 +109,26 @@ def call_each(network: nn.Module, stacked: Tensors, shared: Tensors, statistics:
         images = images.to(memory_format=torch.channels_last)
     output, statistics = call(stacked, statistics, images)
     return output.unsqueeze(0), {name: value.unsqueeze(0) for name, value in statistics.items()}
+
+
+def _failing_layer(network: nn.Module, call: Callable[[], object]) -> str:
+    """The innermost layer in which `call`, which failed before, fails."""
+    inside: list[str] = []
+    names = {module: f"layer {name} ({type(module).__name__})" for name, module in network.named_modules() if name}
+
+    def leave(*_: object) -> None:
+        inside.pop()
+
+    hooks = [module.register_forward_pre_hook(lambda module, _: inside.append(names[module])) for module in names]
+    hooks += [module.register_forward_hook(leave) for module in names]
+    try:
+        call()
+    except RuntimeError:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return inside[-1] if inside else type(network).__name__
 
 
 class BatchNormMode(nn.Module):

@@ -241,7 +241,7 @@ def _optimise(task: Task, run: dict, out: Path, progress: bool, team: Team) -> N
     learner.eval()
     outcome = {"steps": state.step, "stopped": "early stopping" if out_of_patience else "all steps",
                "best_step": best["step"], "validation_accuracy": best["accuracy"],
-               "validation_half_width": best["half_width"]}
+               "validation_half_width": best["half_width"], "brightness": task.train_bank.brightness}
     note_seen(learner, task.train_bank, task.val_bank if config.validate_every else None)
     team.from_first(lambda: write_result(out, run, config, learner, outcome))
 

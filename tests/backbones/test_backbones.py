@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from fewshot.backbones import BACKBONES, backbone_table, create_backbone, input_for, list_backbones
+from fewshot.backbones import BACKBONES, Backbone, backbone_table, create_backbone, input_for, list_backbones
 from fewshot.backbones.resnet12 import DropBlock
 from fewshot.backbones.timm_models import seen_data
+from fewshot.backbones.transform import ImageTransform
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import UnknownName
 from fewshot.core.seeding import isolated_rng
@@ -323,6 +324,43 @@ def test_maps_are_reduced_as_asked(name, keywords, dim):
     described = backbone.describe()
     assert described["options"]["reduce"] == keywords["reduce"]
     assert described.get("map") == (list(maps.shape[1:]) if keywords["reduce"] == "flatten" else None)
+
+
+@pytest.mark.parametrize(("model", "size"), [("vit_small_patch16_dinov3", 84), ("inception_v3", 64), ("levit_128s", 100),
+                                             ("crossvit_tiny_240", 64)])
+def test_sizes_that_a_model_of_timm_cannot_take(model, size):
+    with pytest.raises(FewshotError, match=f"timm/{model} cannot take images of {size} x {size} .*; leave out image_size"):
+        create_backbone(f"timm/{model}", image_size=size)
+
+
+@pytest.mark.parametrize(("name", "options"), [(VIT, dict(depth=1, image_size=32)), ("timm/resnet10t", dict(image_size=64))])
+@torch.no_grad()
+def test_maps_and_tokens_are_averaged(name, options):
+    backbone = create_backbone(name, global_pool="", **options)
+    x = backbone.transform(images(2))
+    made = backbone.net(x)
+    expected = made.mean(1) if made.ndim == 3 else made.mean((2, 3))
+    assert made.ndim > 2 and torch.equal(backbone(x), expected) and expected.shape[1] == backbone.feature_dim
+    with pytest.raises(FewshotError, match="returns a list.*features_only"):
+        create_backbone("timm/resnet10t", features_only=True)
+
+
+class Clips(Backbone):
+    """A network for videos, which takes a still image for a clip of one frame."""
+
+    def __init__(self, channels, image_size):
+        super().__init__(4, ImageTransform(channels, image_size))
+        self.still, self.moving = nn.Conv2d(channels, 4, 3), nn.Conv3d(4, 4, (1, 3, 3))
+
+    def spatial(self, x):
+        return self.moving(self.still(x)[:, :, None])[:, :, 0]
+
+
+def test_weights_of_videos(monkeypatch):
+    monkeypatch.setitem(BACKBONES._items, "clips", Clips)
+    backbone = create_backbone("clips", image_size=16)
+    assert backbone.still.weight.is_contiguous(memory_format=torch.channels_last)
+    assert backbone(backbone.transform(images())).shape == (3, 4)
 
 
 def test_mistakes_about_reductions_are_named():

@@ -42,6 +42,16 @@ def test_round_trip(tmp_path):
     assert torch.equal(fresh(x), original(x))
 
 
+def test_a_compiled_network_is_the_same_network(tmp_path):
+    plain = trained()
+    compiled = torch.compile(plain, backend="eager")
+    save_weights(compiled, tmp_path / "w.safetensors", {"epochs": 3})
+    fresh = create_backbone("conv4", image_size=28)
+    for into in (fresh, torch.compile(create_backbone("conv4", image_size=28), backend="eager")):
+        assert load_weights(into, tmp_path / "w.safetensors") == {"epochs": 3}
+        assert into.weights_id == plain.weights_id
+
+
 def test_the_file_brings_normalisation_and_lineage(tmp_path):
     original = trained()
     original.pretrained_on = "ImageNet-1k"

@@ -19,6 +19,7 @@ from PIL import Image
 from fewshot import __version__, list_methods
 from fewshot.cli.main import main
 from fewshot.cli.options import method_names
+from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank
 from fewshot.training import TrainingInterrupted
 
@@ -417,7 +418,8 @@ def test_interruptions(run, monkeypatch, features, raised, code, message):
 
     monkeypatch.setattr(sys.modules["fewshot.evaluation.evaluate"], "evaluate", interrupt)
     found, out, err = run("eval", "--features", features)
-    assert found == code and err.startswith(message) and len(err.splitlines()) == 1 and not out
+    lines = err.splitlines()
+    assert found == code and lines[-1].startswith(message) and len(lines) == 2 and not out, "after what there is"
 
 
 def test_a_bug_is_not_dressed_up_as_a_mistake(monkeypatch, features):
@@ -433,6 +435,57 @@ def test_the_callers_warnings_are_left_alone(run):
     before = warnings.showwarning
     run("list", "methods")
     assert warnings.showwarning is before
+
+
+def test_caches_are_shown_and_cleared(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("FEWSHOT_CACHE", str(tmp_path / "images"))
+    assert "0 files, 0.0 MB of at most 20.0 GB" in run("cache")[1]
+    run("eval", "--backbone", "pixels", "--shots", "1", "--episodes", "10")
+    out = run("cache")[1]
+    assert f"{tmp_path / 'images'}: 1 files" in out and "runs/cache: 1 files" in out
+    out = run("cache", "--clear")[1]
+    assert "of decoded images" in out and not list((tmp_path / "images").iterdir()) and "runs/cache: 1 files" in out
+    assert "runs/cache: 0 files" in run("cache", "--clear-features")[1] and not list((tmp_path / "runs/cache").iterdir())
+
+
+def test_one_line_says_what_is_evaluated(tmp_path, run, features):
+    images_in(tmp_path / "own")
+    small = ["--backbone", "pixels", "--ways", "3", "--shots", "1", "--queries", "3", "--episodes", "10"]
+    assert "folder, all: 4 classes, 36 images, 9 each" in run("eval", "--dataset", "own/", *small)[2].splitlines()
+    (tmp_path / "own" / "class0" / "0.png").unlink()
+    code, out, err = run("eval", "--dataset", "own/", *small, "--json", "-")
+    assert "folder, all: 4 classes, 35 images, 8 to 9 each" in err.splitlines() and json.loads(out)
+
+
+def test_what_cannot_be_is_found_before_images_are_embedded(tmp_path, run, monkeypatch):
+    images_in(tmp_path / "own")
+    with monkeypatch.context() as patch:
+        patch.setattr("fewshot.features.source.embed", lambda *_, **__: pytest.fail("embedded"))
+        for wrong, message in ((["--ways", "5"], "only 4 classes"), (["--shots", "9"], "has 9 images"),
+                               (["--method", "simple_shot"], 'split=')):
+            code, _, err = run("eval", "--dataset", "own/", "--backbone", "pixels", "--ways", "3", "--queries", "3", *wrong)
+            assert code == 2 and message in err
+    code, out, err = run("eval", "--dataset", "own/", "--backbone", "pixels", "--ways", "3", "--queries", "3", "--episodes",
+                         "10", "--shots", "1,9")
+    assert code == 2 and "3-way 1-shot" in out and "1 of 2 evaluations failed:\n  protonet, 3-way 9-shot: class" in err
+
+
+def test_a_method_that_fails_does_not_hide_the_others(run, features, monkeypatch):
+    given = ["eval", "--features", features, "--method", "protonet,ridge", "--shots", "1", "--queries", "4", "--episodes",
+             "10"]
+    for error in (FewshotError("no such luck"), ZeroDivisionError("a bug")):
+        with monkeypatch.context() as patch:
+            def fail(*_, error=error):
+                raise error
+
+            patch.setattr("fewshot.methods.ridge.Ridge.__call__", fail)
+            if isinstance(error, FewshotError):
+                code, out, err = run(*given)
+                assert code == 2 and "1 of 2 evaluations failed:\n  ridge, 5-way 1-shot: no such luck" in err
+                assert "protonet" in out and "ridge" not in out
+            else:
+                with pytest.raises(ZeroDivisionError, match="a bug"):
+                    run(*given)
 
 
 def test_version_and_what_every_command_takes(run, mistake, features):

@@ -6,8 +6,10 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -29,6 +31,53 @@ def test_takes_arrays_and_tensors():
     assert made.class_sizes().tolist() == [2, 2]
 
 
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+AS_THEY_COME = {"reversed": lambda x: x[::-1].copy()[::-1], "byte-swapped": lambda x: x.astype(x.dtype.newbyteorder("S")),
+                "read-only": read_only, "data frame": lambda x: pd.DataFrame(x) if x.ndim == 2 else pd.Series(x),
+                "nullable": lambda x: (pd.DataFrame(x) if x.ndim == 2 else pd.Series(x)).convert_dtypes(),
+                "rows": lambda x: list(torch.from_numpy(x))}
+
+
+@pytest.mark.parametrize("form", AS_THEY_COME)
+def test_arrays_are_taken_as_they_come(form, tmp_path):
+    features, labels = np.arange(8, dtype=np.float32).reshape(4, 2) + 0.5, np.array([2, 0, 1, 0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = FeatureBank(AS_THEY_COME[form](features), AS_THEY_COME[form](labels))
+    assert torch.equal(made.features.float(), torch.from_numpy(features)) and made.labels.tolist() == [2, 0, 1, 0]
+    assert len(FeatureBank.load(made.save(tmp_path / "bank.safetensors"))) == 4
+
+
+def test_images_with_axes_that_run_backwards():
+    images = np.arange(96, dtype=np.uint8).reshape(2, 3, 4, 4)
+    made = ImageBank(images[:, ::-1], [0, 1])
+    assert torch.equal(made.images, torch.from_numpy(images[:, ::-1].copy()))
+    assert made.content_hash == ImageBank(images[:, ::-1].copy(), [0, 1]).content_hash
+    with pytest.raises(FewshotError, match="images cannot be made an array"):
+        ImageBank([np.zeros((1, 4, 4), np.uint8), np.zeros((1, 5, 5), np.uint8)], [0, 1])
+
+
+def test_labels_that_are_names():
+    made = FeatureBank(np.zeros((4, 2)), ["dog", "cat", "dog", "emu"])
+    assert made.class_names == ("cat", "dog", "emu") and made.labels.tolist() == [1, 0, 1, 2]
+    ordered = FeatureBank(np.zeros((2, 2)), np.array(["dog", "cat"], object), class_names=("emu", "dog", "cat"))
+    assert ordered.class_names == ("emu", "dog", "cat") and ordered.labels.tolist() == [1, 2]
+    with pytest.raises(FewshotError, match="unknown label 'dgo'; did you mean 'dog'.*class_names must have"):
+        FeatureBank(np.zeros((1, 2)), ["dgo"], class_names=("dog", "cat"))
+
+
+@pytest.mark.parametrize("features", [[["a", 1.0]], [[1.0], [1.0, 2.0]], pd.DataFrame({"x": [1.0, None], "y": ["a", "b"]}),
+                                      np.array([[1 + 2j]])])
+def test_what_are_no_numbers_is_named(features):
+    with pytest.raises(FewshotError, match="^features "):
+        FeatureBank(features, [0] * len(features))
+
+
 def test_labels_are_ids_and_cost_follows_the_items(tmp_path):
     """Were anything counted up to the largest id, this would ask for exabytes."""
     largest = 2**60
@@ -43,6 +92,18 @@ def test_labels_are_ids_and_cost_follows_the_items(tmp_path):
         made.class_names[largest + 1]
     with pytest.raises(FewshotError, match="leave class_names out"):
         bank(labels=made.labels)
+
+
+def test_copies_are_counted():
+    features = torch.tensor([[1.0, 0], [1, 0], [2, 0], [1, 0], [3, 0], [3, 0]])
+    assert bank(features=features).repeated == (2, 3), "rows 1 and 5 inside a class, rows 0, 1 and 3 in two"
+    assert bank().repeated == (0, 0) and bank(features=features.bfloat16()).repeated == (2, 3)
+    images = torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(-1, 3, 4, 4).clone()
+    images[3] = images[2]
+    assert ImageBank(images, [0, 0, 1, 1, 2, 2]).repeated == (1, 0)
+    assert ImageBank(images, [0, 0, 1, 2, 2, 2]).repeated == (0, 2)
+    assert ImageBank(images, [0, 0, 1, 2, 2, 2]).counted == "3 classes, 6 images, 1 to 3 each"
+    assert ImageBank(images, [0] * 6).brightness == pytest.approx((0 + 1 + 2 + 2 + 4 + 5) / 6 / 255)
 
 
 def test_names_of_labels_without_items_are_kept():

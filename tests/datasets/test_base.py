@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.server
 import io
+import os
 import threading
 import warnings
 import zipfile
 
 import numpy as np
+import platformdirs
 import pytest
 import torch
 from PIL import Image
@@ -16,8 +18,9 @@ from PIL import Image
 from fewshot.core.errors import FewshotError
 from fewshot.datasets import DATASETS, contact_sheet, dataset_table, instructions, load_dataset
 from fewshot.datasets import base as base_module
+from fewshot.datasets.cache import default_folder, files_in, path_for, read, write
 from fewshot.datasets.files import Download, fetch, md5_of
-from fewshot.datasets.images import decode, resize_pixels
+from fewshot.datasets.images import decode, free_memory, resize_pixels
 from tests.datasets.synthetic import encoded, omniglot_characters, write_class_folders, write_omniglot
 
 NEEDS_FILES = ("caltech101", "cifar_fs", "cub", "fc100", "mini_imagenet", "omniglot", "tiered_imagenet")
@@ -175,6 +178,47 @@ def test_read_only_data_can_have_its_cache_elsewhere(tmp_path, monkeypatch):
     bank = load_dataset("glyphs", "test", root=tmp_path / "data")
     assert len(list((tmp_path / "fast").iterdir())) == 1 and not (tmp_path / "data").exists()
     assert load_dataset("glyphs", "test", root=tmp_path / "data").content_hash == bank.content_hash
+
+
+def test_the_cache_is_the_platforms_and_the_data_root_may_be_for_reading_only(tmp_path, monkeypatch):
+    monkeypatch.delenv("FEWSHOT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    root = write_omniglot(tmp_path / "data")
+    before = sorted(root.rglob("*"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "cannot keep")
+        warnings.filterwarnings("ignore", ".*(MD5|20 drawings)")
+        bank = load_dataset("omniglot", "test", root=root)
+    assert sorted(root.rglob("*")) == before and len(files_in(default_folder())) == 1
+    assert default_folder().is_relative_to(platformdirs.user_cache_path("fewshot", appauthor=False)) and len(bank) == 659
+
+
+def test_the_least_recently_used_files_make_room(tmp_path, monkeypatch):
+    paths = [path_for(tmp_path, "toy", number) for number in range(4)]
+    (tmp_path / "mine.safetensors").write_bytes(b"none of the cache's")
+    monkeypatch.setenv("FEWSHOT_CACHE_GB", "25e-6")
+    for at, path in enumerate(paths[:2]):
+        write(path, {"images": torch.zeros(10_000, dtype=torch.uint8)})
+        os.utime(path, (at, at))
+    assert read(paths[0]) is not None  # now the first is the one that was used last
+    write(paths[2], {"images": torch.zeros(10_000, dtype=torch.uint8)})
+    assert [path.exists() for path in paths[:3]] == [True, False, True]
+    write(paths[3], {"images": torch.zeros(30_000, dtype=torch.uint8)})
+    assert [path.exists() for path in paths] == [False, False, False, True], "what was just made stays"
+    assert (tmp_path / "mine.safetensors").exists()
+    monkeypatch.setenv("FEWSHOT_CACHE_GB", "much")
+    with pytest.raises(FewshotError, match="FEWSHOT_CACHE_GB='much'"):
+        write(paths[0], {"images": torch.zeros(1)})
+
+
+def test_images_larger_than_memory_are_refused_before_reading(tmp_path, monkeypatch):
+    root = write_class_folders(tmp_path / "own", {"cat": 3, "dog": 2})
+    assert free_memory() is None or free_memory() > 1 << 20
+    monkeypatch.setattr("fewshot.datasets.images.free_memory", lambda: 5 * 3 * 84 * 84)
+    assert len(load_dataset("folder", "all", root=root)) == 5
+    monkeypatch.setattr("fewshot.datasets.images.decoded", lambda *a: pytest.fail("read"))
+    with pytest.raises(FewshotError, match="5 images of folder at 85 x 85 pixels take .* choose a smaller image_size"):
+        load_dataset("folder", "all", root=root, image_size=85)
 
 
 def test_a_damaged_cache_file_is_made_again(tmp_path):

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fewshot.cli.app import app
@@ -60,6 +61,78 @@ def test_files_that_are_not_images_do_not_count(own):
     (own / "bare").mkdir()
     with pytest.warns(UserWarning, match="1 folders of .* hold no images .*: bare"):
         assert load(own).class_names == tuple(CLASSES)
+
+
+def test_folders_that_look_like_splits_are_refused(tmp_path):
+    root = tmp_path / "own"
+    for part in ("iconic", "Train", "Val", "Test"):
+        write_class_folders(root / part, {f"{part}_a": 2, f"{part}_b": 2})
+    with pytest.raises(FewshotError, match="own holds Test, Train, Val, .* splits, not classes; pass root=.*/Test.*level=2"):
+        load(root)
+    assert load(root / "Test").class_names == ("Test_a", "Test_b")
+    assert load(root, level=1).class_names == ("Test", "Train", "Val", "iconic")
+    assert load(root, level=2).class_names[:3] == ("Test/Test_a", "Test/Test_b", "Train/Train_a")
+    assert load(write_class_folders(tmp_path / "vehicles", {"bus": 1, "train": 1})).class_names == ("bus", "train")
+    assert load(write_class_folders(tmp_path / "chosen", {"train": 1, "test": 1}), level=1).class_sizes().tolist() == [1, 1]
+
+
+def test_folders_that_look_like_groups_of_classes_are_refused(tmp_path):
+    root = tmp_path / "own"
+    for group, classes in {"birds": {"owl": 2, "tit": 3}, "cats": {"lion": 1}}.items():
+        write_class_folders(root / group, classes)
+    with pytest.raises(FewshotError, match=r"2 folders of .* hold 3 folders of images .*\(birds: owl, tit.*level=2"):
+        load(root)
+    assert load(root, level=1).class_sizes().tolist() == [5, 1]
+    path = csv(tmp_path, "class,split\nbirds/owl,test\nbirds/tit,train\ncats/lion,test\n")
+    assert load(root, "test", level=2, splits=path).class_names == ("birds/owl", "cats/lion")
+    for name in ("cat", "dog"):  # the same names in every class: parts of it
+        write_class_folders(tmp_path / "parts" / name, {"monday": 2, "tuesday": 1})
+    assert load(tmp_path / "parts").class_sizes().tolist() == [3, 3]
+    with pytest.raises(FewshotError, match="level=3"):
+        load(root, level=3)
+
+
+def test_dark_ink_on_light_paper_can_be_inverted(own, tmp_path):
+    plain = load(own)
+    for _ in range(2):  # also from the cache, where both are kept apart
+        inverted = load(own, invert=True, cache=tmp_path / "cache")
+        assert torch.equal(inverted.images, 255 - plain.images)
+        assert torch.equal(load(own, cache=tmp_path / "cache").images, plain.images)
+    with pytest.raises(FewshotError, match="invert='yes'; give True or False"):
+        load(own, invert="yes")
+
+
+def test_more_suffixes_and_images_that_cannot_be_read(own):
+    (own / "cat" / "a.jfif").write_bytes(encoded())
+    (own / "cat" / "b.AVIF").write_bytes(encoded(kind="AVIF"))
+    (own / "dog" / "c.jp2").write_bytes(encoded(kind="JPEG2000"))
+    for name in ("d.heic", "e.HEIC", "f.cr2"):
+        (own / "dog" / name).write_bytes(b"x")
+    with pytest.warns(UserWarning, match=r"passed over.*: 1 \.cr2, 2 \.heic; convert them"):
+        assert load(own).class_sizes().tolist() == [6, 4, 2, 5]
+
+
+def test_links_in_a_circle_are_followed_once(own):
+    (own / "cat" / "up").symlink_to(own)
+    (own / "dog" / "itself").symlink_to("itself")
+    (own / "kitten").symlink_to(own / "cat")
+    with pytest.warns(UserWarning, match="is a link to a folder that it lies in"):
+        bank = load(own)
+    assert dict(zip(bank.class_names, bank.class_sizes().tolist(), strict=True)) == {**CLASSES, "kitten": 4}
+
+
+def test_names_are_the_same_in_every_unicode_form(tmp_path):
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    banks = [load(write_class_folders(tmp_path / str(n), {name: 2, "cat": 3})) for n, name in enumerate((composed, apart))]
+    assert banks[0].class_names == banks[1].class_names == (composed, "cat")
+    assert banks[0].content_hash == banks[1].content_hash
+    for n, name in enumerate((apart, composed)):  # as the folder has it not
+        for text in (f"class,split\n{name},test\ncat,train\n", f"filename,split\n{name}/{name}_0.jpg,test\n"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                assert load(tmp_path / str(n), "test", splits=csv(tmp_path, text)).class_names == (composed,)
+    with pytest.raises(FewshotError, match="two folders .* accents"):
+        load(write_class_folders(tmp_path / "0", {apart: 1}))
 
 
 def test_a_csv_of_classes(own, tmp_path):

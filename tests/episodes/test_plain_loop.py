@@ -225,7 +225,8 @@ def test_classes_of_a_pool_need_their_shots_alone():
 
 
 @pytest.mark.parametrize(("fields", "message"), [
-    ({"alpha": float("inf")}, "alpha=inf"), ({"alpha": float("nan")}, "alpha=nan"), ({"alpha": -1}, "alpha=-1; expected a finite number above 0"),
+    ({"alpha": float("inf")}, "alpha=inf"), ({"alpha": float("nan")}, "alpha=nan"),
+    ({"alpha": -1}, "alpha=-1; expected a finite number above 0"),
     ({"query_distribution": "k_eff"}, "k_eff=None with query_distribution='k_eff'"),
     ({"query_distribution": "k_eff", "k_eff": 0}, "k_eff=0; it must lie between 1 and ways=2"),
     ({"query_distribution": "k_eff", "k_eff": 3}, "k_eff=3; it must lie between 1 and ways=2"),

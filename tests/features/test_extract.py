@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -143,14 +145,36 @@ def test_an_interrupted_extraction_continues_bit_for_bit(tmp_path, stop_after):
     assert interrupted.training
     assert not list(tmp_path.glob("*.safetensors"))  # the result appears only when complete
     kept = sorted(tmp_path.glob("*.partial/*"))
-    assert len(kept) == stop_after // 2 and all(path.suffix == ".safetensors" for path in kept)
+    assert len(kept) == -(-stop_after // 2) and all(path.suffix == ".safetensors" for path in kept)
 
     backbone = conv4()
     seen = count_batches(backbone)
     result = embed(bank, backbone, cache=tmp_path, **keywords)
-    assert len(seen) == 13 - stop_after // 2 * 2
+    assert len(seen) == 13 - stop_after  # nothing is lost
     assert torch.equal(result.features, expected.features)
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]  # the shards are gone
+
+
+def test_pieces_are_kept_by_time(tmp_path, monkeypatch):
+    """What a power cut leaves: the pieces of some seconds, here of one batch."""
+    monkeypatch.setattr("fewshot.features.extract._PIECE_SECONDS", 1e-9)
+    kept = []
+    monkeypatch.setattr("fewshot.features.extract._keep_piece", lambda *given: kept.append(given[-1]))
+    embed(image_bank(50), conv4(), batch_size=16, cache=tmp_path, progress=False)
+    assert kept == [16, 32, 48, 50]
+
+
+def test_ctrl_c_keeps_what_is_there(tmp_path):
+    bank, backbone = image_bank(50), conv4()
+    seen = count_batches(backbone)
+    backbone.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT) if len(seen) == 4 else None)
+    with pytest.raises(KeyboardInterrupt):
+        embed(bank, backbone, batch_size=8, cache=tmp_path, progress=False)
+    assert not list(tmp_path.rglob("*.tmp"))
+    resumed = conv4()
+    seen = count_batches(resumed)
+    found = embed(bank, resumed, batch_size=8, cache=tmp_path, progress=False)
+    assert seen == [8, 8, 8, 2] and torch.equal(found.features, embed(bank, conv4(), batch_size=8, progress=False).features)
 
 
 def interrupted_cache(folder, bank, **keywords):

@@ -170,7 +170,6 @@ def test_features_that_are_not_finite_name_the_image_and_the_weights():
 
 @pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"shard_batches": 0}, {"batch_size": -1, "shard_batches": 2}])
 def test_sizes_are_at_least_one(wrong):
-    given = {"batch_size": 64, "shard_batches": 50, **wrong}
     with pytest.raises(FewshotError, match="it must be at least 1"):
         embed(image_bank(3), conv4(), **wrong)
     assert len(embed(image_bank(3), conv4(), batch_size=1, shard_batches=1, progress=False)) == 3

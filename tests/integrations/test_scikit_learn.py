@@ -71,6 +71,17 @@ def test_a_transductive_method_says_how_many_rows_it_needs(blobs):
         FewShotClassifier(transforms="center_episode").fit(X[:30], y[:30]).predict(X[30:32])
 
 
+def test_arrays_that_run_backwards_or_are_byte_swapped(blobs):
+    X, y = blobs
+    expected = FewShotClassifier("protonet").fit(X[::-1].copy(), y[::-1].copy()).predict_proba(X[::-1].copy())
+    for form in (lambda x: x, lambda x: x.astype(x.dtype.newbyteorder("S"))):
+        found = FewShotClassifier("protonet").fit(form(X[::-1]), form(y[::-1])).predict_proba(form(X[::-1]))
+        assert np.array_equal(found, expected)
+    images = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
+    model = FewShotClassifier("protonet", backbone="pixels").fit(images[:, ::-1], list("aabbcc"))
+    assert list(model.predict(images[:, ::-1])) == list("aabbcc")
+
+
 @pytest.mark.parametrize("method", ["pt_map", "protonet"])
 def test_no_row_and_one_row(blobs, method):
     model = FewShotClassifier(method).fit(*blobs)

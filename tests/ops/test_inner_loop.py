@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fewshot.backbones.resnet12 import DropBlock
+from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.methods import create_method
 from tests.methods.image_episodes import image_episodes, loss_and_gradients, network
@@ -64,3 +65,44 @@ def test_checkpoints_repeat_layers_that_write_buffers(settings, old):
         return twice, dict(learner.named_buffers())
 
     torch.testing.assert_close(run(True), run(False), atol=1e-12, rtol=0)
+
+
+class Recurrent(nn.Module):
+    """Reads the rows of an image."""
+
+    feature_dim = 5
+
+    def __init__(self, kind):
+        super().__init__()
+        self.body = nn.ModuleDict({"rows": kind(6, 5, batch_first=True)})
+
+    def forward(self, images):
+        return self.body["rows"](images.squeeze(1))[0][:, -1]
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_take_one_episode_after_the_other(kind):
+    episodes, labels = image_episodes(episodes=2)
+
+    def learner(**settings):
+        return create_method("maml", inner_steps=1, **settings).with_backbone(Recurrent(kind).double(), 3).train()
+
+    _, found = loss_and_gradients(learner(), episodes, labels)
+    assert found["backbone.body.rows.weight_hh_l0"].abs().max() > 0
+    together = learner(vectorise=True)
+    with pytest.raises(FewshotError, match=rf"layer body\.rows \({kind.__name__}\) cannot .* at once.*vectorise=False"):
+        together(episodes)
+    assert not together.backbone.body["rows"]._forward_hooks
+
+
+def test_layers_that_write_buffers_and_other_errors_under_vmap():
+    episodes, _ = image_episodes()
+    backbone = network()
+    spectral_norm(backbone.layers[0])
+    learner = create_method("maml", inner_steps=1, vectorise=True).with_backbone(backbone, 3).train()
+    with pytest.raises(FewshotError, match=r"layer layers\.0\.parametrizations\.weight\.0 \(_SpectralNorm\) cannot"):
+        learner(episodes)
+    wrong = nn.Sequential(nn.Flatten(), nn.Linear(7, 2)).double()
+    learner = create_method("maml", inner_steps=1, vectorise=True).with_backbone(wrong, 3, feature_dim=2)
+    with pytest.raises(RuntimeError, match=r"\[3, 36\] but got: \[3, 7\]"):
+        learner(episodes)

@@ -148,12 +148,14 @@ def test_commands_of_the_documents_exist():
 
 def check_command(where: str, words: list[str]) -> None:
     command = typer.main.get_command(app)
+    everywhere = {option for parameter in command.params for option in parameter.opts}  # taken wherever they stand
     while hasattr(command, "commands"):
         name, *words = words
         assert name in command.commands, f"{where}: there is no command fewshot {name}"
         command = command.commands[name]
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     options = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+    known |= everywhere
     assert options <= known, f"{where}: fewshot {command.name} has no {', '.join(sorted(options - known))}"
 
 

@@ -65,6 +65,7 @@ def test_it_learns_new_classes(tmp_path):
     start = run_supervised(tmp_path / "start", **{**changes, "epochs": 1, "lr": 1e-12})
     result = run_supervised(tmp_path / "run", epochs=20, **changes)
     assert result.validation.low > start.validation.high > 1 / 4
+    assert result.history[-1]["accuracy"] > result.history[0]["accuracy"] + 0.2
 
 
 def test_bfloat16_learns_about_the_same(tmp_path):
