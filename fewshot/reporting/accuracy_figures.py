@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -143,7 +144,7 @@ def accuracy_dots(results: Iterable[Result]) -> Figure:
             accuracy = result.accuracy
             axes.errorbar(100 * accuracy.mean, y, xerr=100 * accuracy.half_width, fmt="o", color=BLUE,
                           markerfacecolor="white" if result.setting == "transductive" else BLUE)
-        axes.set_yticks(range(len(panel)), [short(names[r.record.key], 44) for r in panel])
+        axes.set_yticks(range(len(panel)), shortened([names[r.record.key] for r in panel], 44))
         axes.set_ylim(-0.7, len(panel) - 0.3)
         axes.set_title(", ".join(key))
         axes.tick_params(axis="y", length=0)
@@ -253,5 +254,21 @@ def _smooth(values: np.ndarray, weight: float) -> np.ndarray:
     return np.array(smooth)
 
 
-def short(text: str, width: int) -> str:
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+def shortened(texts: Sequence[str], width: int) -> list[str]:
+    """The texts in at most `width` letters; those that begin alike are shown from where they differ, and whole where that
+    does not tell them apart either, so that different texts stay different."""
+    def cut(text: str) -> str:
+        return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+
+    alike: dict[str, set[str]] = defaultdict(set)
+    for text in texts:
+        alike[cut(text)].add(text)
+    found = {}
+    for beginning, group in alike.items():
+        keep = width // 3
+        common = os.path.commonprefix(list(group))
+        skip = max(keep, common.rfind(", ") + 2 if ", " in common else len(common))  # from the first setting that differs
+        for text in group:
+            found[text] = beginning if len(group) == 1 else cut(f"{text[:keep].rstrip()}…{text[skip:]}")
+    same = [text for text in found if list(found.values()).count(found[text]) > 1]
+    return [text if text in same else found[text] for text in texts]

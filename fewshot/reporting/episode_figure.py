@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from fewshot.core.errors import FewshotError
-from fewshot.reporting.accuracy_figures import GREEN, RED, short, styled
+from fewshot.reporting.accuracy_figures import GREEN, RED, shortened, styled
 
 Images = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence[int]
@@ -62,10 +62,10 @@ def episode_figure(support: Images, support_labels: Labels, query: Images, predi
         for place, i in enumerate(given):
             axes = draw(support[i], n, 0.05 + place * cell)
             if place == 0:
-                axes.set_title(short(names[n], 14 * shots), fontsize=8.5, fontweight="bold", pad=3)
+                axes.set_title(shortened(names, 14 * shots)[n], fontsize=8.5, fontweight="bold", pad=3)
         for place, i in enumerate(asked):
             axes = draw(query[i], n, 0.05 + gap + (shots + place) * cell)
-            named = short(names[predictions[i]], 14)
+            named = shortened(names, 14)[predictions[i]]
             if query_labels is None:
                 axes.set_title(named, fontsize=8, pad=4)
                 continue

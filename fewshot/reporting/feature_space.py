@@ -21,7 +21,7 @@ from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import IterativeMethod, Method, Refinement
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.prototypes import prototypes
-from fewshot.reporting.accuracy_figures import BLACK, COLOURS, GREY, MARKERS, figure_bytes, short, styled
+from fewshot.reporting.accuracy_figures import BLACK, COLOURS, GREY, MARKERS, figure_bytes, shortened, styled
 from fewshot.reporting.episode_figure import Labels
 
 KINDS = ("pca", "tsne")
@@ -246,7 +246,7 @@ def _draw(axes: Axes, scene: _Scene, place: int, predictions: np.ndarray, size: 
         axes.plot(*scene.path[:place + 1, n].T, color=BLACK, linewidth=1.1, zorder=3)
         _dots(axes, scene.path[place, n], s=170 * size, marker="*", edgecolors=BLACK, linewidths=0.9, c=colour, zorder=4)
         left = _goes_left(scene, place, n)
-        axes.annotate(short(scene.names[n], 16), scene.path[place, n], xytext=((-6 if left else 6) * size, 5 * size),
+        axes.annotate(shortened(scene.names, 16)[n], scene.path[place, n], xytext=((-6 if left else 6) * size, 5 * size),
                       textcoords="offset points", ha="right" if left else "left", fontsize=10 * size**0.5,
                       fontweight="bold", zorder=5, path_effects=[withStroke(linewidth=2.5, foreground="white")])
     if scene.truth is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,7 +187,8 @@ def test_lists_of_queries_and_alphas_and_their_figure(tmp_path, run, features, m
     small = ["eval", "--features", features, "--shots", "1", "--episodes", "20"]
     code, out, _ = run(*small, "--queries", "3", "--query-distribution", "balanced,dirichlet", "--alpha", "0.5,2,8",
                        "--figure", "figures/alpha")
-    assert code == 0 and out.count("Dirichlet(") == 3 and "wrote figures/alpha.png and figures/alpha.pdf" in out
+    assert len(set(re.findall(r"Dirichlet\([\d.]+\)", out))) == 3
+    assert code == 0 and "wrote figures/alpha.png and figures/alpha.pdf" in out
     assert len(list(tmp_path.glob("runs/*/run.json"))) == 4, "alpha means nothing for balanced queries"
     assert Image.open("figures/alpha.png").format == "PNG"
     assert "--figure f, but no list" in mistake(*small, "--queries", "3", "--figure", "f")

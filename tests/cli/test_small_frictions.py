@@ -63,10 +63,9 @@ def test_names_in_lists_are_never_cut(columns):
 
 
 def test_a_trial_of_a_few_steps_validates_on_few_episodes(tmp_path):
-    shared = ("train", "--dataset", "glyphs", "--backbone", "conv4", "--backbone-option", "width=4", "--ways", 5,
-              "--queries", 3)
-    call(*shared, "--steps", 2, "--out", tmp_path / "a")
-    call(*shared, "--steps", 2, "--out", tmp_path / "b", "--config", "validation_episodes=15")
+    shared = ("train", "--dataset", "glyphs", "--backbone", "conv4", "--backbone-option", "width=4", "--ways", 5)
+    call(*shared, "--queries", 3, "--steps", 2, "--out", tmp_path / "a")
+    call(*shared, "--queries", 3, "--steps", 2, "--out", tmp_path / "b", "--config", "validation_episodes=15")
     episodes = [json.loads((tmp_path / name / "result.json").read_text())["run"]["config"]["validation_episodes"]
                 for name in "ab"]
     assert episodes == [12, 15]

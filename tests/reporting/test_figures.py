@@ -17,6 +17,7 @@ from fewshot.reporting.accuracy_figures import (
     accuracy_against_shots,
     accuracy_dots,
     save_figure,
+    shortened,
     training_curve,
 )
 from fewshot.reporting.episode_figure import episode_figure
@@ -177,3 +178,15 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         save_figure(Figure(), tmp_path / "plot")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("plot.png", b"old")]
+
+
+def test_different_labels_stay_different_when_they_are_cut():
+    head = "a label of many words which all results begin with, "
+    texts = [head + "seed 1", head + "seed 2", "short", head + "seed 1"]
+    found = shortened(texts, 30)
+    assert [text[-6:] for text in found] == ["seed 1", "seed 2", "short", "seed 1"]
+    assert max(map(len, found)) <= 30
+    assert shortened(["x" * 40, "y" * 40], 10) == ["x" * 9 + "…", "y" * 9 + "…"]
+    both = ["a" * 40 + "b" + "c" * 60 + end for end in "12"] + ["a" * 40 + "d"]
+    assert len(set(shortened(both, 12))) == 3  # two differ at the end, of the third they differ before
+    assert shortened(["one", "two"], 12) == ["one", "two"]
