@@ -5,10 +5,10 @@
 
 Without --device the accelerator is taken that PyTorch finds; where there is none, the page has the column of the CPU only.
 Of every row more and more is done in a call, 1, 8, 64 ... episodes, images or steps, until it takes a quarter of --seconds
-or the memory is full; the best rate counts, after a first call at each size. A call of training trains a network for so many
-steps, of which those after the first one count. Clocks are on the wall, and stop when the device has finished; peaks are
-`torch.cuda.max_memory_allocated` up to the best size. On the CPU all threads work inside operators; an evaluation gives each
-thread episodes of its own instead, which is faster (benchmarks/suite.py measures that).
+and gains little, or the memory is full; the best rate counts, after a first call at each size. A call of training trains a
+network for so many steps, of which those after the first one count. Clocks are on the wall, and stop when the device has
+finished; peaks are `torch.cuda.max_memory_allocated` up to the best size. On the CPU all threads work inside operators; an
+evaluation gives each thread episodes of its own instead, which is faster (benchmarks/suite.py measures that).
 """
 
 from __future__ import annotations
@@ -64,26 +64,27 @@ def best(make: Maker, device: torch.device, seconds: float, marginal: bool = Fal
 
     marginal   leave out what the smallest size takes, which is the start and the end of the larger ones, too
     """
-    found, counts, first = Cell(), device.type == "cuda", None
+    found, counts, first, speed = Cell(), device.type == "cuda", 0.0, 0.0
     if counts:
         torch.cuda.reset_peak_memory_stats(device)
     for size in SIZES:
         try:
             work = make(size)
-            seconds_of(work, device)
-            taken = statistics.median(seconds_of(work, device) for _ in range(3))
+            taken = seconds_of(work, device)
+            if taken < 10 * seconds:  # else the first call, which sets up caches, does not matter
+                taken = statistics.median(seconds_of(work, device) for _ in range(3))
         except torch.OutOfMemoryError:
             break
         except (RuntimeError, NotImplementedError, TypeError) as error:
             return Cell(error=f"{type(error).__name__}: {str(error).splitlines()[0][:60]}")
-        peak = torch.cuda.max_memory_allocated(device) / (1 << 20) if counts else None
-        if marginal and first is None:
-            first = taken
+        if marginal and size == 1:
+            first, speed = taken, 1 / taken
             continue
-        speed = (size - 1) / max(taken - first, 1e-9) if marginal else size / taken
+        last, speed = speed, (size - 1) / max(taken - first, 1e-9) if marginal else size / taken
         if speed > found.rate:
-            found = Cell(speed, size, peak)
-        if taken > seconds / 4:
+            found = Cell(speed, size, torch.cuda.max_memory_allocated(device) / (1 << 20) if counts else None)
+        # Where a larger call hardly takes longer, as on a device that is not yet busy, the next one is tried, too.
+        if taken > seconds / 4 and speed < 2 * last:
             break
     return found
 
@@ -176,7 +177,8 @@ def page(found: dict, devices: list[torch.device], load: float) -> str:
 def shown(cell: Cell) -> list[str]:
     if not cell.rate:
         return [cell.error or "memory is full", "", ""]
-    return [f"{1000 / cell.rate:.3g}", rate(cell.rate), str(cell.size)]
+    milliseconds = 1000 / cell.rate
+    return [f"{milliseconds:,.0f}" if milliseconds >= 100 else f"{milliseconds:.3g}", rate(cell.rate), str(cell.size)]
 
 
 def named(device: torch.device) -> str:

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test compares both lists
-    from fewshot.backbones import convert_official, create_backbone, list_backbones, load_official
+    from fewshot.backbones import convert_official, create_backbone, list_backbones, load_official, wrap_backbone
     from fewshot.contract.check_method import check_method
     from fewshot.core.errors import FewshotError
     from fewshot.data.banks import FeatureBank, ImageBank
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.tuning.unrolled import fit_method
 
 _HOMES = {name: f"fewshot.{home}" for home, names in {
-    "backbones": ("convert_official", "create_backbone", "list_backbones", "load_official"),
+    "backbones": ("convert_official", "create_backbone", "list_backbones", "load_official", "wrap_backbone"),
     "contract.check_method": ("check_method",),
     "core.errors": ("FewshotError",),
     "data.banks": ("FeatureBank", "ImageBank"),

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from fewshot.contract.synthetic import random_episodes  # noqa: F401  (tests import it from here)
-
 SHARED = Path(os.environ.get("FEWSHOT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 

@@ -5,6 +5,7 @@ Outputs lie beside their inputs in the folder of reference outputs, or in tests/
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -17,17 +18,25 @@ OFFICIAL = Path(__file__).parent / "official"
 
 
 def inputs_of(folder: Path, method: str) -> list[str]:
-    """Names of the inputs on which the official code of `method` was run."""
-    return sorted(path.stem.split("__")[1] for each in (folder, OFFICIAL) for path in each.glob(f"{method}__*.npz"))
+    """Names of the inputs on which the official code of `method` was run: one at least, a loop over none tests nothing."""
+    names = sorted(path.stem.split("__")[1] for each in (folder, OFFICIAL) for path in each.glob(f"{method}__*.npz"))
+    assert names, f"no stored outputs of {method}"
+    return names
+
+
+@functools.lru_cache(maxsize=64)
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of a file, read once: many tests compare with the same ones."""
+    return dict(np.load(path))
 
 
 def load_inputs(folder: Path, name: str, dtype=torch.float64) -> tuple[Episodes, dict[str, np.ndarray]]:
-    raw = dict(np.load(folder / f"inputs_{name}.npz"))
+    raw = dict(_arrays(folder / f"inputs_{name}.npz"))
     if "support_maps" in raw:  # [E, ., C, h, w], here flattened features
         raw.update({part: raw[f"{part}_maps"].reshape(*raw[f"{part}_maps"].shape[:2], -1) for part in ("support", "query")})
-    episodes = Episodes(support=torch.from_numpy(raw["support"]).to(dtype),
-                        support_labels=torch.from_numpy(raw["support_labels"]),
-                        query=torch.from_numpy(raw["query"]).to(dtype), ways=int(raw["ways"]))
+    support, query = (torch.tensor(raw[part], dtype=dtype) for part in ("support", "query"))
+    episodes = Episodes(support=support, support_labels=torch.tensor(raw["support_labels"]), query=query,
+                        ways=int(raw["ways"]))
     return episodes, raw
 
 
@@ -40,7 +49,7 @@ def load_outputs(folder: Path, method: str, name: str) -> tuple[dict[str, np.nda
     if not (folder / f"{method}.json").is_file():
         folder = OFFICIAL
     description = json.loads((folder / f"{method}.json").read_text())
-    outputs = dict(np.load(folder / f"{method}__{name}.npz"))
+    outputs = dict(_arrays(folder / f"{method}__{name}.npz"))
     primary = description["primary_output"]
     scores = outputs.get(primary, outputs.get(f"{primary}_f64"))  # some ran in float64 only
     if "preds" not in outputs and scores is not None:

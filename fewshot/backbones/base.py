@@ -30,6 +30,7 @@ class Backbone(nn.Module):
     input_size      side H = W the network takes, or None for any (of at least `smallest`)
     transform       ImageTransform from stored images to the network's input
     pretrained_on   None or e.g. "ImageNet-1k": what the weights had seen before any training here
+    seen            what data trained the weights here or chose among them, see `fewshot.backbones.seen`
     batch_norm      what BatchNorm uses in eval mode: "running" statistics, so that no image influences another's
                     features, or those of the "batch". In train mode it always uses and records those of the batch
     reduce          None: features as the network makes them. Else its last map [C', h, w], reduced to D = C' by "average"
@@ -56,6 +57,7 @@ class Backbone(nn.Module):
         self.pretrained_on = pretrained_on
         self.name = type(self).__name__
         self.options: dict = {}
+        self.seen: list[dict] = []
         self.seed: int | None = None
         self.random_sha256: str | None = None
         self.reduce: str | None = None

@@ -79,8 +79,9 @@ def _vectors(net: Any, images: Tensor) -> Tensor:
 def _vector_length(model: str, net: Any, transform: ImageTransform, own_size: int) -> int:
     """D, or FewshotError where the model does not take images of this size."""
     try:
+        side = own_size if transform.size is None else transform.size
         with torch.inference_mode():
-            return _vectors(net, torch.zeros(1, transform.channels, transform.size, transform.size)).shape[1]
+            return _vectors(net, torch.zeros(1, transform.channels, side, side)).shape[1]
     except FewshotError:
         raise
     except Exception as error:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from fewshot.backbones.seen import seen_in
+from fewshot.core.compiled import plain_name
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import opened_safetensors, read_safetensors, replacing, save_tensors
 from fewshot.core.hashing import state_sha256
@@ -23,14 +25,16 @@ _METHOD = "method."  # tensors of a method that was trained with the backbone
 def save_weights(backbone: Backbone, path: str | Path, provenance: dict | None = None, *,
                  method: tuple[dict[str, Tensor], dict] | None = None) -> str:
     """Write the state dict atomically, with the backbone's description and `provenance` (how the weights came about:
-    data, losses, epochs, ...; JSON values). Returns the sha256 of the backbone's state dict.
+    data, losses, epochs, ...; JSON values), to which `Backbone.seen` is added. Returns the sha256 of the state dict.
 
     method   tensors and description of a method that was trained with the backbone, see `fewshot.methods.bases.own_weights`
     """
     backbone = _uncompiled(backbone)
-    described = backbone.describe()
-    meta = {"backbone": json.dumps(described, sort_keys=True), "provenance": json.dumps(provenance or {}, sort_keys=True)}
-    state = dict(backbone.state_dict())
+    described, provenance = backbone.describe(), dict(provenance or {})
+    if backbone.seen:
+        provenance.setdefault("seen", backbone.seen)
+    meta = {"backbone": json.dumps(described, sort_keys=True), "provenance": json.dumps(provenance, sort_keys=True)}
+    state = {plain_name(name): value for name, value in backbone.state_dict().items()}
     if method is not None:
         state |= {_METHOD + name: value for name, value in method[0].items()}
         meta["method"] = json.dumps(method[1], sort_keys=True)
@@ -42,18 +46,19 @@ def save_weights(backbone: Backbone, path: str | Path, provenance: dict | None =
 def load_weights(backbone: Backbone, path: str | Path) -> dict:
     """Load a file written by `save_weights` into `backbone`, in place, and return its provenance.
 
-    The backbone also takes over what belongs to the weights: `pretrained_on`, and mean and std of the transform.
+    The backbone also takes over what belongs to the weights: `pretrained_on`, `seen`, and mean and std of the transform.
     Raises FewshotError if the file is missing, corrupt or altered, and if a name or shape differs; the backbone is
     then unchanged.
     """
     backbone = _uncompiled(backbone)
     state, described, provenance = read_weights(path)
-    problems = mismatches(backbone.state_dict(), state)
+    names = {name: plain_name(name) for name in backbone.state_dict()}
+    problems = mismatches({names[name]: value for name, value in backbone.state_dict().items()}, state)
     if problems:
         raise FewshotError(f"{path} holds weights of {described['backbone']!r} {described['options']}, which do not "
                            f"fit {backbone.name!r} {backbone.options}: {'; '.join(problems)}")
-    backbone.load_state_dict(state, strict=True)
-    backbone.pretrained_on = described["pretrained_on"]
+    backbone.load_state_dict({name: state[plain] for name, plain in names.items()}, strict=True)
+    backbone.pretrained_on, backbone.seen = described["pretrained_on"], seen_in(provenance)
     saved = described["transform"]
     backbone.transform = dataclasses.replace(backbone.transform, mean=tuple(saved["mean"]), std=tuple(saved["std"]))
     return provenance

@@ -164,7 +164,7 @@ def _show(results: list[Result], asked: Asked, axis: str | None) -> None:
     if asked.json_file == Path("-"):
         typer.echo(records)
         return
-    results_table(results).print()
+    results_table(results).print(keys=True)
     if asked.metrics or asked.calibrate or asked.calibration_features or any(r.record.open_classes for r in results):
         from fewshot.reporting.metric_tables import metrics_table
 

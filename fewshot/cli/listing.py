@@ -16,10 +16,19 @@ def listing(kinds: tuple[str, ...]) -> Iterator[Table]:
         yield makers[kind]()
 
 
+def _table(names: str, *headings: str, title: str, show_lines: bool = False) -> Table:
+    """A table whose first column has names, which are never cut: one types them. Other texts are broken into lines."""
+    table = Table(title=title, title_justify="left", show_lines=show_lines)
+    table.add_column(names, no_wrap=True, overflow="ignore")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
 def _methods() -> Table:
     from fewshot.methods import METHODS, create_method, method_parameters
 
-    table = Table("method", "setting", "assumes", "hyper-parameters", title="Methods", title_justify="left")
+    table = _table("method", "setting", "assumes", "hyper-parameters", title="Methods")
     for name in METHODS:
         method = create_method(name)
         parameters = ", ".join(f"{key}={value}" for key, value in method_parameters(name).items())
@@ -30,7 +39,7 @@ def _methods() -> Table:
 def _backbones() -> Table:
     from fewshot.backbones import backbone_table
 
-    table = Table("backbone", "features", "input", "pre-trained on", title="Backbones", title_justify="left")
+    table = _table("backbone", "features", "input", "pre-trained on", title="Backbones")
     for row in backbone_table():
         table.add_row(*(str(row[key]) for key in ("name", "feature_dim", "input_size", "pretrained_on")))
     return table
@@ -40,7 +49,7 @@ def _protocols() -> Table:
     from fewshot.core.settings import default_of, settings_of
     from fewshot.episodes.protocol import PROTOCOLS
 
-    table = Table("protocol", "settings", title="Protocols", title_justify="left")
+    table = _table("protocol", "settings", title="Protocols")
     for name in PROTOCOLS:
         cls = PROTOCOLS[name]
         table.add_row(name, escape(", ".join(f"{key}={default_of(cls, key)}" for key in settings_of(cls))))
@@ -51,8 +60,7 @@ def data_listing(root: str | Path | None = None) -> Table:
     """Every data set: state, place, sizes, licence, how to get it."""
     from fewshot.datasets import dataset_table
 
-    table = Table("data set", "train / val / test", "place, licence, how to get it", title="Data sets", title_justify="left",
-                  show_lines=True)
+    table = _table("data set", "train / val / test", "place, licence, how to get it", title="Data sets", show_lines=True)
     for row in dataset_table(root):
         sizes = [f"{row[key]} {key}" for key in ("classes", "images") if row[key]]
         facts = [escape(f"{key}: {row[key]}") for key in ("where", "licence", "how") if row[key]]

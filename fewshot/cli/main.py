@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import typer
 
+from fewshot.cli.messages import as_options
 from fewshot.cli.process import Stopped, is_first_process
 from fewshot.core.errors import FewshotError, with_remedy
 from fewshot.core.plugins import load_file
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     front, rest = _sorted(sys.argv[1:] if arguments is None else arguments)
     with warnings.catch_warnings(), _terminated_as_interrupted():
         warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
+        command = None
         try:
             for option, path in zip(front, front[1:], strict=False):
                 if option == _LOAD:
@@ -35,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
             # Now, because a protocol of the user's own brings options of commands.
             from fewshot.cli.app import app
 
+            command = typer.main.get_command(app)
             code = app([*front, *rest] or ["--help"], prog_name="fewshot", standalone_mode=False)
         except Stopped as stop:
             *text, number = stop.args
@@ -44,7 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
         except (FewshotError, OSError) as error:
             if _DEBUG in front:
                 traceback.print_exc()
-            _fail(f"error: {with_remedy(error) if isinstance(error, OSError) else error}")
+            text = with_remedy(error) if isinstance(error, OSError) else str(error)
+            _fail(f"error: {as_options(text, command, rest)}")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -40,6 +40,7 @@ def predict(support: Annotated[Path, typer.Option(help="folder with one folder o
     """Label own images from a few examples of each class: a table, a CSV file and an HTML contact sheet.
 
     protonet takes temperature=0.1 here unless --set says otherwise: with its own 1, all probabilities are nearly equal.
+    Transductive methods learn from all images together and need about 5 a class; nothing supposes them to be balanced.
     """
     from fewshot.data.banks import FeatureBank
     from fewshot.labelling.predict import predict_folder

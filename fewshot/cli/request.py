@@ -15,6 +15,7 @@ from fewshot.cli.options import Values, refuse_given
 from fewshot.cli.values import listed, pairs, words
 from fewshot.core.errors import FewshotError
 from fewshot.core.frozen import FrozenDict
+from fewshot.core.registry import unknown_message
 from fewshot.core.settings import anything, setting, settings_of
 from fewshot.episodes.protocol import PROTOCOLS, EpisodicProtocol, Protocol, read_protocol
 from fewshot.evaluation.method_spec import MethodSpec
@@ -121,15 +122,29 @@ def runs_of(context: typer.Context, subject: dict[str, Any], spec: Values[Method
             run: Values[Run], parameters: dict[str, dict[str, Any]]) -> list[Run]:
     """A run for each method and each combination of the lists, none twice; `parameters` of methods that were learned."""
     lists, method = lists_of(given), method_of(spec)
-    found = []
-    for name in words(spec["method"]):
-        made = MethodSpec(name, FrozenDict({**parameters.get(name, {}), **method["parameters"]}), method["transforms"])
+    found, names = [], words(spec["method"])
+    common, own = _parameters_by_method(method["parameters"], names)
+    for name in names:
+        chosen = FrozenDict({**parameters.get(name, {}), **common, **own[name]})
+        made = MethodSpec(name, chosen, method["transforms"])
         for values in itertools.product(*lists.values()):
             asked: Values[Protocol] = Values({**given, **dict(zip(lists, values, strict=True))})
             if asked.get("k_eff") is not None and asked["query_distribution"] != "k_eff":
                 asked["k_eff"] = None  # of another one of the distributions asked for
             found.append(Run(spec=made, protocol=protocol_of(context, asked), **subject, **run))
     return list(dict.fromkeys(found))
+
+
+def _parameters_by_method(given: dict[str, Any], methods: list[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """(hyper-parameters of all methods, method -> those that were given as METHOD.name)."""
+    common: dict[str, Any] = {}
+    own: dict[str, dict[str, Any]] = {name: {} for name in methods}
+    for key, value in given.items():
+        method, dot, name = key.rpartition(".")
+        if dot and method not in own:
+            raise FewshotError(f"--set {key}={value}: " + unknown_message("method asked for", method, methods))
+        (own[method] if dot else common)[name] = value
+    return common, own
 
 
 def one_run(context: typer.Context, data: Data, spec: Values[MethodSpec], given: Values[Protocol], run: Values[Run]) -> Run:

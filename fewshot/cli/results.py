@@ -72,6 +72,7 @@ def table(results: Annotated[list[str] | None, typer.Argument(help="result folde
 
     if metrics + over_seeds + (interval != "episodes") > 1:
         raise FewshotError("--metrics, --over-seeds and --interval are three tables; ask for one at a time")
+    plain = False  # a cell is one run
     if results and results[0].endswith(".py"):
         from fewshot.evaluation.store import experiment_store
         from fewshot.experiments.published import load_experiment, published_table
@@ -84,12 +85,12 @@ def table(results: Annotated[list[str] | None, typer.Argument(help="result folde
     elif over_seeds:
         made = seeds_table(_results(results, places.runs))
     else:
-        made = results_table(_results(results, places.runs), interval=interval)
+        made, plain = results_table(_results(results, places.runs), interval=interval), True
     forms = {"markdown": made.to_markdown, "csv": made.to_csv, "json": made.to_json, "latex": made.to_latex}
     if form not in ("terminal", *forms):
         raise FewshotError(unknown_message("format", form, ["terminal", *forms]))
     if form == "terminal":
-        made.print()
+        made.print(keys=plain)
     else:
         typer.echo(forms[form](), nl=False)
 
@@ -137,6 +138,6 @@ def _folder(key: str, runs: Path) -> Path:
     found = [path.parent for path in runs.glob("*/run.json") if path.parent.name.startswith(key)]
     if len(found) != 1:
         known = ", ".join(sorted(path.name for path in found)) if found else f"{len(list(runs.glob('*/run.json')))} others"
-        raise FewshotError(f"{len(found)} results in {runs} begin with {key!r} ({known}); the keys are in the column run of "
-                           "`fewshot table --format csv`")
+        raise FewshotError(f"{len(found)} results in {runs} begin with {key!r} ({known}); `fewshot table` "
+                           "prints the keys below its table")
     return found[0]

@@ -20,6 +20,7 @@ from fewshot.features.subject import Subject
 if TYPE_CHECKING:
     from fewshot.training import SupervisedConfig, TrainResult
 
+_TRIAL = 100  # steps
 _EPISODIC = ("ways", "shots", "queries", "steps")
 
 
@@ -36,7 +37,8 @@ class Training:
     ways: int = setting(20, "classes of a training episode", anything)
     shots: int = setting(1, "support images a class", anything)
     queries: int = setting(5, "query images a class", anything)
-    steps: int = setting(2000, "optimiser steps of episodic training", anything)
+    steps: int = setting(2000, "optimiser steps of episodic training; of fewer than 100 also fewer validation "
+                         "episodes: 6 a step, unless --config validation_episodes=N", anything)
     epochs: int = setting(90, "passes over the images; with --recipe its own unless given", anything)
     lr: float = setting(1e-3, "learning rate; with --recipe its own unless given", anything)
     schedule: str = setting("cosine", "constant, step or cosine; with --recipe its own unless given", anything)
@@ -65,6 +67,8 @@ def train(context: typer.Context, subject: Values[Subject], training: Training, 
     if training.recipe is None:
         refuse_given(context, ("epochs", "generations"), "without --recipe: episodic training counts --steps")
         named = {name: getattr(training, name) for name in ("method", *_EPISODIC, "lr", "schedule", "seed")}
+        if training.steps < _TRIAL:  # is over in seconds, and its only validation should be, too
+            named["validation_episodes"] = max(10, 6 * training.steps)
         config = TrainConfig.from_dict({**named, "parameters": parameters, **further})
         run_training = functools.partial(train_on_episodes, config)
     else:

@@ -352,6 +352,8 @@ def concatenate(banks: Sequence[FeatureBank]) -> FeatureBank:
                         "weights_id": hashlib.sha256(json.dumps(members).encode()).hexdigest(), "members": described}
     pretrained = dict.fromkeys(made_by["pretrained_on"] for made_by in described if made_by.get("pretrained_on"))
     provenance["pretrained_on"] = " and ".join(pretrained) or None
+    if seen := [item for made_by in described for item in made_by.get("seen", [])]:
+        provenance["seen"] = [item for place, item in enumerate(seen) if item not in seen[:place]]
     if len(crops := {made_by.get("crops", "") for made_by in described}) == 1:
         provenance["crops"] = crops.pop()  # otherwise only the members tell
     return FeatureBank(torch.cat([bank.features for bank in banks], 1), first.labels, first.class_names, first.name,

@@ -107,7 +107,7 @@ class Dataset(abc.ABC):
         """`find`, or FewshotError with the instructions."""
         where = self.find(root)
         if where is None:
-            raise FewshotError(f"{self.name} is not under {root} (set FEWSHOT_DATA, or pass root=... or --data-root).\n"
+            raise FewshotError(f"{self.name} is not under {root} (set FEWSHOT_DATA, or pass root=...).\n"
                                f"{self.instructions(root)}")
         return where
 

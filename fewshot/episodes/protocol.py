@@ -89,6 +89,8 @@ class EpisodicProtocol(Protocol):
     open_classes: int = setting(0, "classes outside the episode that give further queries (open set)", whole(0), named=True,
                                 later=True)
     open_queries: int = setting(0, "queries of each of these classes", whole(0), later=True)
+    small_classes: str = setting("refuse", "refuse data with a class of too few images, or drop such classes",
+                                 one_of(("refuse", "drop")), named=True, later=True)
 
     def check(self) -> None:
         if (self.query_distribution == "k_eff") != (self.k_eff is not None):
@@ -111,7 +113,8 @@ class EpisodicProtocol(Protocol):
         queries = {"balanced": "", "dirichlet": f", Dirichlet{alpha}", "k_eff": f", {self.k_eff} classes present",
                    "natural": ", natural"}[self.query_distribution]
         opened = f", {self.open_classes} open classes" if self.open_classes else ""
-        return " ".join(value for name, value in size.items() if name != without) + queries + opened
+        dropped = ", small classes left out" if self.small_classes == "drop" and without != "small_classes" else ""
+        return " ".join(value for name, value in size.items() if name != without) + queries + opened + dropped
 
 
 def protocol_settings() -> dict[str, Setting]:

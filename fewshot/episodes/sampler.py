@@ -227,8 +227,7 @@ class EpisodeSampler:
         if self.query_distribution == "balanced":
             return np.where(active, self.queries, 0)
         if self.query_distribution == "dirichlet":
-            gamma = np.where(active, gammaincinv(self.alpha, u["counts"]), 0.0)
-            share = gamma / gamma.sum(1, keepdims=True)
+            share = _dirichlet_shares(u["counts"], self.alpha, active)
             return _cap(_published_rounding(share * total[:, None], total), left, share)
         if self.k_eff is not None:
             rank = np.argsort(np.argsort(np.where(active, u["present"], 2.0), 1), 1)
@@ -240,6 +239,21 @@ class EpisodeSampler:
         ends = np.cumsum(left, 1)
         below = (position[:, None, :] < ends[:, :, None]) & (position[:, None, :] >= 0)
         return np.diff(below.sum(2), prepend=0, axis=1)
+
+
+def _dirichlet_shares(uniform: np.ndarray, alpha: float, active: np.ndarray) -> np.ndarray:
+    """[E, N] class proportions ~ Dirichlet(alpha) of the active classes, from as many uniform numbers."""
+    gamma = np.where(active, gammaincinv(alpha, uniform), 0.0)
+    total = gamma.sum(1, keepdims=True)
+    known = total > 0  # with a small alpha every number may be below the smallest float, or not be computed at all
+    share, lost = gamma / np.where(known, total, 1), np.flatnonzero(~known)
+    if len(lost):
+        # So far down the quantile is (u Gamma(1 + alpha))^(1 / alpha) to rounding: proportions come from logarithms.
+        logs = np.where(active[lost], np.log(np.maximum(uniform[lost], np.finfo(float).tiny)), -np.inf)
+        with np.errstate(over="ignore"):
+            power = np.exp((logs - logs.max(1, keepdims=True)) / alpha)
+        share[lost] = power / power.sum(1, keepdims=True)
+    return share
 
 
 def _layout(**lengths: int) -> dict[str, int]:

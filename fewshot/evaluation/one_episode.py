@@ -10,13 +10,20 @@ from fewshot.data.banks import FeatureBank
 from fewshot.episodes.types import Episodes
 from fewshot.evaluation.batching import answers
 from fewshot.features.transforms import TransformChain, parse_transforms
-from fewshot.methods.contract import Method, create_method
+from fewshot.methods.contract import Method, create_method, few_queries, method_parameters
+
+
+def parameters_of_own_data(name: str, given: dict) -> dict:
+    """The hyper-parameters of a method on data that no protocol drew: a prior of the queries is unknown unless it is given,
+    where the paper's protocol may make it "balanced"."""
+    return {"query_prior": "unknown", **given} if "query_prior" in method_parameters(name) else given
 
 
 def fitted_method(name: str, parameters: dict, transforms: str,
                   base_bank: FeatureBank | None) -> tuple[Method, TransformChain]:
-    """The method on features and the transforms before it, with the statistics of the base classes where they need them."""
-    method = create_method(name, **parameters)
+    """The method on features and the transforms before it, with the statistics of the base classes where they need them;
+    hyper-parameters as by `parameters_of_own_data`."""
+    method = create_method(name, **parameters_of_own_data(name, parameters))
     if method.inputs != "features":
         raise FewshotError(f"{name} adapts a backbone to images, and predictions are made from features; choose a method on "
                            "features, such as protonet, ridge or pt_map")
@@ -32,6 +39,11 @@ def fitted_method(name: str, parameters: dict, transforms: str,
     if method.needs_base and base_bank is not None:
         method = method.fit(chain.bank(base_bank))
     return method, chain
+
+
+def doubt(method: Method, chain: TransformChain, queries: int, ways: int) -> str:
+    """What to say where a transductive method or transform has too few queries to learn from; else nothing."""
+    return few_queries(queries, ways) if method.setting == "transductive" or chain.transductive else ""
 
 
 def answer(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: Method, chain: TransformChain) -> Tensor:

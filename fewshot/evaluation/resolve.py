@@ -125,6 +125,15 @@ def pretraining_notes(backbone: str, pretrained_on: str | None, dataset: str) ->
         if pretrained_on and has else ()
 
 
+def _notes(backbone: str, pretrained_on: str | None, seen: list[dict], bank: FeatureBank | ImageBank,
+           images: str) -> tuple[str, ...]:
+    """What a table must say of weights that may have seen the classes of `bank`; images: content hash of these."""
+    from fewshot.backbones.seen import leak_notes, present_classes  # loads backbones
+
+    return (*leak_notes(backbone, seen, bank.name, bank.split, images, present_classes(bank)),
+            *pretraining_notes(backbone, pretrained_on, bank.name))
+
+
 def repetition_notes(bank: FeatureBank | ImageBank) -> tuple[str, ...]:
     """The warning that a table must carry where items are copies of each other."""
     inside, across = bank.repeated
@@ -170,14 +179,15 @@ def _from_banks(run: Run, bank: FeatureBank | ImageBank, base_bank: FeatureBank 
         held = getattr(method, "backbone", None)
         transform = getattr(held, "transform", None) if method.inputs == "images" else None
         if held is not None and hasattr(held, "weights_id"):
-            notes = pretraining_notes(held.name, held.pretrained_on, bank.name)
+            notes = _notes(held.name, held.pretrained_on, held.seen, bank, bank.content_hash)
     else:
         made_by = bank.provenance
         unnamed = "features" if run.backbone == Run().backbone else run.backbone
         values |= {"backbone": made_by.get("backbone", unnamed), "weights": made_by.get("weights_id", run.weights),
                    "crops": made_by.get("crops", ""),
                    "base": base_bank.content_hash if base_bank is not None and run.spec.needs_base else None}
-        notes = pretraining_notes(values["backbone"], made_by.get("pretrained_on"), bank.name)
+        notes = _notes(values["backbone"], made_by.get("pretrained_on"), made_by.get("seen", []), bank,
+                       made_by.get("images_sha256", ""))
     return Resolved(run, run.record(**values), bank, base_bank, method, transform, notes + repetition_notes(bank))
 
 
@@ -198,11 +208,11 @@ def _from_images(run: Run, method: Method | None, source: FeatureSource, episode
         learner: Any = method  # it holds its backbone, which no other method has
         held = learner.backbone
         bank, data, transform, weights = images, images.content_hash, held.transform, held.weights_id
-        notes = pretraining_notes(held.name, held.pretrained_on, run.dataset)
+        notes = _notes(held.name, held.pretrained_on, held.seen, images, data)
     else:
         bank = features = source.features(subject)
         data, weights, transform = features.provenance["images_sha256"], features.provenance["weights_id"], None
-        notes = pretraining_notes(run.backbone, features.provenance["pretrained_on"], run.dataset)
+        notes = _notes(run.backbone, features.provenance["pretrained_on"], features.provenance.get("seen", []), bank, data)
     notes += repetition_notes(images) + brightness_notes(images, run.weights)
     if own == FRESH:
         notes += (f"{run.method} has fresh weights of its own: those of the backbone bring none for it",)

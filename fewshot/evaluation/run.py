@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fewshot.core.errors import FewshotError
 from fewshot.core.frozen import plain
 from fewshot.core.registry import unknown_message
-from fewshot.core.settings import setting, settings_of, settle, whole
+from fewshot.core.settings import default_of, setting, settings_of, settle, whole
 from fewshot.episodes.protocol import EpisodicProtocol, Protocol, protocol_settings, read_protocol
 from fewshot.evaluation.method_spec import MethodSpec
 from fewshot.evaluation.record import IDENTITIES, LATER, Record, flat_key, present_parameters
@@ -33,7 +33,8 @@ class Run:
 
     subject     data set, split, backbone, weights, crops (`Subject`)
     spec        method, parameters, transforms (`MethodSpec`)
-    protocol    ways, shots, queries, query_distribution, alpha, k_eff, open_classes, open_queries (`EpisodicProtocol`)
+    protocol    ways, shots, queries, query_distribution, alpha, k_eff, open_classes, open_queries,
+                small_classes (`EpisodicProtocol`)
     episodes    their number;  seed  which ones
 
     Written flat: `Run(dataset="omniglot", method="pt_map", shots=5)`, and read flat: `run.shots`. Also
@@ -141,7 +142,7 @@ def on_dataset(protocol: Protocol, name: str) -> Protocol:
 def _values(spec: Subject | MethodSpec | Protocol) -> dict[str, Any]:
     """Name -> value of the settings; those that came later only where they are used."""
     return {name: getattr(spec, name) for name, known in settings_of(spec).items()
-            if not known.later or getattr(spec, name)}
+            if not known.later or getattr(spec, name) != default_of(spec, name)}
 
 
 def _changed(spec: Any, settings: Mapping[str, Any], names: tuple[str, ...]) -> Any:

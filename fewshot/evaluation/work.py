@@ -56,8 +56,8 @@ class Work:
         return cls(**given) if work is None else work
 
 
-def source_taken_from(settings: dict[str, Any], work: Work, source: FeatureSource | None = None) -> FeatureSource | None:
-    """`source`, or one with `root` and `cache` of `settings`, which are taken out; None where images need not be loaded."""
+def source_taken_from(settings: dict[str, Any], work: Work, source: FeatureSource | None = None) -> FeatureSource:
+    """`source`, or one with `root` and `cache` of `settings`, which are taken out."""
     given: dict[str, str | Path] = {name: settings.pop(name) for name in ("root", "cache") if name in settings}
     if source is not None:
         if any(value is not None for value in given.values()):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewshot.backbones.base import BACKBONES
+from fewshot.backbones.seen import collection, seen_in
 from fewshot.backbones.weights import describe_weights, read_weights
 from fewshot.core.errors import FewshotError
 from fewshot.datasets import DATASETS
@@ -41,10 +42,7 @@ class Origin:
         """The backbone in a file of `save_weights`: what it was trained and validated on is in its provenance (of training
         here, or of `convert_official` with a data set). Raises FewshotError as `read_weights`."""
         described, provenance = describe_weights(path), read_weights(path)[2]
-        banks = [provenance.get("run", {}).get(name) for name in ("train_bank", "val_bank")]
-        data = [(bank["name"], bank["split"], bank["content_hash"]) for bank in banks if bank]
-        if provenance.get("dataset"):
-            data.append((provenance["dataset"], "train", None))
+        data = [(item["name"], item["split"], item["content_hash"]) for item in seen_in(provenance)]
         name = data[0][0] if data else described["pretrained_on"] or f"unknown data ({Path(path).name})"
         return cls(name, described["backbone"], str(path), {}, tuple(data), described["pretrained_on"])
 
@@ -66,7 +64,7 @@ class Origin:
         for name, part, images in self.data:
             if images == content or (name == dataset and (part == split or "all" in (part, split) or name == "folder")):
                 return TRAINED
-            if name != dataset and _collection(name) and _collection(name) == _collection(dataset):
+            if name != dataset and collection(name) and collection(name) == collection(dataset):
                 return TRAINED  # split in different ways: a test class of one may train the other
         if self.pretrained_on and DATASETS[dataset].in_imagenet:
             return SIMILAR
@@ -119,7 +117,3 @@ def domain_table(entries: Sequence[tuple[Origin, str, Result]], left_out: Sequen
 
 def _column(result: Result) -> str:
     return f"{result.record.dataset}, {result.protocol}"
-
-
-def _collection(dataset: str) -> str:
-    return DATASETS[dataset].collection if dataset in DATASETS else ""

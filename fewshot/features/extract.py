@@ -9,14 +9,15 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from fewshot.backbones.base import PRECISIONS, Backbone
+from fewshot.backbones.wrapped import as_backbone
 from fewshot.core.checked import check_at_least
 from fewshot.core.errors import FewshotError
 from fewshot.core.provenance import versions
@@ -29,15 +30,18 @@ _PIECE_SECONDS = 5.0
 _PIECE = "{:09d}.safetensors"  # its first image
 
 
-def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: torch.device | str | None = None,
-          cache: str | Path | None = None, progress: bool = True, shard_batches: int = 50, crops: str = "",
-          precision: str = "float32") -> FeatureBank:
+def embed(bank: ImageBank, backbone: Backbone | nn.Module | Callable[[Tensor], Tensor], *, batch_size: int = 64,
+          device: torch.device | str | None = None, cache: str | Path | None = None, progress: bool = True,
+          shard_batches: int = 50, crops: str = "", precision: str = "float32") -> FeatureBank:
     """Features of every image of `bank`, in its order: FeatureBank [M, D] with the provenance of `describe`.
 
     The backbone works in eval mode without gradients and is put back into its mode. With BatchNorm on running
     statistics the features do not depend on `batch_size` beyond rounding; with `batch_norm="batch"` they do, and the
     batch size becomes part of the provenance.
 
+    backbone        made by `create_backbone` or `wrap_backbone`; or any nn.Module, or callable, from images [B, C, H, W] in
+                    [0, 1], channels and side as in the bank, to vectors [B, D]. A callable has no weights to know it by,
+                    so that its features cannot be cached
     device          where to compute; the backbone is moved there. None: where the backbone is
     cache           folder in which the result is kept as <key>.safetensors, the key being a hash of the provenance; a
                     bank found there is loaded. While an extraction runs, pieces of a few seconds, of `shard_batches` batches
@@ -50,8 +54,9 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
     precision       of the arithmetic in the backbone: "bfloat16" is faster on processors that have it and costs accuracy
                     (docs/scaling.md has both); the features are float32 in any case, and other ones
 
-    Raises FewshotError for an empty bank, and naming the image where features are NaN or infinite. Damaged cache files
-    are extracted again, and a cache that cannot be written is done without, both with a warning.
+    Raises FewshotError for an empty bank, for a network that makes maps or tokens, and naming the image where features are
+    NaN or infinite. Damaged cache files are extracted again, and a cache that cannot be written is done without, both with a
+    warning.
     """
     check_at_least(1, batch_size=batch_size, shard_batches=shard_batches)
     if not isinstance(bank, ImageBank):
@@ -60,6 +65,10 @@ def embed(bank: ImageBank, backbone: Backbone, *, batch_size: int = 64, device: 
         raise FewshotError(f"{bank.name}/{bank.split} holds no images to embed")
     if precision not in PRECISIONS:
         raise FewshotError(unknown_message("precision", str(precision), list(PRECISIONS)))
+    if cache is not None and not isinstance(backbone, nn.Module):
+        raise FewshotError("cache= with a plain callable, which nothing tells from another one; leave cache= out, or pass "
+                           "an nn.Module")
+    backbone = as_backbone(backbone, bank.images.shape[1], bank.images.shape[-1])
     cut = parse_crops(crops)
     provenance = describe(bank, backbone, batch_size) | ({} if cut is None else {"crops": str(cut)})
     if precision != "float32":
@@ -118,6 +127,8 @@ def describe(bank: ImageBank, backbone: Backbone, batch_size: int) -> dict:
     """Everything the features depend on, as plain JSON values: images, backbone, weights, transform, versions."""
     provenance = {"dataset": bank.name, "split": bank.split, "images_sha256": bank.content_hash, **backbone.describe(),
                   "torch": torch.__version__, "timm": versions()["timm"]}
+    if backbone.seen:
+        provenance["seen"] = backbone.seen
     if backbone.batch_norm == "batch":
         provenance["batch_size"] = batch_size
     return json.loads(json.dumps(provenance))

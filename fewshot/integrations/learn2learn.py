@@ -8,17 +8,15 @@ those at even places, with shots = queries and the items of a class side by side
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from fewshot.backbones.base import Backbone
 from fewshot.backbones.transform import ImageTransform
+from fewshot.backbones.wrapped import WrappedBackbone, batch_norms, wrap_backbone
 from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
@@ -118,63 +116,6 @@ def _places(shots: int, queries: int, even_odd: bool) -> tuple[Tensor, Tensor]:
     return (places[::2], places[1::2]) if even_odd else (places[:shots], places[shots:])
 
 
-class WrappedBackbone(Backbone):
-    """Any network as a backbone; made by `wrap_backbone`."""
-
-    def __init__(self, module: nn.Module, transform: ImageTransform, pretrained_on: str | None):
-        super().__init__(0, transform, pretrained_on)
-        self.module = module
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.pool(self.module(self.check(images)))
-
-    def spatial(self, x: Tensor) -> Tensor:
-        return maps if (maps := self.module(x)).ndim == 4 else super().spatial(x)
-
-    def pool(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3)) if x.ndim == 4 and self.options["pool"] == "mean" else x.flatten(1)  # [B, D]
-
-
-def wrap_backbone(module: nn.Module, channels: int, image_size: int, *, batch_norm: str = "running", pool: str = "flatten",
-                  mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,), pretrained_on: str | None = None,
-                  name: str | None = None) -> WrappedBackbone:
-    """`module`, any network from images to features, as a backbone in eval mode for `train`, `embed`, `evaluate` and
-    `save_weights`. It is held, not copied, and keeps its weights. Its `feature_dim` is found by a forward pass.
-
-    channels, image_size   of the images it takes, (x / 255 - mean) / std; others are adapted by the transform
-    batch_norm             "running" or "batch", see Backbone
-    pool                   of an output [B, C, h, w]: "flatten", or "mean" over h and w
-    name                   in results, by default its class; to tell networks apart that repr(module) and weights do not
-
-    Raises FewshotError where such images do not go through it, or BatchNorm keeps no running statistics to use.
-    """
-    name = name or type(module).__name__
-    if pool not in ("flatten", "mean"):
-        raise FewshotError(f"pool={pool!r}; choose 'flatten' or 'mean'")
-    if batch_norm == "running" and any(layer.running_mean is None for layer in _batch_norms(module)):
-        raise FewshotError(f"batch_norm='running', but {name} has BatchNorm layers without running statistics; choose "
-                           "batch_norm='batch' (an image's features then depend on its batch)")
-    weight = next(module.parameters(), torch.empty(0))
-    probe = torch.zeros(2, channels, image_size, image_size, device=weight.device, dtype=weight.dtype)
-    try:
-        with torch.no_grad():
-            features = module.eval()(probe)
-    except RuntimeError as error:
-        raise FewshotError(f"{name} does not take images {tuple(probe.shape)}: {error}") from error
-    if not isinstance(features, Tensor) or features.ndim < 2 or len(features) != len(probe):
-        raise FewshotError(f"{name} makes a {type(features).__name__} {tuple(getattr(features, 'shape', ()))} of images "
-                           f"{tuple(probe.shape)}; expected features [B, D] or a map [B, C, h, w]")
-    backbone = WrappedBackbone(module, ImageTransform(channels, image_size, mean, std), pretrained_on)
-    structure = hashlib.sha256(f"{type(module).__qualname__} {module!r}".encode()).hexdigest()[:16]
-    backbone.options = {"channels": channels, "image_size": image_size, "pool": pool, "structure": structure}
-    backbone.name, backbone.feature_dim, backbone.batch_norm = name, backbone.pool(features).shape[1], batch_norm
-    return backbone.eval()
-
-
-def _batch_norms(module: nn.Module) -> list[_BatchNorm]:
-    return [layer for layer in module.modules() if isinstance(layer, _BatchNorm)]
-
-
 class AlgorithmLearner(nn.Module, Method):
     """learn2learn's MAML or MetaSGD as a method on images; made by `wrap_algorithm`.
 
@@ -193,7 +134,7 @@ class AlgorithmLearner(nn.Module, Method):
         self.__dict__["algorithm"] = algorithm  # no submodule: its network would be in the state dict twice
         self.backbone, self.rates, self.settings, self.ways = backbone, rates, settings, backbone.feature_dim
         self.paper = f"{settings.paper}; learnables/learn2learn"
-        self.setting = "transductive" if backbone.batch_norm == "batch" and _batch_norms(backbone) else "inductive"
+        self.setting = "transductive" if backbone.batch_norm == "batch" and batch_norms(backbone) else "inductive"
 
     def adapt(self, support: Tensor, labels: Tensor, first_order: bool) -> Any:
         """A clone of the algorithm after the inner steps of the present mode on support [S, C, H, W], labels [S]."""

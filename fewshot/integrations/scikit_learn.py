@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from fewshot.backbones import Backbone, create_backbone, input_for
 from fewshot.core.arrays import as_array, as_tensor
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
-from fewshot.evaluation.one_episode import answer, fitted_method
+from fewshot.evaluation.one_episode import answer, doubt, fitted_method
 from fewshot.features.extract import embed
 from fewshot.features.transforms import TransformChain
 from fewshot.methods.contract import Method
@@ -25,10 +26,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     """`fit` stores X as the support; `predict` answers all given X together, as the queries of one episode.
 
     With a transductive method (pt_map is one) an answer therefore depends on the other rows of the same call: splitting X
-    into several calls changes it, and cross-validation scores each fold as one episode.
+    into several calls changes it, and cross-validation scores each fold as one episode. It needs about 5 rows a class, and
+    warns where it gets fewer.
 
-    method              name of a method on features, see `fewshot.list_methods()`
-    method_parameters   its hyper-parameters; in a grid: {"method_parameters": [{"scale": 5}, {"scale": 20}]}
+    method              name of a method on features, see `fewshot.list_methods()`. By default the nearest class mean: it is
+                        inductive, needs one row a class, has nothing to tune, and a shift or rotation of all features does
+                        not change it, as it does methods that compare directions. For features of a network, transforms="l2"
+                        is usually better
+    method_parameters   its hyper-parameters; in a grid: {"method_parameters": [{"scale": 5}, {"scale": 20}]}. A prior of the
+                        queries (query_prior) is "unknown" unless given: rows of one's own need not be balanced
     transforms          feature transforms before the method, e.g. "l2"
     backbone            None: X is features [n, D], float32 or float64 and computed in that. A name or a Backbone: X is
                         uint8 images [n, C, H, W], C = 1 or 3, all of one shape
@@ -45,7 +51,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     raise. Two classes at least are needed.
     """
 
-    def __init__(self, method: str = "pt_map", method_parameters: dict | None = None, transforms: str = "",
+    def __init__(self, method: str = "protonet", method_parameters: dict | None = None, transforms: str = "",
                  backbone: str | Backbone | None = None, weights: str | Path | None = None, base: ArrayLike | None = None,
                  batch_size: int = 64):
         self.method = method
@@ -89,8 +95,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if not len(rows):
             return np.empty((0, len(self.classes_)), dtype=self.support_.dtype)
         features = self._features(rows).astype(self.support_.dtype, copy=False)
+        fitted = self._fitted()
+        # Of a single row the method itself says so.
+        if len(rows) > 1 and (doubtful := doubt(*fitted, len(rows), len(self.classes_))):
+            warnings.warn(f"{self.method}: {doubtful}", stacklevel=2)
         found = answer(torch.tensor(self.support_), torch.tensor(self.support_labels_), torch.tensor(features),
-                       len(self.classes_), *self._fitted())
+                       len(self.classes_), *fitted)
         return found.numpy()
 
     def _fitted(self) -> tuple[Method, TransformChain]:

@@ -21,7 +21,7 @@ from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.datasets.files import Folder as FolderTree
 from fewshot.datasets.folder import Folder, refuse_splits
 from fewshot.datasets.images import Listing, decoded
-from fewshot.evaluation.one_episode import answer, fitted_method
+from fewshot.evaluation.one_episode import answer, doubt, fitted_method, parameters_of_own_data
 from fewshot.features.extract import embed
 from fewshot.labelling.answers import LOW, Answers
 from fewshot.labelling.contact_sheet import sheet
@@ -52,8 +52,9 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
 
     support      folder with one folder of images per class; shots may be unequal
     queries      folder of images, with all folders below it, or one image
-    method       any method on features; parameters: its hyper-parameters. Deviation: the temperature of protonet is 0.1
-                 unless given, see `TEMPERATURE`
+    method       any method on features; parameters: its hyper-parameters. Deviations: the temperature of protonet is 0.1
+                 unless given, see `TEMPERATURE`, and a prior of the queries is "unknown". A transductive one needs about
+                 `ENOUGH_QUERIES` images a class to label; with fewer a note says so
     backbone     name or instance; by default the one that `weights` belong to, else efficientnet_lite0 with ImageNet
                  weights
     weights      of the backbone, as for `create_backbone`
@@ -67,6 +68,7 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     """
     support, queries = Path(support).expanduser(), Path(queries).expanduser()
     parameters = {**({"temperature": TEMPERATURE} if method == "protonet" else {}), **(parameters or {})}
+    parameters = parameters_of_own_data(method, parameters)
     chosen, chain = fitted_method(method, parameters, transforms, base_bank)
     listing = _support_listing(support)
     tree, names = _query_files(queries, support)
@@ -94,8 +96,9 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     setting = "transductive" if transductive else "inductive"
     description = " ".join([method, *([f"({parameter_text(parameters)})"] if parameters else []),
                             *([f"after {chain}"] if chain.steps else []), f"on {network.name}"])
-    return Predictions(files, tuple(known.class_names), probabilities, setting, description,
-                       tuple(_notes(setting, method, chosen, network)), unreadable, repeated, known, images)
+    notes = _notes(setting, method, chosen, network, doubt(chosen, chain, len(images), len(known.class_names)))
+    return Predictions(files, tuple(known.class_names), probabilities, setting, description, tuple(notes), unreadable,
+                       repeated, known, images)
 
 
 def _support_listing(support: Path) -> Listing:
@@ -185,9 +188,11 @@ def _repeated(support: ImageBank, queries: ImageBank) -> dict[str, str]:
     return found
 
 
-def _notes(setting: str, name: str, method: Method, network: Backbone) -> Iterator[str]:
+def _notes(setting: str, name: str, method: Method, network: Backbone, doubtful: str) -> Iterator[str]:
     if setting == "transductive":
         yield f"{name} is used transductively: every answer depends on the other images that were labelled with it."
+    if doubtful:
+        yield f"{doubtful[0].upper()}{doubtful[1:]}."
     for assumption in method.assumes:
         yield f"{name} assumes {assumption}."
     if network.weights_id.startswith("random:"):

@@ -9,6 +9,7 @@ import inspect
 import numbers
 import types
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
 
 METHODS: Registry[type[Method]] = Registry("method")
 
+# A transductive method needs about this many queries a class. On glyphs (pixels, 5-way 1-shot, queries of classes as they
+# come) pt_map and tim_adm overtake the nearest prototype between 3 and 7, most others at 2; with one or two queries in all,
+# most are far below it.
+ENOUGH_QUERIES = 5
+
+
+def few_queries(queries: int, ways: int) -> str:
+    """What to say of a transductive answer to so few queries; nothing for enough of them."""
+    if queries >= ENOUGH_QUERIES * ways:
+        return ""
+    images = "1 query" if queries == 1 else f"{queries} queries"
+    return (f"{images} may be too few for a transductive answer, which needs about {ENOUGH_QUERIES} a class, here "
+            f"{ENOUGH_QUERIES * ways}; an inductive method, such as protonet or ridge, answers each alone")
+
 
 def _takes_its_inputs(function: Callable) -> Callable:
     """Images given to a method on features are the first mistake one makes: it is named before any arithmetic. Features
@@ -36,6 +51,9 @@ def _takes_its_inputs(function: Callable) -> Callable:
         if episodes.support.ndim != 3:
             raise FewshotError(f"{type(self).__name__} takes features [E, S, D]; support has shape "
                                f"{tuple(episodes.support.shape)}: embed the images first (`fewshot.embed` for a bank)")
+        # Only a single query is warned about here: an evaluation asks for few in thousands of calls, but for 2 at least.
+        if episodes.query.shape[1] == 1 and self.setting == "transductive" and function.__name__ == _reads(self):
+            warnings.warn(f"{type(self).__name__}: {few_queries(1, episodes.ways)}", stacklevel=2)
         weight = next(self.parameters(), None) if isinstance(self, nn.Module) else None
         working = episodes.working() if weight is None else episodes.to(weight.dtype)
         try:
@@ -72,6 +90,13 @@ def _takes_its_base(fit: Callable) -> Callable:
         return fit(self, base_bank.working())
 
     return working
+
+
+def _reads(method: Method) -> str:
+    """Which of the functions of a method the others leave its episodes to."""
+    if isinstance(method, IterativeMethod):
+        return "reduce" if isinstance(method, TwoStageMethod) else "refine"
+    return "forward" if isinstance(method, nn.Module) else "__call__"
 
 
 class Method(abc.ABC):

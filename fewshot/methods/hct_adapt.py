@@ -45,7 +45,7 @@ class HCTAdapt(IterativeMethod):
         labels = one_hot(episodes.support_labels, episodes.ways, episodes.support.dtype).transpose(1, 2)  # [E, N, S]
         trace = []
         for step in range(self.iterations):
-            episodes = episodes.with_features(centred_unit)
+            episodes = centred_unit(episodes)
             if step == 0:
                 means = l2_normalise(prototypes(episodes))
             assigned = (self.scale * cosine(episodes.query, means)).softmax(-1)  # [E, Q, N]

@@ -15,7 +15,7 @@ from fewshot.ops.features import standardise
 from fewshot.ops.linear import fit_logistic
 from fewshot.ops.prototypes import prototypes
 from fewshot.ops.span import to_span
-from fewshot.ops.transport import assignment, assumed_queries, query_marginals, sinkhorn
+from fewshot.ops.transport import assignment, assumed_queries, free_columns, query_marginals, sinkhorn
 
 VARIANTS = ("converged", "official")
 
@@ -26,7 +26,8 @@ class OpTA(TwoStageMethod):
     """The inference step of BECLR. Every feature vector is standardised over its channels (mean 0, unbiased standard
     deviation 1). A pass moves prototype n to the mean of the queries weighted by column n of the entropic transport
     plan between queries and prototypes, at costs |z - w|^2 divided by their maximum. logits are those of multinomial
-    logistic regression fitted to the N prototypes as its only training items.
+    logistic regression fitted to the N prototypes as its only training items. A single query would draw all prototypes
+    onto itself: they stay where they are.
 
     reg             entropy regularisation of the plan, relative to the largest cost
     passes, keep    number of passes, and the weight of the untransported prototypes after them; None for the authors'
@@ -71,6 +72,8 @@ class OpTA(TwoStageMethod):
         passes = self.passes if self.passes is not None else 5 if one_shot else 1
         keep = self.keep if self.keep is not None else 0.0 if one_shot else 0.3
         query = reduced.query
+        if query.shape[1] == 1:
+            passes = 0
         first = means = prototypes(reduced)
         converged = torch.ones(len(reduced), dtype=torch.bool, device=query.device)
         trace = [means]
@@ -90,7 +93,7 @@ class OpTA(TwoStageMethod):
     def _plan(self, cost: Tensor) -> tuple[Tensor, Tensor]:
         """(plan [E, Q, N], solved [E]) for cost [E, Q, N]; only the proportions within a column matter."""
         cost = cost / cost.amax((1, 2), keepdim=True).clamp_min(torch.finfo(cost.dtype).tiny)
-        if self.variant == "converged" or (isinstance(self.query_prior, str) and self.query_prior == "unknown"):
+        if self.variant == "converged" or free_columns(cost, self.query_prior):
             found = assignment(cost, self.reg, self.query_prior)
             return found.plan, found.converged
         queries = cost.shape[1]

@@ -14,7 +14,7 @@ from fewshot.ops.distances import l2_normalise
 from fewshot.ops.features import centred_unit, power_transform
 from fewshot.ops.prototypes import one_hot, prototypes
 from fewshot.ops.span import to_span
-from fewshot.ops.transport import Transport, assignment, assumed_queries, query_marginals, sinkhorn
+from fewshot.ops.transport import Transport, assignment, assumed_queries, free_columns, query_marginals, sinkhorn
 
 VARIANTS = ("converged", "official")
 
@@ -37,6 +37,8 @@ class PTMAP(TwoStageMethod):
                   by more than 1e-6, or after 1000 iterations. That is short of convergence, by how much depends on the
                   episode, and the rows of its plan, so exp(logits), do not quite sum to 1. The official program shares
                   the rule over a batch of tasks; here it holds for each episode alone.
+
+    A single query is centred by the mean of the support, and its plan has no column sums: its own would leave nothing of it.
 
     Works in the span of the points (the official code reduces by QR), see `fewshot.ops.span`.
     """
@@ -63,7 +65,7 @@ class PTMAP(TwoStageMethod):
     @torch.no_grad()
     def reduce(self, episodes: Episodes) -> Episodes:
         episodes = to_span(episodes.with_features(lambda x: power_transform(x, self.power)))
-        return episodes.with_features(lambda x: centred_unit(l2_normalise(x)))
+        return centred_unit(episodes.with_features(l2_normalise))
 
     @torch.no_grad()
     def solve(self, reduced: Episodes, history: bool = False) -> Refinement:
@@ -93,7 +95,7 @@ class PTMAP(TwoStageMethod):
         # |z|^2 is the same for every class, and a plan with given row sums does not depend on it. The product is several
         # times faster with the few classes in front.
         cost = torch.baddbmm(means.square().sum(-1, keepdim=True), means, query.transpose(1, 2), alpha=-2).transpose(1, 2)
-        if self.variant == "converged" or (isinstance(self.query_prior, str) and self.query_prior == "unknown"):
+        if self.variant == "converged" or free_columns(cost, self.query_prior):
             return assignment(cost, 1 / self.scale, self.query_prior, start)
         rows, cols = cost.new_ones(cost.shape[:2]), query_marginals(self.query_prior, cost)
         return sinkhorn(cost, rows, cols, 1 / self.scale, 1e-6, 1000, stop="row_sums")

@@ -45,12 +45,13 @@ def power_transform(x: Tensor, beta: float, epsilon: float = 1e-6) -> Tensor:
 def centre_episodes(episodes: Episodes, separately: bool = False) -> Episodes:
     """Subtract a mean of each episode: that of support and query together, or `separately` from each its own.
 
-    Unlabelled points are shifted by the joint mean, or by their own. Transductive: uses all queries.
+    Unlabelled points are shifted by the joint mean, or by their own. Transductive: uses all queries. A single point is
+    its own mean, which would leave nothing of it: it is shifted by the mean of the support.
     """
     parts = (episodes.support, episodes.query, episodes.unlabelled)
     means: list[Tensor | None]
     if separately:
-        means = [None if x is None else x.mean(1, keepdim=True) for x in parts]
+        means = [None if x is None else (x if x.shape[1] > 1 else episodes.support).mean(1, keepdim=True) for x in parts]
     else:
         shots, queries = episodes.support.shape[1], episodes.query.shape[1]
         total = episodes.support.sum(1, keepdim=True) + episodes.query.sum(1, keepdim=True)
@@ -94,9 +95,9 @@ def standardise(x: Tensor) -> Tensor:
     return (centred / deviation.clamp_min(torch.finfo(x.dtype).tiny)).masked_fill(flat, 0)
 
 
-def centred_unit(x: Tensor) -> Tensor:
-    """x [E, A, D] minus its mean over the A points, each then divided by its length."""
-    return l2_normalise(x - x.mean(dim=1, keepdim=True))
+def centred_unit(episodes: Episodes) -> Episodes:
+    """Support and queries each minus their own mean (see `centre_episodes`), every point then divided by its length."""
+    return centre_episodes(episodes, separately=True).with_features(l2_normalise)
 
 
 def channel_importance(x: Tensor, k: float = 1.3, released: bool = False) -> Tensor:

@@ -15,7 +15,8 @@ from fewshot.ops.prototypes import one_hot, prototypes
 def aligned(episodes: Episodes, norm: str = "un", base_mean: Tensor | None = None) -> Episodes:
     """The episodes normalised as by `normalise_episodes`, and the queries then moved by mean(support) - mean(query).
 
-    The shift assumes that support and query hold the classes in the same proportions.
+    The shift assumes that support and query hold the classes in the same proportions. A single query is not moved: it
+    would land on the mean of the support, whatever it is.
     """
     episodes = off_base_mean(episodes, norm, base_mean)
     support, query = episodes.support, episodes.query
@@ -25,7 +26,8 @@ def aligned(episodes: Episodes, norm: str = "un", base_mean: Tensor | None = Non
         support = l2_normalise(support)
         scale = nonzero(query.norm(dim=-1, keepdim=True)).reciprocal()  # [E, Q, 1]
     # Queries are scaled and moved in one pass: the mean of the scaled ones is a product with their scales.
-    shift = support.mean(dim=1, keepdim=True) - scale.transpose(1, 2) @ query / query.shape[1]
+    shift = support.mean(dim=1, keepdim=True) - scale.transpose(1, 2) @ query / query.shape[1] if query.shape[1] > 1 else \
+        query.new_zeros(len(query), 1, 1)
     return Episodes.trusted(support=support, support_labels=episodes.support_labels,
                             query=torch.addcmul(shift, query, scale), ways=episodes.ways, text=episodes.text,
                             unlabelled=episodes.unlabelled)

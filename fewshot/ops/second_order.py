@@ -1,4 +1,5 @@
-"""Convolution and BatchNorm whose second derivative is cheaper than PyTorch's; values and derivatives are the same.
+"""Second derivatives: convolution and BatchNorm whose are cheaper than PyTorch's, with the same values and derivatives;
+layers whose are missing there.
 
 PyTorch composes the derivative of BatchNorm's backward pass of many passes over the feature map; `_NormBackward` writes it
 as a fused one and a few sums. The derivative of a convolution's backward pass it computes as a convolution with kernels as
@@ -8,17 +9,81 @@ ordinary training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 _convolution, _convolution_backward = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
 _norm, _norm_backward = torch.ops.aten.native_batch_norm, torch.ops.aten.native_batch_norm_backward
+
+
+_MISSING = ("torch::autograd::NotImplemented", "torch::autograd::Error")  # nodes that raise when they are differentiated
+
+
+@contextlib.contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Within this context attention and F.hardsigmoid have second derivatives: of the kernels of attention only MATH has
+    one, of hardsigmoid none, so that it is written out. The values are the same up to rounding. Under vmap, too."""
+    with sdpa_kernel(SDPBackend.MATH), _WrittenOut():
+        yield
+
+
+class _WrittenOut(TorchFunctionMode):
+    def __torch_function__(self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is F.hardsigmoid:
+            return _hardsigmoid(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    return F.relu6(input + 3) / 6
+
+
+def differentiable(gradients: Iterable[Tensor]) -> bool:
+    """Whether gradients made with create_graph can be differentiated: no layer on the way lacks a second derivative."""
+    todo, seen = [gradient.grad_fn for gradient in gradients], set()
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in seen:
+            if node.name() in _MISSING:
+                return False
+            seen.add(node)
+            todo.extend(after for after, _ in node.next_functions)
+    return True
+
+
+def layer_without_second_derivative(network: nn.Module, images: Tensor) -> str | None:
+    """Name and kind of the innermost layer of `network` that has no second derivative in `twice_differentiable`; None where
+    none is found. Works on a copy."""
+    network, calls = copy.deepcopy(network), []
+
+    def watch(name: str, module: nn.Module) -> None:
+        module.register_forward_hook(lambda _module, inputs, named, _output: calls.append((name, module, inputs, named)),
+                                     with_kwargs=True)
+
+    for name, module in network.named_modules():
+        watch(name, module)
+    with torch.enable_grad(), twice_differentiable():
+        network(images)
+        for name, module, inputs, named in list(calls):  # a layer comes before those that contain it
+            leaves = [value.detach().requires_grad_() if torch.is_tensor(value) and value.is_floating_point() else value
+                      for value in inputs]
+            # Copies, because a layer may work in place.
+            output = module(*(value.clone() if torch.is_tensor(value) else value for value in leaves), **named)
+            outputs = output if isinstance(output, tuple) else (output,)
+            values = [value.square().sum() for value in outputs if torch.is_tensor(value) and value.requires_grad]
+            free = [value for value in (*leaves, *module.parameters()) if torch.is_tensor(value) and value.requires_grad]
+            if values and not differentiable(torch.autograd.grad(values, free, create_graph=True, materialize_grads=True)):
+                return f"{name} ({type(module).__name__})" if name else type(module).__name__
+    return None
 
 
 class CheapSecondOrder(TorchFunctionMode):

@@ -217,15 +217,24 @@ def assumed_queries(query_prior: str | Tensor | tuple[float, ...]) -> tuple[str,
     return ("balanced queries",) if query_prior == "balanced" else ()
 
 
+def free_columns(cost: Tensor, query_prior: str | Tensor | tuple[float, ...]) -> bool:
+    """Whether `assignment` leaves the column sums free: with an unknown prior, and for a single query."""
+    return cost.shape[1] == 1 or (isinstance(query_prior, str) and query_prior == "unknown")
+
+
 def assignment(cost: Tensor, reg: float, query_prior: str | Tensor | tuple[float, ...],
                start: Tensor | None = None) -> Transport:
     """Soft assignment of queries to classes, rows summing to 1, from cost [E, Q, N].
 
     With query_prior="unknown" the columns are free and the plan is softmax(-cost / reg) over N; otherwise it is the
-    `entropic_plan` whose column sums are `query_marginals`.
+    `entropic_plan` whose column sums are `query_marginals`. Both sums of a single query would leave its plan no choice but
+    the prior, whatever the costs: it is the softmax of log prior - cost / reg instead.
     """
-    if isinstance(query_prior, str) and query_prior == "unknown":
+    if free_columns(cost, query_prior):
         steps = torch.zeros(len(cost), dtype=torch.int64, device=cost.device)
         free = torch.zeros(len(cost), cost.shape[2], dtype=torch.float64, device=cost.device)
-        return Transport(torch.softmax(-cost / reg, dim=-1), steps, steps == 0, free)
+        scores = -cost / reg
+        if not isinstance(query_prior, str) or query_prior != "unknown":
+            scores = scores + query_marginals(query_prior, cost).log().to(cost.dtype).unsqueeze(1)
+        return Transport(torch.softmax(scores, dim=-1), steps, steps == 0, free)
     return entropic_plan(cost, cost.new_ones(cost.shape[:2]), query_marginals(query_prior, cost), reg, start=start)

@@ -11,6 +11,8 @@ from fewshot.evaluation.result import Result, compare
 from fewshot.reporting.naming import distinct_labels, natural, result_field, separating_fields, unique_results
 from fewshot.reporting.table import BEST, TIED, Cell, Table
 
+_PROTOTYPES = ("protonet", "simple_shot")
+
 
 def results_table(results: Iterable[Result], rows: Sequence[str] = ("backbone", "method"),
                   columns: str | Sequence[str] = "protocol", interval: str = "episodes") -> Table:
@@ -94,6 +96,10 @@ def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[
         kind = "bootstrap, half its length," if interval == "bootstrap" else "Student t"
         notes = [f"Accuracy in percent ± half width of the 95 % interval ({kind} over {_join(sizes)} episodes); the "
                  f"interval covers {covers}, not the choice of classes, backbone or training seed."]
+    if len(sizes) > 1:
+        notes += [f"{size} episodes: {_subject([r for r in results if len(r.correct) == size], results)}." for size in sizes]
+    untrained = sorted({result_field(r, "backbone") for r in results if str(r.record.weights).startswith("random:")})
+    notes += [f"Untrained weights: {_join(untrained)}."] if untrained else []
     sets = sorted({f"{r.record.dataset}, split {r.record.split}" for r in results})
     queries, seeds = sorted({r.record.queries for r in results}), sorted({r.record.seed for r in results})
     average = "" if all(r.record.query_distribution == "balanced" for r in results) else " (a mean where not balanced)"
@@ -113,6 +119,9 @@ def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[
     for text in dict.fromkeys(note for r in results for note in r.notes):
         subject = _subject([r for r in results if text in r.notes], results)
         notes.append(f"{'' if text.startswith(subject) else f'{subject}: '}{text}.")
+    below = [r for r in results if _at_or_below_prototypes(r, results)]
+    if below:
+        notes.append(f"No better than the nearest prototype on the same episodes: {_subject(below, results, True)}.")
     for r, label in zip(results, distinct_labels(results, ("protocol",)), strict=True):
         failed = 0 if r.converged is None else int((~r.converged).sum())
         if failed:
@@ -145,9 +154,19 @@ def _record(result: Result, mark: str) -> dict:
             "half_width_percent": 100 * half, "mark": mark, **result.record.to_dict(), **summary}
 
 
-def _subject(carriers: list[Result], results: Sequence[Result]) -> str:
-    """Nothing for all results, else the shortest description of exactly `carriers`."""
-    if len(carriers) == len(results):
+def _at_or_below_prototypes(result: Result, results: Sequence[Result]) -> bool:
+    """Whether a plain nearest prototype of the same features and episodes has at least the mean of `result`."""
+    def features(r: Result) -> tuple:
+        return r.fingerprint, *(result_field(r, name) for name in ("backbone", "weights", "backbone_options", "crops"))
+
+    return result.record.method not in _PROTOTYPES and any(
+        r.record.method in _PROTOTYPES and features(r) == features(result) and r.accuracy.mean >= result.accuracy.mean
+        for r in results)
+
+
+def _subject(carriers: list[Result], results: Sequence[Result], named: bool = False) -> str:
+    """The shortest description of exactly `carriers`; nothing for all results, unless they are to be `named`."""
+    if len(carriers) == len(results) and not named:
         return ""
     for name in ("backbone", "dataset", "method"):
         values = {result_field(r, name) for r in carriers}

@@ -140,9 +140,12 @@ class Table:
 
     _repr_html_ = to_html
 
-    def print(self, console: Console | None = None) -> None:
+    def print(self, console: Console | None = None, keys: bool = False) -> None:
         """To the terminal; bold cells also carry `*`, so that a redirected copy keeps the mark. Columns that do not fit
-        beside each other follow in further tables."""
+        beside each other follow in further tables.
+
+        keys   also name the beginnings of the runs' keys that tell them apart, as other commands take them
+        """
         console = console or Console()
         style = {BEST: "{} *", TIED: "{} †"}
         texts = [[self._text(cell, style) for cell in cells] for cells in self.cells]
@@ -166,6 +169,8 @@ class Table:
             start = stop
         for note in self.all_notes({BEST: "*", TIED: "†"}):
             console.print(Text(note), style="dim")
+        for line in self._key_lines(short=True) if keys else ():
+            console.print(Text(line), style="dim")
 
     def all_notes(self, symbols: dict[str, str]) -> list[str]:
         """The legend of the marks that occur, then the notes."""
@@ -183,8 +188,10 @@ class Table:
             number += f" ± {cell.factor * cell.half_width:.{cell.digits}f}"
         return style.get(cell.mark, "{}").format(written(number))
 
-    def _key_lines(self) -> list[str]:
-        return [f"run {cell.key}: {', '.join(label)}, {column}"
+    def _key_lines(self, short: bool = False) -> list[str]:
+        every = {cell.key for cells in self.cells for cell in cells if cell}
+        length = next(n for n in range(8, 65) if len({key[:n] for key in every}) == len(every)) if short else None
+        return [f"run {cell.key[:length]}: {', '.join(label)}, {column}"
                 for label, cells in zip(self.labels, self.cells, strict=True)
                 for column, cell in zip(self.columns, cells, strict=True) if cell and cell.key]
 

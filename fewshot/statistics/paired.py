@@ -43,13 +43,13 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> C
         raise FewshotError(f"{len(a)} and {len(b)} episodes cannot be paired; evaluate both on the same episodes")
     gap = a - b
     interval = mean_interval(gap, confidence, covers="episode sampling, paired")
-    # A gap that is the same everywhere has no spread to test against; without any gap t is 0/0: no evidence.
+    # A gap that is the same everywhere has no spread to test against; one episode, or no gap, is no evidence.
     varies = len(gap) > 1 and gap.std() > 1e-12
     if varies:
         t = gap.mean() / (gap.std(ddof=1) / np.sqrt(len(gap)))
         p_value = float(2 * special.stdtr(len(gap) - 1, -abs(t)))
     else:
-        p_value = float(not gap.any())
+        p_value = float(len(gap) == 1 or not gap.any())
     return Comparison(interval, float((gap > 0).mean()), float((gap == 0).mean()), p_value)
 
 

@@ -80,7 +80,7 @@ def episodes_needed(difference: float, deviation: float, power: float = 0.8, con
     high = 2
     while not enough(high):
         high *= 2
-    low = max(high // 2, 1)
+    low = high // 2  # not enough, or 1, which has no spread
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

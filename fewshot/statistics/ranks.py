@@ -26,8 +26,8 @@ class Ranking:
     critical_difference: float
     p_value: float
     blocks: int
-    confidence: float = 0.95
-    concordance: float = float("nan")
+    confidence: float
+    concordance: float
 
 
 def rank(values: ArrayLike, confidence: float = 0.95) -> Ranking:

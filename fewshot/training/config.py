@@ -36,7 +36,7 @@ _CHOICES = {"optimiser": OPTIMISERS, "schedule": SCHEDULES, "precision": PRECISI
             "head": HEADS, "validation_norm": VALIDATION_NORMS}
 _LATER: tuple[tuple[str, Any], ...] = (
     ("loss", "cross_entropy"), ("loss_parameters", {}), ("cycles", 1), ("cycle_gamma", 1.0), ("milestones", ()),
-    ("recipe_parameters", {}), ("augmentation", ""))
+    ("recipe_parameters", {}), ("augmentation", ""), ("freeze", True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,9 @@ class LoopConfig:
     ema_decay              decay of the exponential moving average of the weights, which is then what is validated and
                            kept; 0 is off. Step t uses min(ema_decay, (1 + t) / (10 + t)), so that early averages are
                            not dominated by the random initial weights
+    freeze                 parts of the backbone whose parameters are all frozen (requires_grad=False) run as in evaluation:
+                           BatchNorm by its recorded statistics, which do not change, and without dropout. False: as
+                           the parts that train. Without effect where nothing is frozen
     validation_ways, validation_shots, validation_queries   of validation episodes (queries per class)
     small_classes          "refuse" or "drop" classes with too few images for an episode, as in EpisodeSampler
     validate_every         intervals between validations, of which there is always one at the end; 0 is off (then the
@@ -87,6 +90,7 @@ class LoopConfig:
     gradient_clip: float = 0.0
     precision: str = "float32"
     ema_decay: float = 0.0
+    freeze: bool = True
     validation_ways: int = 5
     validation_shots: int = 1
     validation_queries: int = 5
@@ -115,6 +119,8 @@ class LoopConfig:
         if not isinstance(self.nesterov, bool) or (self.nesterov and self.momentum == 0):
             raise FewshotError(f"nesterov={self.nesterov!r} with momentum={self.momentum}; pass True or False, and "
                                "True only with a positive momentum")
+        if not isinstance(self.freeze, bool):
+            raise FewshotError(f"freeze={self.freeze!r}; pass True or False")
         if self.lr_min > self.lr:
             raise FewshotError(f"lr_min={self.lr_min} exceeds lr={self.lr}; the schedules only go down")
         if self.early_stopping_patience and not self.validate_every:

@@ -18,6 +18,7 @@ def first_non_finite(learner: nn.Module, answer: Callable[[], Tensor]) -> str | 
     Runs the network once more, so call it only when training is over anyway.
     """
     for module in learner.modules():
+        module._compiled_call_impl = None  # hooks are not seen by compiled calls
         if isinstance(module, GradientLearner):
             module.vectorise = False  # hooks cannot look into tensors under vmap
     weights = _first_bad(dict(learner.named_parameters()))

@@ -61,7 +61,8 @@ def train(config: TrainConfig, train_bank: ImageBank, val_bank: ImageBank | None
     """Minimise the mean of config.loss over episodes of `train_bank`; keep the weights best on `val_bank`.
 
     config     settings, see TrainConfig
-    backbone   the initial weights; it is copied, not changed. Its device is used
+    backbone   the initial weights; it is copied, not changed. Its device is used. What `torch.compile` returns is trained
+               compiled (without it where a method holds the network itself, as maml does) and stored under its own names
     method     an instance to use instead of config.method with config.parameters, for methods whose constructor needs
                more than plain values. The weights of an nn.Module are trained, too
     out        folder: checkpoints/, tensorboard/, history.csv and .json, result.json and, last, weights.safetensors (of

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewshot.backbones.base import Backbone
+from fewshot.core.compiled import compile_like, plain
 from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.episodes.types import Episodes
@@ -39,7 +40,7 @@ class Learner(Trained):
         super().__init__()
         self.backbone, self.method, self.precision = backbone, method, precision
         self.config = TrainConfig() if config is None else config
-        self.losses = self.config.losses
+        self.losses, self.freeze = self.config.losses, self.config.freeze
 
     def forward(self, episodes: Episodes) -> Tensor:
         return self._apply_to(episodes, self.method)  # [E, Q, N]
@@ -91,6 +92,7 @@ class Learner(Trained):
 def make_learner(config: TrainConfig, backbone: Backbone, method: Method | None) -> Learner:
     """A learner of copies of `backbone` and `method` (created from the config where None), so that training leaves the
     caller's untouched. Raises FewshotError for a method that cannot be trained or is not the configured one."""
+    model, backbone = backbone, plain(backbone)
     if method is None:
         with isolated_rng(config.seed):  # the weights of a method must be the same when the run is resumed
             method = create_method(config.method, **config.parameters)
@@ -111,6 +113,8 @@ def make_learner(config: TrainConfig, backbone: Backbone, method: Method | None)
                            "validate with as many ways as you train with, or choose proto_maml")
     # Copied together: a method may hold the same backbone.
     learner = Learner(*copy.deepcopy((backbone, method)), config.precision, config)
+    if learner.method.inputs == "features":  # the others need the network itself
+        compile_like(learner.backbone, model)
     _check_losses(config, learner)
     if not any(p.requires_grad for p in learner.parameters()):
         raise FewshotError("neither the backbone nor the method has a parameter with requires_grad=True: there is "

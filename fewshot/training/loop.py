@@ -37,6 +37,7 @@ from fewshot.training.record import (
     exclusive,
     identify,
     is_finished,
+    note_seen,
     read_result,
     refuse_other_run,
     write_result,
@@ -241,6 +242,7 @@ def _optimise(task: Task, run: dict, out: Path, progress: bool, team: Team) -> N
     outcome = {"steps": state.step, "stopped": "early stopping" if out_of_patience else "all steps",
                "best_step": best["step"], "validation_accuracy": best["accuracy"],
                "validation_half_width": best["half_width"], "brightness": task.train_bank.brightness}
+    note_seen(learner, task.train_bank, task.val_bank if config.validate_every else None)
     team.from_first(lambda: write_result(out, run, config, learner, outcome))
 
 

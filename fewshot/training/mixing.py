@@ -44,7 +44,7 @@ def mixed_features(backbone: Backbone, images: Tensor, order: Tensor, share: flo
         return backbone(mix(images))
     handle = backbone.stages()[place - 1].register_forward_hook(lambda _module, _inputs, output: mix(output))
     try:
-        return backbone(images)
+        return backbone.forward(images)  # a compiled call would not see the hook
     finally:
         handle.remove()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from fewshot.backbones import Backbone, load_weights, save_weights
+from fewshot.backbones.seen import seen_data
 from fewshot.backbones.weights import read_method
 from fewshot.core import provenance
 from fewshot.core.errors import FewshotError
@@ -69,7 +71,16 @@ def identify(config: LoopConfig, train_bank: ImageBank, val_bank: ImageBank | No
            "val_bank": _describe(val_bank) if config.validate_every and val_bank is not None else None,
            "method": learner.describe(),
            "backbone": learner.backbone.describe(), "initial_weights": state_sha256(learner.state_dict())}
+    frozen = sorted(name for name, value in learner.backbone.named_parameters() if not value.requires_grad)
+    if frozen:
+        run["frozen"] = f"{len(frozen)} parameters, {hashlib.sha256(json.dumps(frozen).encode()).hexdigest()[:16]}"
     return json.loads(json.dumps(run))  # tuples become lists, as they do in the stored one
+
+
+def note_seen(learner: Trained, train_bank: ImageBank, val_bank: ImageBank | None) -> None:
+    """Let the backbone know what it was trained on and chosen by, beside what it knew."""
+    found = [seen_data("trained", train_bank), *([] if val_bank is None else [seen_data("chosen", val_bank)])]
+    learner.backbone.seen = [*learner.backbone.seen, *(item for item in found if item not in learner.backbone.seen)]
 
 
 def refuse_other_run(out: Path, stored: dict, run: dict) -> None:

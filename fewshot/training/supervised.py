@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewshot.backbones import Backbone
+from fewshot.core.compiled import compile_like, plain
 from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import derived_seed
 from fewshot.data.banks import ImageBank
@@ -29,9 +30,9 @@ class Classifier(Trained):
 
     method: Objective
 
-    def __init__(self, backbone: Backbone, objective: Objective, precision: str = "float32"):
+    def __init__(self, backbone: Backbone, objective: Objective, precision: str = "float32", freeze: bool = True):
         super().__init__()
-        self.backbone, self.method, self.precision = backbone, objective, precision
+        self.backbone, self.method, self.precision, self.freeze = backbone, objective, precision, freeze
 
     def loss(self, images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(mean loss, logits [B, classes]) of stored images [B, C, H, W]."""
@@ -106,6 +107,7 @@ def train_supervised(config: SupervisedConfig, train_bank: ImageBank, val_bank: 
     classes = len(train_bank.labels.unique())
     if classes < 2:
         raise FewshotError(f"train_bank holds images of {classes} classes; classification needs at least 2")
+    model, backbone = backbone, plain(backbone)
     if objective is None:
         objective = make_objective(config, classes, backbone)
     elif config.recipe in OBJECTIVES and not isinstance(objective, cast(type, OBJECTIVES[config.recipe])):
@@ -115,7 +117,8 @@ def train_supervised(config: SupervisedConfig, train_bank: ImageBank, val_bank: 
     backbone, objective = copy.deepcopy((backbone, objective))
     if not any(p.requires_grad for p in backbone.parameters()):
         raise FewshotError("no parameter of the backbone has requires_grad=True: there is nothing to train")
-    learner = Classifier(backbone, objective, config.precision)
+    compile_like(backbone, model)
+    learner = Classifier(backbone, objective, config.precision, config.freeze)
     objective.to(learner.device)
     task = ClassificationTask(config, train_bank, val_bank, learner, augment)
     return run_training(task, out, progress, resume, augment=repr(augment))

@@ -8,16 +8,32 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.backbones.base import Backbone
 from fewshot.methods.contract import Method
 
 
 class Trained(nn.Module, abc.ABC):
-    """The weights of a training: a backbone, and the method or objective that stands on it."""
+    """The weights of a training: a backbone, and the method or objective that stands on it.
+
+    freeze   in train mode, parts of the backbone whose parameters are all frozen (requires_grad=False) stay in evaluation
+             mode: their BatchNorm statistics do not change, and nothing in them is dropped
+    """
 
     backbone: Backbone
     method: Method | nn.Module
+    freeze: bool = True
+
+    def train(self, mode: bool = True) -> Trained:
+        super().train(mode)
+        for part in frozen_parts(self.backbone) if mode and self.freeze else ():
+            part.eval()
+            for layer in part.modules():
+                if isinstance(layer, _BatchNorm):  # which in a part of a backbone does not know of its `batch_norm`
+                    layer.training = getattr(self.backbone, "batch_norm", "running") == "batch"
+                    layer.track_running_stats = not layer.training
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -26,6 +42,14 @@ class Trained(nn.Module, abc.ABC):
     @abc.abstractmethod
     def describe(self) -> str:
         """What stands on the backbone, with its settings."""
+
+
+def frozen_parts(network: nn.Module) -> list[nn.Module]:
+    """The largest modules that have parameters, none of which requires a gradient."""
+    parameters = list(network.parameters())
+    if parameters and not any(value.requires_grad for value in parameters):
+        return [network]
+    return [part for child in network.children() for part in frozen_parts(child)]
 
 
 class Trainable(Protocol):

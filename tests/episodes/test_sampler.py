@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import gammaincinv
 
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank
-from fewshot.episodes.sampler import EpisodeSampler, _published_rounding
+from fewshot.episodes.sampler import EpisodeSampler, _dirichlet_shares, _published_rounding
 
 LABELS = np.repeat(np.arange(30), 40)
 PROTOCOLS = [{}, {"shots": 5}, {"ways": 20, "queries": 7}, {"query_distribution": "dirichlet"},
@@ -80,6 +81,26 @@ def test_dirichlet_proportions():
     assert torch.allclose(share.mean(0), torch.full((5,), 0.2, dtype=torch.float64), atol=0.01)
     # Var of one component of Dir(2,2,2,2,2) is 0.2 * 0.8 / 11.
     assert abs(float(share.var(0).mean()) - 0.16 / 11) < 0.001
+
+
+@pytest.mark.parametrize("alpha", [1e-2, 1e-3, 1e-5, 1e-300, 1e-310])
+def test_dirichlet_of_a_small_alpha_gives_all_queries_to_one_class(alpha):
+    labels = np.repeat(np.arange(20), 100)
+    indices = EpisodeSampler(labels, queries=3, query_distribution="dirichlet", alpha=alpha).indices(0, 4000)
+    counts = torch.nn.functional.one_hot(indices.query_labels, 5).sum(1)
+    assert (counts.sum(1) == 15).all() and (counts.amax(1) == 15).float().mean() > (0.8 if alpha == 1e-2 else 0.98)
+    assert (counts.argmax(1).bincount(minlength=5) / 4000 - 0.2).abs().max() < 0.03  # every class as often
+    ways = EpisodeSampler(labels, (2, 5), queries=3, query_distribution="dirichlet", alpha=alpha)
+    assert all((i.query_labels < i.ways).all() for _, i in ways.buckets(0, 200))
+
+
+def test_dirichlet_shares_of_logarithms_are_those_of_the_quantiles():
+    """A factor common to all numbers changes no proportions of tiny quantiles, and makes them too small for a float."""
+    uniform, alpha = np.array([[0.9, 0.8999, 0.5]]), 0.002
+    assert (gammaincinv(alpha, uniform) > 0).all() and (gammaincinv(alpha, uniform * 0.1) == 0).all()
+    quantiles = _dirichlet_shares(uniform, alpha, np.ones((1, 3), bool))
+    np.testing.assert_allclose(_dirichlet_shares(uniform * 0.1, alpha, np.ones((1, 3), bool)), quantiles, rtol=1e-6)
+    assert 0.4 < quantiles[0, 1] < 0.5
 
 
 def test_dirichlet_moves_what_a_class_does_not_have():

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.episodes.types import Episodes
-from tests.conftest import random_episodes
 
 
 def parts(**changes):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import groupby
 
 import pytest
 import torch
@@ -238,20 +239,82 @@ from fewshot.evaluation.evaluate import evaluate
 from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store
 bank = FeatureBank(torch.randn(600, 256, generator=torch.Generator().manual_seed(0)), torch.arange(600) % 20)
-print("ready", flush=True)
 for seed in range(1000):
     evaluate(Run(episodes=300, seed=seed), bank, store=Store(sys.argv[1]))
+    print("stored", flush=True)
 """
 
 
-@pytest.mark.parametrize("delay", [0.05, 0.4])
-def test_a_killed_evaluation_leaves_nothing_that_looks_finished(tmp_path, delay):
+def visible(folder):
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+def test_a_killed_evaluation_leaves_nothing_that_looks_finished(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(delay)
+    for _ in range(3):
+        assert process.stdout.readline() == "stored\n"
+    time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    for result in Store(tmp_path):  # raises on anything half-written
-        assert result.accuracy.n == 300
-    for folder in tmp_path.iterdir():
-        assert folder.name.startswith(".") or (folder / "result.json").is_file()
+    bank = FeatureBank(torch.randn(600, 256, generator=torch.Generator().manual_seed(0)), torch.arange(600) % 20)
+    assert len(visible(tmp_path)) >= 3
+    for folder in visible(tmp_path):
+        stored = Store.read(folder)  # raises on anything half-written
+        made = evaluate(stored.record, bank)
+        assert folder.name == made.record.key and torch.equal(stored.correct, made.correct)
+        assert stored.fingerprint == made.fingerprint
+
+
+# Saves in a child process that kills itself before its n-th call to the file system, for every n until it comes through.
+KILLED_WHILE_SAVING = """
+import os, signal, sys, torch
+from pathlib import Path
+from fewshot.data.banks import FeatureBank
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.run import Run
+from fewshot.evaluation.store import Store
+torch.set_num_threads(1)
+bank = FeatureBank(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 6)
+result = evaluate(Run(episodes=50, queries=5), bank)
+
+def killing(root, steps):
+    def hook(event, arguments):
+        nonlocal steps
+        if any(str(argument).startswith(str(root)) for argument in arguments):
+            if not steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+            steps -= 1
+    return hook
+
+for before in ("nothing", "earlier"):
+    steps, code = 0, None
+    while code != 0:
+        root = Path(sys.argv[1]) / f"{before}-{steps:03d}"
+        if before == "earlier":
+            Store(root).save(result)
+        child = os.fork()
+        if child == 0:
+            sys.addaudithook(killing(root, steps))
+            Store(root).save(result)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert code in (0, -signal.SIGKILL), code
+        steps += 1
+"""
+
+
+def test_a_save_killed_at_any_step_leaves_a_whole_result_or_none(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], check=True, timeout=200)
+    bank = FeatureBank(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 6)
+    made, there = evaluate(Run(episodes=50, queries=5), bank), {"nothing": [], "earlier": []}
+    for root in sorted(tmp_path.iterdir()):
+        found = visible(root) if root.exists() else []
+        there[root.name.partition("-")[0]].append(len(found))
+        for folder in found:
+            stored = Store.read(folder)
+            assert folder.name == made.record.key and torch.equal(stored.correct, made.correct)
+            assert stored.fingerprint == made.fingerprint
+    # At least a folder, three files and a move; an earlier result is away only while the new one takes its place.
+    assert there["nothing"] == sorted(there["nothing"]) and there["nothing"].count(0) >= 5 and there["nothing"][-1] == 1
+    assert [count for count, _ in groupby(there["earlier"])] in ([1], [1, 0, 1])
+    assert len(there["earlier"]) > len(there["nothing"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewshot.contract.check_method import check_method, check_promise, subject_of
+from fewshot.contract.check_method import candidate_of, check_method, check_promise
 from fewshot.contract.checks import PROMISES
 from fewshot.contract.synthetic import above_chance
 from fewshot.core.errors import FewshotError
@@ -81,7 +81,7 @@ def test_wrong_methods_are_caught(method, first):
     (CentresOnTheQueries, "inductive", 'declare setting = "transductive"'),
     (ReshapesTheSupport, "unequal_shots", "RuntimeError: shape .* is invalid .*Count the labels")])
 def test_each_promise_names_what_is_broken(method, name, found):
-    subject = subject_of(method())
+    subject = candidate_of(method())
     with pytest.raises(FewshotError, match=f"'{name}'.*{found}"):
         check_promise(subject, name)
 

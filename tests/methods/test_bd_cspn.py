@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.bd_cspn import BDCSPN
 from fewshot.ops.rectification import aligned, rectified_prototypes
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_distances, check_soft
 
 CODE = [("bd_cspn", {"variant": "code", "queries": "unshifted", "temperature": 1.0}, "bdcspn_code"),

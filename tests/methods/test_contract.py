@@ -9,8 +9,8 @@ import torch
 
 from fewshot.contract.check_method import Candidate, candidate_of, check_promise, synthetic_base
 from fewshot.contract.checks import PROMISES
+from fewshot.contract.synthetic import random_episodes
 from fewshot.methods import METHODS, IterativeMethod, create_method
-from tests.conftest import random_episodes
 
 # Cases that are no method of their own: a setting that gives a method weights.
 WITH_WEIGHTS = {"matching_net+full_context": {"full_context": True}}

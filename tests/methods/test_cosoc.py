@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods import cosoc
 from fewshot.methods.cosoc import Cosoc
 from fewshot.methods.simple_shot import SimpleShot
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 
 # The 256 features of an item stand for four crops of 64 (tests/official/cosoc.py).

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.contract import create_method
 from fewshot.methods.em_dirichlet import name_clusters
-from tests.conftest import random_episodes
 from tests.oracle import inputs_of, load_inputs, load_outputs
 
 AGREEMENT = [("em_dirichlet", {"k_eff": 5}, "em_dirichlet")]

@@ -5,13 +5,13 @@ import pytest
 import sklearn.linear_model
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank
 from fewshot.episodes.types import Episodes
 from fewshot.methods.free_lunch import FreeLunch
 from fewshot.methods.logistic_regression import LogisticRegression
 from fewshot.ops.features import tukey_transform
-from tests.conftest import random_episodes
 
 
 def base_bank(classes=8, items=30, dim=16, dtype=torch.float64):

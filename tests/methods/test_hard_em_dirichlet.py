@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.methods.contract import create_method
-from tests.conftest import random_episodes
 from tests.oracle import inputs_of, load_inputs, load_outputs
 
 # The official outputs are one-hot: labels are compared. tests/methods/test_em_dirichlet.py has the plain loop.

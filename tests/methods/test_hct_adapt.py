@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.hct_adapt import HCTAdapt
-from tests.conftest import random_episodes
 
 
 def unit(x):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.kmeans import KMeans
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_labels
 
 AGREEMENT = [("kmeans", {"clamp_support": False}, "slk_kmeans_nolap")]

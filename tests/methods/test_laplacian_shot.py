@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank
 from fewshot.methods.contract import create_method
 from fewshot.methods.laplacian_shot import LaplacianShot
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 
 SETTINGS = {"norect": {"rectify": False}, "rect": {}, "rect_unshifted": {"queries": "unshifted"}}

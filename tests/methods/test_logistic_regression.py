@@ -5,11 +5,11 @@ import pytest
 import sklearn.linear_model
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.logistic_regression import LogisticRegression
 from fewshot.ops.distances import l2_normalise
 from fewshot.ops.linear import fit_logistic
-from tests.conftest import random_episodes
 from tests.oracle import inputs_of, load_inputs, load_outputs
 
 AGREEMENT = [("logistic_regression", {}, "rfs_lr")]

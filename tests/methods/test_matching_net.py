@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.matching_net import VARIANTS, FullContext, MatchingNet
 from fewshot.methods.nearest_neighbour import NearestNeighbour
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 from tests.methods.metric_learning import fit_four_episodes
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.nearest_neighbour import NearestNeighbour
 from fewshot.methods.protonet import ProtoNet
-from tests.conftest import random_episodes
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])

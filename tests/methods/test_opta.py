@@ -6,9 +6,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.contract import create_method
-from tests.conftest import random_episodes
 from tests.oracle import inputs_of, load_inputs, load_outputs
 
 AGREEMENT = [("opta", {"variant": "official"}, "opta_lr")]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.protonet import ProtoNet
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_labels
 from tests.oracle import inputs_of, load_inputs, load_outputs
 

@@ -5,9 +5,9 @@ import ot
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.contract import create_method
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 from tests.oracle import inputs_of, load_inputs, load_outputs
 

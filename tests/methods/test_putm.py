@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.contract import create_method
 from fewshot.ops.features import power_transform
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 
 AGREEMENT = [("putm", {"variant": "official"}, "putm_balanced"),

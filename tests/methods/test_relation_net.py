@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from fewshot.backbones import create_backbone
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank
 from fewshot.episodes.types import Episodes
@@ -16,7 +17,6 @@ from fewshot.evaluation.run import Run
 from fewshot.methods import create_method
 from fewshot.methods.relation_net import RelationModule, RelationNet
 from fewshot.ops import chunked
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 from tests.methods.metric_learning import fit_four_episodes
 from tests.training.runs import tiny

@@ -5,10 +5,10 @@ import pytest
 import sklearn.linear_model
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.ridge import Ridge
 from fewshot.ops.linear import fit_ridge
-from tests.conftest import random_episodes
 
 
 @pytest.mark.parametrize("intercept", [True, False])

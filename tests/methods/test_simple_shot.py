@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank
 from fewshot.methods.protonet import ProtoNet
 from fewshot.methods.simple_shot import SimpleShot
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_distances, check_soft
 
 LABELS = [("simple_shot", {"norm": norm}, f"simpleshot_{norm}") for norm in ("un", "l2n", "cl2n")]

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.kmeans import KMeans
 from fewshot.methods.slk_means import SLKMeans
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_labels
 from tests.methods.test_kmeans import compare_with_reference
 

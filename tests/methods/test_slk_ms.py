@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.kmeans import KMeans
 from fewshot.methods.slk_ms import SLKMS
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_labels, prepared
 from tests.methods.test_kmeans import compare_with_reference
 from tests.oracle import inputs_of, load_inputs, load_outputs

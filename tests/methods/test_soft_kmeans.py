@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.features.transforms import parse_transforms
 from fewshot.methods import METHODS, create_method, method_parameters
 from fewshot.methods.soft_kmeans import EasyTransductive, SoftKMeans
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 
 AGREEMENT = [("easy_transductive", {}, "easy_softkmeans")]

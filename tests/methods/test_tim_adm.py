@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.methods.contract import create_method
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 
 AGREEMENT = [("tim_adm", {}, "tim_adm")]

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.contract import create_method
 from fewshot.ops.entropy import information_gradient
-from tests.conftest import random_episodes
 from tests.methods.agreement import check_soft
 
 REALISTIC = {"cross_entropy": 1.0, "marginal": 1.0, "conditional": 1.0}

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import softplus
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.contract import create_method, method_parameters
-from tests.conftest import SHARED, random_episodes
+from tests.conftest import SHARED
 from tests.methods.agreement import check_soft
 from tests.oracle import inputs_of, load_outputs
 

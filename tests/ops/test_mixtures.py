@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.ops.dirichlet import dirichlet_mm
@@ -12,7 +13,6 @@ from fewshot.ops.mixtures import (
     gaussian_em,
     simplex_features,
 )
-from tests.conftest import random_episodes
 
 
 def dirichlet_problem(seed=0, episodes=3, ways=2, dim=4):

@@ -9,8 +9,10 @@ from torch import nn
 from torch.autograd import grad, gradcheck, gradgradcheck
 
 from fewshot.backbones import create_backbone
+from fewshot.core.errors import FewshotError
+from fewshot.core.seeding import isolated_rng
 from fewshot.methods import create_method
-from fewshot.ops.second_order import CheapSecondOrder, batch_norm, conv2d
+from fewshot.ops.second_order import CheapSecondOrder, batch_norm, conv2d, differentiable, twice_differentiable
 from tests.methods.image_episodes import image_episodes, loss_and_gradients, network
 
 GEOMETRIES = [{}, {"padding": 1}, {"stride": 2, "padding": (1, 0)}, {"dilation": 2, "padding": 2}, {"groups": 2}]
@@ -21,9 +23,10 @@ def tensors(*shapes, dtype=torch.float64):
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes)
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-@pytest.mark.parametrize("fixed", ["nothing", "images", "weights", "bias"])
+@pytest.mark.parametrize(("geometry", "fixed"), [
+    *((geometry, "nothing") for geometry in GEOMETRIES), *(({}, fixed) for fixed in ("images", "weights", "bias"))], ids=str)
 def test_convolution(geometry, fixed):
+    """What has no gradient is left out in one place, whatever the geometry."""
     x, weight, bias = tensors((2, 2, 4, 5), (2, 2 // geometry.get("groups", 1), 3, 3), (2,))
     call = {"nothing": (lambda *t: conv2d(*t, **geometry), (x, weight, bias)),
             "images": (lambda *t: conv2d(x.detach(), *t, **geometry), (weight, bias)),
@@ -152,3 +155,91 @@ def test_maps_of_one_channel_images_have_their_channels_last():
     labels = torch.arange(2).expand(2, -1).contiguous()
     learner.loss(type(image_episodes()[0])(images, labels, images, 2), labels)
     assert len(seen) == 4 and all(seen)
+
+
+# -- layers whose second derivative PyTorch lacks ------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Patches of a 6 x 6 image attend to each other; then a hard sigmoid and distances to learned points."""
+
+    feature_dim = 5
+
+    def __init__(self):
+        super().__init__()
+        with isolated_rng(0):
+            self.project, self.mix = nn.Linear(4, 12), nn.Linear(4, 4)
+            self.gate = nn.Hardsigmoid(inplace=True)
+            self.points = nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, images):
+        patches = F.unfold(images, 2, stride=2).transpose(1, 2)  # [B, 9, 4]
+        q, k, v = self.project(patches).unsqueeze(1).chunk(3, -1)
+        x = F.scaled_dot_product_attention(q, k, v).mean((1, 2))  # [B, 4]
+        return torch.cdist(self.gate(3 * self.mix(x)), self.points)
+
+
+@pytest.mark.parametrize("settings", [{}, {"vectorise": True}, {"checkpoint": True}], ids=str)
+@pytest.mark.parametrize("name", ["maml", "proto_maml"])
+def test_meta_gradient_through_attention_hardsigmoid_and_distances(name, settings):
+    episodes, labels = image_episodes(episodes=2, ways=2, queries=4)
+    network = Attention().double()
+    learner = create_method(name, inner_lr=0.1, inner_steps=2, first_order=False, **settings)
+    learner = learner.with_backbone(network, 2).double().train()
+    weights = list(network.parameters())
+    _, found = loss_and_gradients(learner, episodes, labels)
+    for weight in weights:
+        with torch.no_grad():
+            direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            values = []
+            for step in (1e-5, -2e-5):
+                weight += step * direction
+                values.append(learner.loss(episodes, labels)[0].item())
+            weight += 1e-5 * direction
+        name = next(name for name, value in learner.named_parameters() if value is weight)
+        numerical = (values[0] - values[1]) / 2e-5
+        assert (found[name] * direction).sum().item() == pytest.approx(numerical, rel=1e-5, abs=1e-9), name
+
+
+def test_attention_and_hardsigmoid_keep_their_values():
+    x, = tensors((3, 2, 7, 8))
+    with twice_differentiable():
+        found = F.scaled_dot_product_attention(x, x, x), nn.Hardsigmoid()(3 * x), F.hardsigmoid(input=3 * x)
+    expected = F.scaled_dot_product_attention(x, x, x), F.hardsigmoid(3 * x), F.hardsigmoid(3 * x)
+    torch.testing.assert_close(found, expected, atol=1e-14, rtol=0)
+    assert not differentiable(grad(expected[0].square().sum(), x, create_graph=True))
+    assert not differentiable(grad(expected[1].square().sum(), x, create_graph=True))
+    assert differentiable(grad(found[0].square().sum() + found[1].square().sum(), x, create_graph=True))
+
+
+class OnceOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        return 2 * g
+
+
+class Once(nn.Module):
+    def forward(self, x, *, times=1):
+        return OnceOnly.apply(x)
+
+
+def test_the_layer_without_second_derivative_is_named():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Sequential(nn.BatchNorm2d(4), Once()),
+                            nn.Flatten())
+    episodes, labels = image_episodes(dtype=torch.float32)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    learner = create_method("maml", inner_steps=1).with_backbone(network, 3, feature_dim=64).train()
+    with torch.no_grad():
+        learner(episodes)  # needs none, and must not hide that training does
+    with pytest.raises(FewshotError, match=r"layer 2\.1 \(Once\) of the backbone has no second.*choose first_order=True"):
+        learner.loss(episodes, labels)
+    torch.testing.assert_close(network[0].weight, before["0.weight"])
+    assert not network[2][1]._forward_hooks
+    assert learner.eval()(episodes).shape == (3, 7, 3)
+    first = create_method("maml", inner_steps=1, first_order=True).with_backbone(network, 3, feature_dim=64).train()
+    assert "backbone.0.weight" in loss_and_gradients(first, episodes, labels)[1]

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.episodes.types import Episodes
 from fewshot.ops.span import principal_coordinates, span_coordinates, to_span, to_support_span
-from tests.conftest import random_episodes
 
 
 def gram(x):

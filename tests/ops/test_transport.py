@@ -146,6 +146,17 @@ def test_query_marginals_and_free_columns():
     torch.testing.assert_close(assignment(cost, 0.1, "balanced").plan.sum(1), query_marginals("balanced", cost))
 
 
+def test_the_costs_of_a_single_query_decide():
+    cost = torch.tensor([[[0.3, 0.1, 0.2]]], dtype=torch.float64)
+    torch.testing.assert_close(assignment(cost, 0.1, "balanced").plan, (-cost / 0.1).softmax(-1))
+    prior = torch.tensor([0.5, 0.0, 0.5])
+    assert assignment(cost, 0.1, prior).plan[0, 0, 1] == 0
+    torch.testing.assert_close(assignment(cost, 0.1, (2, 1, 1)).plan, (torch.tensor([2, 1, 1]) * (-cost / 0.1).exp()) /
+                               (torch.tensor([2, 1, 1]) * (-cost / 0.1).exp()).sum())
+    with pytest.raises(FewshotError, match="query_prior='even'"):
+        assignment(cost, 0.1, "even")
+
+
 def test_mistakes_are_named():
     cost, rows, cols = problems()
     with pytest.raises(FewshotError, match="reg=0"):

@@ -94,9 +94,11 @@ def test_the_readme_is_short_and_its_first_lines_are_code():
 
 
 def test_links_of_the_documents_lead_somewhere():
-    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")):
-        for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", document.read_text("utf-8")):
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    links = [(document, target) for document in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))
+             for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)\s]*)?\)", document.read_text("utf-8"))]
+    assert len({document for document, _ in links}) >= 3, "README, CONTRIBUTING and pages of docs/ have links"
+    for document, target in links:
+        assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
 @pytest.mark.parametrize("path", [path for path in PAGES if python_of(path) and path.stem != "learn2learn"],
@@ -146,12 +148,14 @@ def test_commands_of_the_documents_exist():
 
 def check_command(where: str, words: list[str]) -> None:
     command = typer.main.get_command(app)
+    everywhere = {option for parameter in command.params for option in parameter.opts}  # taken wherever they stand
     while hasattr(command, "commands"):
         name, *words = words
         assert name in command.commands, f"{where}: there is no command fewshot {name}"
         command = command.commands[name]
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     options = {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+    known |= everywhere
     assert options <= known, f"{where}: fewshot {command.name} has no {', '.join(sorted(options - known))}"
 
 

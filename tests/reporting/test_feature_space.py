@@ -11,12 +11,12 @@ import torch
 from matplotlib.colors import to_hex
 from PIL import Image
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods import create_method
 from fewshot.reporting.accuracy_figures import COLOURS, figure_bytes
 from fewshot.reporting.feature_space import movement_animation, movement_figure, projection_figure
-from tests.conftest import random_episodes
 
 NAMES = ["ant", "$bee_", "cat", "dog", "elk"]
 

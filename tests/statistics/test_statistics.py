@@ -235,21 +235,6 @@ def test_percent_is_what_tables_print():
     assert mean_interval([0.5, 0.7, 0.6, 0.6]).percent() == "60.00 ± 12.99"
 
 
-def test_one_value_has_no_finite_interval():
-    assert mean_interval([0.3]).half_width == float("inf")
-
-
-@pytest.mark.parametrize("values", [[], [[0.1, 0.2]], [0.1, float("nan")]])
-def test_wrong_values_raise(values):
-    with pytest.raises(FewshotError):
-        mean_interval(values)
-
-
-def test_wrong_confidence_raises():
-    with pytest.raises(FewshotError, match="95"):
-        mean_interval([0.1, 0.2], confidence=95)
-
-
 def test_comparison_counts_wins_and_ties():
     result = paired_difference([0.5, 0.6, 0.7, 0.7], [0.4, 0.6, 0.6, 0.8])
     assert result.better == 0.5 and result.ties == 0.25 and result.probability == 0.625 and not result.significant

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods import create_method
 from fewshot.training import Learner, TrainConfig
 from fewshot.training.losses import LOSSES, NetworkLoss, create_loss, list_losses, parse_losses
-from tests.conftest import random_episodes
 from tests.methods.image_episodes import image_episodes
 from tests.methods.image_episodes import network as image_network
 from tests.training.runs import bank, run, tiny

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods.contract import create_method
 from fewshot.tuning.unrolled import fit_method, load_fitted, save_fitted
-from tests.conftest import random_episodes
 
 
 def problem(**kwargs):

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewshot.core.checked import check_at_least, check_choice, check_number
+from fewshot.core.compiled import plain
 from fewshot.core.errors import FewshotError
 from fewshot.core.seeding import isolated_rng
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import Method, feature_dim_of
-from fewshot.ops.inner_loop import BatchNormMode, Tensors, gradients
-from fewshot.ops.second_order import CheapSecondOrder
+from fewshot.ops.inner_loop import BatchNormMode, BufferReplay, Tensors, gradients
+from fewshot.ops.second_order import CheapSecondOrder, differentiable, layer_without_second_derivative
 
 HEAD = ("head.weight", "head.bias")
 
@@ -53,6 +54,7 @@ class GradientLearner(nn.Module, Method):
         self.norms = BatchNormMode(backbone, settings.batch_norm, settings.inner_steps)
         self.setting = "transductive" if self.norms.uses_batch else "inductive"
         self.vectorise = settings.vectorise
+        self.differentiable = settings.first_order  # whether the inner gradients are known to be, where they must be
         # Chosen now: whether a weight is adapted must not depend on what is frozen at the time of a call.
         free = [f"backbone.{name}" for name, value in backbone.named_parameters()
                 if value.requires_grad and name not in self.norms.weights_of]
@@ -135,7 +137,8 @@ class GradientLearner(nn.Module, Method):
             if step < max(at):
                 arguments = (step, weights, statistics, memory, e.support, e.support_labels)
                 if self.settings.checkpoint and torch.is_grad_enabled():
-                    weights, statistics, memory = checkpoint(self._step, *arguments, use_reentrant=False)
+                    weights, statistics, memory = checkpoint(self._step, *arguments, use_reentrant=False,
+                                                             context_fn=BufferReplay(self.backbone).contexts)
                 else:
                     weights, statistics, memory = self._step(*arguments)
         return outputs, {name: weights[name] for name in self.adapted}, statistics
@@ -167,7 +170,14 @@ class GradientLearner(nn.Module, Method):
             logits, updated = self._logits(weights, statistics, support, step)
             return mean_cross_entropy(logits, labels) * len(labels), updated  # the sum of the episodes' mean losses
 
-        return gradients(loss, weights, self.adapted, second_order=not self.settings.first_order)
+        weights, found, updated = gradients(loss, weights, self.adapted, second_order=not self.settings.first_order)
+        if self.training and not self.differentiable and any(gradient.requires_grad for gradient in found.values()):
+            if not differentiable(found.values()):
+                layer = layer_without_second_derivative(self.backbone, support[0])
+                raise FewshotError(f"{f'layer {layer}' if layer else 'a layer'} of the backbone has no second derivative, "
+                                   "which first_order=False needs; choose first_order=True, or another backbone")
+            self.differentiable = True
+        return weights, found, updated
 
     def _logits(self, weights: Tensors, statistics: Tensors, x: Tensor, step: int) -> tuple[Tensor, Tensors]:
         """Logits [E, B, N] of what `_features` takes."""
@@ -267,7 +277,10 @@ class GradientMethod(Method):
         """The learner on `backbone` with a fresh head for `ways` classes, whose random weights come from `seed`.
 
         feature_dim   D; needed where the backbone has no attribute of that name
+
+        Of a backbone that `torch.compile` wrapped it is the network inside: compiled calls have no second derivative.
         """
+        backbone = plain(backbone)
         return self.learner(self, backbone, ways, feature_dim_of(backbone, feature_dim), seed)
 
     def __call__(self, episodes: Episodes) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fewshot.core.checked import check_at_least, check_choice, check_number
+from fewshot.core.compiled import plain
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import Method
@@ -209,7 +210,7 @@ class FineTuning(Method):
 
     def with_backbone(self, backbone: nn.Module, ways: int, *, seed: int = 0) -> TestTimeLearner:
         """The learner on `backbone`. It has no weights of its own: `ways` and `seed` change nothing."""
-        return TestTimeLearner(self, backbone)
+        return TestTimeLearner(self, plain(backbone))
 
     def __call__(self, episodes: Episodes) -> Tensor:
         raise self.without_network()
