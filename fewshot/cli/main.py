@@ -47,8 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
         except (FewshotError, OSError) as error:
             if _DEBUG in front:
                 traceback.print_exc()
-            text = with_remedy(error) if isinstance(error, OSError) else str(error)
-            _fail(f"error: {as_options(text, command, rest)}")
+            told = with_remedy(error) if isinstance(error, OSError) else str(error)
+            _fail(f"error: {as_options(told, command, rest)}")
     sys.exit(code if isinstance(code, int) else 0)
 
 
