@@ -3,16 +3,20 @@ quick."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+import threading
 import traceback
 import warnings
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import typer
 
 from fewshot.cli.messages import as_options
 from fewshot.cli.process import Stopped, is_first_process
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, with_remedy
 from fewshot.core.plugins import load_file
 
 _UsageError: Any = typer.BadParameter.__mro__[1]  # click's; newer versions of typer carry their own copy of click
@@ -23,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. A mistake of the user is one line on stderr and exit code 2, not a traceback; an interruption is one
     line and 128 + the signal. Without arguments: the help."""
     front, rest = _sorted(sys.argv[1:] if arguments is None else arguments)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _terminated_as_interrupted():
         warnings.showwarning = lambda message, *_: typer.secho(f"warning: {message}", fg="yellow", err=True)
         command = None
         try:
@@ -43,10 +47,27 @@ def main(arguments: list[str] | None = None) -> None:
         except (FewshotError, OSError) as error:
             if _DEBUG in front:
                 traceback.print_exc()
-            # An OSError is a full disk or a folder without permission.
-            remedy = "; choose another place, free disk space or change the permissions" * isinstance(error, OSError)
-            _fail(f"error: {as_options(str(error), command, rest)}{remedy}")
+            told = with_remedy(error) if isinstance(error, OSError) else str(error)
+            _fail(f"error: {as_options(told, command, rest)}")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: what is finished is kept, and no temporary file stays behind."""
+    def stop(number: int, _: object) -> NoReturn:
+        interruption = KeyboardInterrupt()
+        interruption.signal = number  # type: ignore[attr-defined]
+        raise interruption
+
+    if threading.current_thread() is not threading.main_thread():  # only that one may
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _sorted(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 _REMEDY = re.compile(r"""\b(pass|give|set|use|choose|try|or|and) (\w+)=('[^']*'|"[^"]*"|\.\.\.|[+-]?\w+(?:\.\w+)*)""")
 _ALIASES = {"root": "data_root", "base_bank": "base_features"}  # where Python calls it otherwise
-_OF_DATA = ("on_error",)  # options of data sets that messages recommend
+_OF_DATA = ("on_error", "level")  # options of data sets that messages recommend
 
 
 def as_options(message: str, app: Any, arguments: Sequence[str]) -> str:

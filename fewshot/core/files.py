@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import math
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -20,6 +23,7 @@ from fewshot.core.errors import FewshotError
 
 _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
            torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
+_DEAD_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -33,6 +37,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A number that no other process has, on this host or another one of a shared folder.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    _remove_leftovers(path)
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -48,6 +53,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise OSError(f"cannot write {path} ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """What processes that were killed while writing `path` left; those of a day ago do not write any more."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):  # removed by another process
+            if time.time() - leftover.stat().st_mtime > _DEAD_SECONDS:
+                leftover.unlink()
 
 
 @contextmanager

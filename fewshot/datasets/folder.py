@@ -137,9 +137,8 @@ def refuse_splits(where: Path, classes: Collection[str]) -> None:
         return
     novel = next((name for name in reversed(found) if name.lower().startswith("test")), found[0])
     raise FewshotError(f"{where} holds {', '.join(found)}, which look like splits, not classes; pass "
-                       f'root="{where / novel}" (--data-root) and split="all" for one of them. Where every split has '
-                       "classes of its own, level=2 (--data-option level=2) takes all folders inside them for classes; "
-                       "level=1 takes these themselves")
+                       f'root="{where / novel}" and split="all" for one of them. Where every split has classes of its own, '
+                       "pass level=2 to take all folders inside them for classes, or level=1 to take these themselves")
 
 
 def _refuse_groups(where: Path, files: dict[str, list[tuple[Tree, str]]]) -> None:
@@ -153,7 +152,7 @@ def _refuse_groups(where: Path, files: dict[str, list[tuple[Tree, str]]]) -> Non
     example = max(sorted(inside), key=lambda name: len(inside[name]))
     raise FewshotError(f"the {len(inside)} folders of {where} hold {len(below)} folders of images with names of their own "
                        f"({example}: {', '.join(sorted(inside[example])[:3])}, ...), so they look like groups of classes; "
-                       "level=2 (--data-option level=2) takes the inner folders for classes, level=1 the outer ones")
+                       "pass level=2 to take the inner folders for classes, or level=1 for the outer ones")
 
 
 def _read_splits(path: Path) -> tuple[str, dict[str, str]]:

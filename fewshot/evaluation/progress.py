@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, with_remedy
 from fewshot.core.files import read_safetensors, replacing, save_tensors
 
 EVERY = 10.0  # seconds between two writes: what a killed run loses at most, and what a short one never writes
@@ -83,7 +83,7 @@ class Parts:
             with replacing(self.folder / f"{start:010d}-{stop:010d}.safetensors") as temporary:
                 save_tensors(temporary, tensors, about)
         except OSError as error:
-            raise FewshotError(f"cannot keep finished episodes in {self.folder} ({error}); free disk space, then give the "
+            raise FewshotError(f"cannot keep finished episodes in {self.folder} ({with_remedy(error)}); then give the "
                                "same command again: it goes on after those kept before") from error
         self._start, self._totals, self._written = stop, {}, now
 

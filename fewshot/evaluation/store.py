@@ -15,7 +15,7 @@ from pathlib import Path
 import safetensors
 
 from fewshot.core import provenance
-from fewshot.core.errors import FewshotError
+from fewshot.core.errors import FewshotError, with_remedy
 from fewshot.core.files import save_tensors
 from fewshot.core.frozen import FrozenDict
 from fewshot.evaluation.progress import Parts
@@ -66,8 +66,8 @@ class Store:
                 if folder != place:
                     shutil.rmtree(folder, ignore_errors=True)
         except (OSError, safetensors.SafetensorError) as error:
-            raise FewshotError(f"could not write the result to {place} ({error}); free disk space or choose another "
-                               "folder for the results; nothing was kept") from error
+            raise FewshotError(f"could not write the result to {place} ({with_remedy(error)}); nothing was kept, "
+                               "choose another folder for the results") from error
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return place

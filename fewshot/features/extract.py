@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import shutil
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -155,7 +154,7 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
                     start += len(found)
                     yield found.features
                     continue
-                last = min(start + batch_size * shard_batches, _next_piece(shards, start, batch_size), len(bank))
+                last = min(start + batch_size * shard_batches, _next_piece(shards, start, batch_size, len(bank)))
                 features, done = torch.empty(last - start, dim, dtype=torch.float32), start
                 keep = functools.partial(_keep_piece, path, features, bank, made_by)
                 begun = time.monotonic()
@@ -187,11 +186,11 @@ def _inputs(backbone: Backbone, images: Tensor) -> Tensor:
     return images if weight is None else images.to(weight.dtype)
 
 
-def _next_piece(shards: Path | None, start: int, batch_size: int) -> int:
-    """Where the next piece begins that an interrupted extraction left."""
+def _next_piece(shards: Path | None, start: int, batch_size: int, end: int) -> int:
+    """Where the next piece begins that an interrupted extraction left; `end` where there is none."""
     kept = () if shards is None or not shards.is_dir() else shards.glob("*.safetensors")
     after = (int(path.stem) for path in kept if path.stem.isdecimal())
-    return min((at for at in after if at > start and at % batch_size == 0), default=sys.maxsize)
+    return min((at for at in after if at > start and at % batch_size == 0), default=end)
 
 
 def _keep_piece(path: Path | None, features: Tensor, bank: ImageBank, made_by: dict, stop: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from fewshot.cli.main import main
 from fewshot.cli.options import method_names
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank
+from fewshot.features import extract
 from fewshot.training import TrainingInterrupted
 
 EVAL = ["eval", "--backbone", "pixels", "--episodes", "60", "--queries", "5"]
@@ -448,6 +450,37 @@ def test_caches_are_shown_and_cleared(tmp_path, run, monkeypatch):
     out = run("cache", "--clear")[1]
     assert "of decoded images" in out and not list((tmp_path / "images").iterdir()) and "runs/cache: 1 files" in out
     assert "runs/cache: 0 files" in run("cache", "--clear-features")[1] and not list((tmp_path / "runs/cache").iterdir())
+
+
+def test_only_a_full_disk_wants_space(mistake, monkeypatch, features):
+    for number, told, left_out in ((errno.ENOSPC, "free disk space", "permissions"),
+                                   (errno.EACCES, "change the permissions", "space"),
+                                   (errno.ENOENT, "look at the path", "space"), (errno.EIO, "", "space")):
+        def fail(*_, number=number, **__):
+            raise OSError(number, os.strerror(number).replace("space", "room"), "somewhere")
+
+        monkeypatch.setattr(sys.modules["fewshot.evaluation.evaluate"], "evaluate", fail)
+        line = mistake("eval", "--features", features)
+        assert "somewhere" in line and told in line and left_out not in line
+
+
+def test_a_terminated_extraction_keeps_what_it_has(tmp_path, run, monkeypatch):
+    images_in(tmp_path / "own", classes=4, each=50)
+    command = ["embed", "--dataset", "own/", "--backbone", "pixels", "--out", "features.safetensors"]
+    forward, starts = extract._forward, []
+
+    def counted(*given):
+        starts.append(given[4])
+        if len(starts) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(*given)
+
+    monkeypatch.setattr(extract, "_forward", counted)
+    before = signal.getsignal(signal.SIGTERM)
+    code, _, err = run(*command)
+    assert code == 143 and "what was finished is kept" in err and signal.getsignal(signal.SIGTERM) == before
+    assert not list(tmp_path.rglob("*.tmp")) and not (tmp_path / "features.safetensors").exists()
+    assert run(*command)[0] == 0 and starts == [0, 64, 128, 128, 192], "the batch that was cut short is made again"
 
 
 def test_one_line_says_what_is_evaluated(tmp_path, run, features):
