@@ -18,6 +18,7 @@ from fewshot.episodes.types import Episodes
 from fewshot.evaluation.evaluate import evaluate
 from fewshot.evaluation.run import Run
 from fewshot.methods.contract import METHODS, create_method, method_parameters
+from tests.methods.test_contract import QUICK as FEWER_STEPS  # of the same code: seconds a case instead of a minute
 
 QUICK = {"protonet", "simple_shot", "matching_net", "ridge", "logistic_regression", "nearest_neighbour"}
 SLOW = {"putm"}  # minutes an episode, and in float64 throughout
@@ -87,7 +88,7 @@ def settings(name):
 
 
 def answered(name, parameters, support, labels, query):
-    method = create_method(name, **parameters)
+    method = create_method(name, **{**FEWER_STEPS.get(name, {}), **parameters})
     if method.needs_backbone:
         pytest.skip("has weights of its own")
     if method.needs_base:
