@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from fewshot.cli.eval_text import eval_command
 from fewshot.cli.main import main
 from fewshot.core.errors import FewshotError
+from fewshot.datasets import load_dataset
 from fewshot.evaluation.evaluate import evaluate
 from fewshot.evaluation.measures import calibration_error
 from fewshot.evaluation.run import Run
@@ -256,6 +257,9 @@ def test_the_command_parses_back_into_the_run(settings, monkeypatch):
         raise Seen(run)
 
     monkeypatch.setattr(sys.modules["fewshot.evaluation.evaluate"], "evaluate", stop)  # fewshot.evaluate is the function
+    # What is said and checked of the images before the work needs them, and not all are here.
+    monkeypatch.setattr("fewshot.evaluation.resolve.check_images", lambda *_: None)
+    monkeypatch.setattr(FeatureSource, "images", lambda *_: load_dataset("glyphs", "test"))
     run = Run(**settings)
     stored = run.record(weights={"random": "random:0"}.get(run.weights, run.weights))
     with pytest.raises(Seen) as seen:
