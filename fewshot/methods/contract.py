@@ -54,7 +54,9 @@ def _takes_its_inputs(function: Callable) -> Callable:
         # Only a single query is warned about here: an evaluation asks for few in thousands of calls, but for 2 at least.
         if episodes.query.shape[1] == 1 and self.setting == "transductive" and function.__name__ == _reads(self):
             warnings.warn(f"{type(self).__name__}: {few_queries(1, episodes.ways)}", stacklevel=2)
-        weight = next(self.parameters(), None) if isinstance(self, nn.Module) else None
+        # Of a network: learned scalars, as those of UNEM, take part in any precision.
+        weights = self.parameters() if isinstance(self, nn.Module) else ()
+        weight = next((values for values in weights if values.ndim > 1), None)
         working = episodes.working() if weight is None else episodes.to(weight.dtype)
         try:
             found = function(self, working, *arguments, **options)

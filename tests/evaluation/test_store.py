@@ -77,14 +77,16 @@ def test_folders_that_cannot_be_written_are_named_before_the_work(tmp_path, monk
     Store(tmp_path / "other").prepare()
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), safetensors.SafetensorError("disk")])
-def test_a_result_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, error):
+@pytest.mark.parametrize(("error", "remedy"), [(OSError(28, "No space left on device"), "free disk space"),
+                                               (safetensors.SafetensorError("disk"), "choose another folder")])
+def test_a_result_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch, error, remedy):
     def full(*_):
         raise error
 
     monkeypatch.setattr("fewshot.evaluation.store.save_tensors", full)
-    with pytest.raises(FewshotError, match=f"could not write the result to {tmp_path}/.*free disk space.*nothing was kept"):
+    with pytest.raises(FewshotError, match=f"could not write the result to {tmp_path}/.*nothing was kept") as raised:
         Store(tmp_path).save(result())
+    assert remedy in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 
 

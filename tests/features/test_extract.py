@@ -164,7 +164,15 @@ def test_pieces_are_kept_by_time(tmp_path, monkeypatch):
     assert kept == [16, 32, 48, 50]
 
 
-def test_ctrl_c_keeps_what_is_there(tmp_path):
+@pytest.fixture
+def hears_ctrl_c():
+    """A shell starts what it puts into the background deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_keeps_what_is_there(tmp_path, hears_ctrl_c):
     bank, backbone = image_bank(50), conv4()
     seen = count_batches(backbone)
     backbone.register_forward_pre_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT) if len(seen) == 4 else None)
