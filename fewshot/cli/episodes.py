@@ -21,8 +21,10 @@ app = typer.Typer(help="Lists of episodes as files, to be evaluated elsewhere on
 def save(context: typer.Context, out: Annotated[Path, typer.Option(help="file to write (.safetensors)")],
          subject: Values[Subject], banks: Banks, protocol: Values[Protocol], run: Values[Run], places: Places) -> None:
     """Draw episodes once and keep their row numbers; `fewshot eval --episode-file` evaluates them."""
+    from fewshot.core.files import check_file_to_write
     from fewshot.datasets import load_dataset
 
+    check_file_to_write(out)
     data = data_of(context, subject, banks, places)
     bank = data.bank or load_dataset(data.subject["dataset"], data.subject["split"], root=data.root,
                                      **data.subject["data_options"])

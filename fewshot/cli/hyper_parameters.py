@@ -95,6 +95,7 @@ def fit(context: typer.Context, spec: Values[MethodSpec], subject: Values[Subjec
     """Learn the hyper-parameters of an unrolled method on validation episodes and keep them in a file."""
     from tqdm import tqdm
 
+    from fewshot.core.files import check_file_to_write
     from fewshot.tuning.search import fit_run
     from fewshot.tuning.unrolled import save_fitted
 
@@ -103,6 +104,7 @@ def fit(context: typer.Context, spec: Values[MethodSpec], subject: Values[Subjec
     if out is None:
         words = (asked.method, *data.names, f"{asked.ways}w{asked.shots}s", asked.query_distribution)
         out = places.runs / "fitted" / (re.sub(r"[^\w.-]+", "_", "_".join(words)) + ".safetensors")
+    check_file_to_write(out)
     with tqdm(desc=f"{asked.method} {asked.protocol}", unit="epoch", leave=False) as bar:
         def show(epoch: int, value: float) -> None:
             bar.update()

@@ -36,8 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
                     load_file(path)
             # Now, because a protocol of the user's own brings options of commands.
             from fewshot.cli.app import app
+            from fewshot.cli.options import refuse_empty
 
             command = typer.main.get_command(app)
+            refuse_empty(command, rest)
             code = app([*front, *rest] or ["--help"], prog_name="fewshot", standalone_mode=False)
         except Stopped as stop:
             *text, number = stop.args

@@ -8,7 +8,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
@@ -120,3 +120,18 @@ def refuse_given(context: typer.Context, names: typing.Iterable[str], why: str) 
     found = [flags[name] for name in names if name in flags and given(context, name)]
     if found:
         raise FewshotError(f"{', '.join(found)} {why}; leave it out")
+
+
+def refuse_empty(app: Any, arguments: Sequence[str]) -> None:
+    """An empty text, as of a variable that is not set, would be the present folder for a path, and puzzling elsewhere.
+
+    app   the command of all commands
+    """
+    command = app
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word, command)
+    flags = {flag for parameter in command.params if parameter.default != "" for flag in parameter.opts}
+    for text, following in zip(arguments, [*arguments[1:], None], strict=True):
+        flag, equals, value = text.partition("=")
+        if flag in flags and (value if equals else following) == "":
+            raise FewshotError(f"{flag}='' is empty; give a value, or leave it out")
