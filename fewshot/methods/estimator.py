@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,9 +62,17 @@ class Estimator(Method):
     library: str = ""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", check_integer("seed", self.seed, 0, 2**32 - 1))
+        if (self.estimator, self.params, self.library) != (Estimator.estimator, Estimator.params, Estimator.library):
+            for name, value in self.recorded.items():
+                object.__setattr__(self, name, value)
+
+    @cached_property
+    def _made(self) -> tuple[Any, FrozenDict]:
+        """(the estimator, not fitted; what a record keeps). The default one is made when it is needed: a list of all methods
+        need not import scikit-learn."""
         from sklearn.base import is_classifier
 
-        seed = check_integer("seed", self.seed, 0, 2**32 - 1)
         given = self.estimator
         if not isinstance(given, (str, type)):
             if not hasattr(given, "get_params"):
@@ -81,11 +90,11 @@ class Estimator(Method):
             raise FewshotError(f"estimator={given!r} is no classifier with scikit-learn's interface (fit, predict, "
                                "get_params, set_params, and the tag or type of a classifier: derive it from "
                                "sklearn.base.ClassifierMixin and BaseEstimator)")
-        written = frozen_dict(_written("estimator", made))  # settings at their defaults are left out
+        written = _written("estimator", made)  # settings at their defaults are left out
         settings = made.get_params(deep=True)
         if any(name.endswith("decision_function_shape") and value == "ovo" for name, value in settings.items()):
             raise FewshotError('decision_function_shape="ovo" gives scores of pairs of classes; leave it at "ovr"')
-        made.set_params(**{name: seed for name, value in settings.items()
+        made.set_params(**{name: self.seed for name, value in settings.items()
                            if name.rpartition("__")[2] == "random_state" and value is None})
         library = ", ".join(_versions(written))
         if self.library not in ("", library):
@@ -93,15 +102,14 @@ class Estimator(Method):
                                "library out")
         # Of few shots, a class in every second row is not the mistake that scikit-learn takes it for.
         warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%", UserWarning)
-        for name, value in {**written, "seed": seed, "library": library, "_unfitted": made}.items():
-            object.__setattr__(self, name, value)
+        return made, frozen_dict({**written, "library": library})
 
     def __reduce__(self) -> tuple:
         return Estimator, (self.estimator, self.params, self.seed, self.library)  # made anew where it arrives
 
     @property
     def recorded(self) -> Mapping[str, object]:
-        return {"estimator": self.estimator, "params": self.params, "library": self.library}
+        return self._made[1]
 
     @torch.no_grad()
     def __call__(self, episodes: Episodes) -> Tensor:
@@ -121,7 +129,7 @@ class Estimator(Method):
         rows, names = support.tolist(), labels.tolist()
         order = sorted(range(len(rows)), key=lambda place: (rows[place], names[place]))
         number = {name: position for position, name in enumerate(dict.fromkeys(names[place] for place in order))}
-        estimator = clone(self._unfitted)  # type: ignore[attr-defined]  # set above, on a frozen instance
+        estimator = clone(self._made[0])
         try:
             estimator.fit(support[order], np.array([number[names[place]] for place in order]))
             found = _scores(estimator, query, ways)

@@ -155,6 +155,8 @@ def test_results_belong_to_a_version_of_the_library(tmp_path, monkeypatch):
     first = evaluate(run, toy_bank(), store=store)
     assert first.record.parameters["library"] == f"sklearn {sklearn.__version__}"
     assert evaluate(run, toy_bank(), store=store).seconds == first.seconds, "found in the store"
+    instance = evaluate(run, toy_bank(), method=Estimator())
+    assert instance.record.parameters["library"] == f"sklearn {sklearn.__version__}", "also of one that was not asked for it"
     monkeypatch.setattr(sklearn, "__version__", "99.1")
     other = Run(method="estimator", parameters={"estimator": SVC}, episodes=20)
     assert other.key != run.key and evaluate(other, toy_bank(), store=store).record != first.record
