@@ -24,6 +24,7 @@ from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store
 from fewshot.methods.contract import create_method
 from fewshot.methods.estimator import Estimator
+from fewshot.reporting.accuracy_tables import results_table
 from tests.evaluation.test_evaluate import toy_bank
 
 
@@ -162,6 +163,12 @@ def test_results_belong_to_a_version_of_the_library(tmp_path, monkeypatch):
     assert other.key != run.key and evaluate(other, toy_bank(), store=store).record != first.record
     with pytest.raises(FewshotError, match=r"library='sklearn .*installed is 'sklearn 99.1'; install that version"):
         Run.from_record(first.record)
+
+
+def test_tables_show_the_settings():
+    parameters = {"estimator": "sklearn.svm.SVC", "params": {"C": 3.0}}
+    found = evaluate(Run(method="estimator", parameters=parameters, episodes=20), toy_bank())
+    assert "estimator=sklearn.svm.SVC, params={'C': 3.0}, library=sklearn " in " ".join(results_table([found]).notes)
 
 
 @pytest.mark.slow
