@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.core.errors import FewshotError
     from fewshot.data.banks import FeatureBank, ImageBank
     from fewshot.datasets import contact_sheet, load_dataset
+    from fewshot.episodes.imported import import_episodes
     from fewshot.episodes.sampler import EpisodeSampler
     from fewshot.episodes.types import Episodes
     from fewshot.evaluation.evaluate import evaluate
@@ -31,6 +32,7 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "core.errors": ("FewshotError",),
     "data.banks": ("FeatureBank", "ImageBank"),
     "datasets": ("contact_sheet", "load_dataset"),
+    "episodes.imported": ("import_episodes",),
     "episodes.sampler": ("EpisodeSampler",),
     "episodes.types": ("Episodes",),
     "evaluation.evaluate": ("evaluate",),

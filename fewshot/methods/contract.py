@@ -152,6 +152,11 @@ class Method(abc.ABC):
         """Stored hyper-parameters under the names that they have today."""
         return {cls.renamed.get(name, name): value for name, value in parameters.items()}
 
+    @property
+    def recorded(self) -> Mapping[str, object]:
+        """Hyper-parameters, name -> value, that a record keeps in another form than they may be given in."""
+        return {}
+
     def fit(self, base_bank: FeatureBank) -> Method:
         """A copy that knows the statistics of the base classes; methods without any return themselves."""
         return self
