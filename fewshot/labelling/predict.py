@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from fewshot.backbones import Backbone, create_backbone
@@ -18,6 +18,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
+from fewshot.datasets.decoding import reason
 from fewshot.datasets.files import Folder as FolderTree
 from fewshot.datasets.folder import Folder, refuse_splits
 from fewshot.datasets.images import Listing, decoded
@@ -156,18 +157,10 @@ def _read(files: list, size: int, channels: int) -> tuple[Tensor, dict[str, str]
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for (_, name), image in zip(files, decoded(files, size, channels), strict=True):
             if isinstance(image, Exception):
-                bad[name] = _reason(image)
+                bad[name] = reason(image)
             else:
                 images.append(torch.tensor(image))
     return torch.stack(images) if images else torch.empty(0), bad
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its own text is a memory address
-        return "not an image"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"
-    return str(error) or type(error).__name__
 
 
 def _shown(found: dict[str, str], joined: str = "{} ({})", most: int = 10) -> str:
