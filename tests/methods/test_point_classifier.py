@@ -13,7 +13,7 @@ from fewshot.methods.contract import Method
 
 NORMS = [{"norm": norm} for norm in ("un", "l2n", "cl2n")]
 CASES = [("protonet", {}), ("protonet", {"temperature": 0.1}),
-         *(("simple_shot", {**norm, "metric": metric, "scale": 3.0}) for norm in NORMS for metric in ("euclidean", "cosine")),
+         *(("simple_shot", {**norm, "metric": metric, "scale": 3}) for norm in NORMS for metric in ("euclidean", "cosine")),
          *(("ridge", {**norm, "intercept": intercept}) for norm in NORMS for intercept in (True, False)),
          *(("logistic_regression", norm) for norm in NORMS),
          ("nearest_neighbour", {}), ("nearest_neighbour", {"metric": "cosine"})]
@@ -44,6 +44,6 @@ def test_every_method_that_offers_it_is_examined():
 
 
 def test_other_methods_name_those_that_can():
-    with pytest.raises(FewshotError, match="PTMAP does not reduce to a classifier .* logistic_regression, nearest_neighbour, "
-                                           "protonet, ridge, simple_shot"):
+    with pytest.raises(FewshotError, match="PTMAP does not reduce to a classifier .* logistic_regression, "
+                                           "nearest_neighbour, protonet, ridge, simple_shot"):
         create_method("pt_map").point_classifier(random_episodes(episodes=1))
