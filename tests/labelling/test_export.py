@@ -66,7 +66,6 @@ def fill(folder):
     clear.save(queries / "clear, or not.png")
     picture("green", 20).convert("P").save(queries / "palette.gif")
     Image.fromarray(np.linspace(0, 65535, 1600).astype(np.uint16).reshape(40, 40)).save(queries / "deep.png")
-    Image.new("1", (10_000, 10_000)).save(queries / "huge.png")
     (queries / "broken.jpg").write_text("no image")
     (queries / "cut.png").write_bytes((queries / "red.PNG").read_bytes()[:200])
     (queries / "loop").symlink_to(queries)
@@ -106,23 +105,27 @@ def test_the_program_alone_prints_what_predict_writes(folders, exported):
     """Files of every kind, those that cannot be read included, decoded to the same pixels."""
     ours = table(predict_folder(*folders, backbone="conv4").to_csv())
     found = table(alone(exported.runner, folders[1]))
-    assert len(found) == 13 and [row["file"] for row in found] == [row["file"] for row in ours]
+    assert len(found) == 12 and [row["file"] for row in found] == [row["file"] for row in ours]
     for key in ("predicted", "note"):
         assert [row[key] for row in found] == [row[key] for row in ours]
     assert sum(row["note"] != "" for row in found) == 2
     p = probabilities(found)
-    assert p.shape == (11, 3) and np.abs(p - probabilities(ours)).max() <= LIMIT and exported.difference <= LIMIT
+    assert p.shape == (10, 3) and np.abs(p - probabilities(ours)).max() <= LIMIT and exported.difference <= LIMIT
     assert {row["predicted"] for row in found} == {*COLOURS, ""} and np.ptp(p) > 0.5
 
 
 @needs_onnx
-def test_one_image_and_a_file_for_the_table(folders, exported, tmp_path):
-    assert alone(exported.runner, folders[1] / "red.PNG", "--out", tmp_path / "a.csv") == ""
+@pytest.mark.slow
+def test_one_image_of_100_megapixels_and_a_file_for_the_table(exported, tmp_path):
+    Image.new("1", (10_000, 10_000)).save(tmp_path / "huge.png")
+    assert alone(exported.runner, tmp_path / "huge.png", "--out", tmp_path / "a.csv") == ""
     row, = table((tmp_path / "a.csv").read_text())
-    assert row["file"] == "red.PNG" and row["predicted"] == "red" and [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+    assert row["file"] == "huge.png" and row["predicted"] in COLOURS and row["note"] == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "huge.png"]
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_the_program_names_what_is_missing(folders, exported, tmp_path):
     (tmp_path / "model.onnx").write_text("no model")
     for arguments, part in (((tmp_path / "lost",), "lost is neither a folder nor an image file"),
@@ -150,7 +153,7 @@ def test_the_file_says_what_it_is_and_nothing_of_this_machine(folders, exported)
         assert path.encode() not in exported.model.read_bytes()
 
 
-METHODS = [("protonet", {}, "power(0.5),center_base,l2"), ("protonet", {"temperature": 2.0}, "tukey(0.5)"),
+METHODS = [("protonet", {}, "power(0.5),center_base,l2"), ("protonet", {"temperature": 0.2}, "tukey(0.5),l2"),
            ("simple_shot", {"norm": "cl2n", "scale": 5.0}, "standardise"),
            ("simple_shot", {"norm": "l2n", "metric": "cosine", "scale": 10.0}, "channel_importance"),
            ("ridge", {}, ""), ("ridge", {"norm": "cl2n"}, ""), ("logistic_regression", {"C": 10.0}, "l2"),
@@ -198,14 +201,22 @@ def test_what_is_no_classifier_of_one_image_is_refused(folders, tmp_path):
                            ({"method": "matching_net"}, "choose one of logistic_regression, nearest_neighbour, protonet"),
                            ({"transforms": "l2,center_episode"}, "the transform center_episode looks at all images"),
                            ({"transforms": "center_base"}, "needs statistics of the base classes"),
-                           ({"backbone": batch}, "batch_norm='batch' of conv4"),
-                           ({"backbone": wrap_backbone(Branching(), 3, 20)}, "on Branching cannot be exported")):
+                           ({"backbone": batch}, "batch_norm='batch' of conv4")):
         with pytest.raises(FewshotError, match=part):
             export_onnx(folders[0], tmp_path / "out", **{"backbone": "pixels", **settings})
     assert not (tmp_path / "out").exists()
 
 
 @needs_onnx
+@pytest.mark.slow
+def test_a_network_that_looks_before_it_decides_is_refused(folders, tmp_path, capfd):
+    with pytest.raises(FewshotError, match="on Branching cannot be exported .*data-dependent.* choose another backbone"):
+        export_onnx(folders[0], tmp_path / "out", backbone=wrap_backbone(Branching(), 3, 20))
+    assert not (tmp_path / "out").exists() and capfd.readouterr() == ("", "")
+
+
+@needs_onnx
+@pytest.mark.slow
 def test_a_file_that_answers_otherwise_is_not_written(folders, tmp_path, monkeypatch):
     """The file is run before it is written: here the graph has a classifier that is a little wrong."""
     right = export._Deployed.__init__
@@ -215,7 +226,7 @@ def test_a_file_that_answers_otherwise_is_not_written(folders, tmp_path, monkeyp
         right(self, network, steps, dataclasses.replace(classifier, intercept=wrong))
 
     monkeypatch.setattr(export._Deployed, "__init__", made)
-    with pytest.raises(FewshotError, match=r"differ from those of the method by \de-\d\d, more than 1e-04"):
+    with pytest.raises(FewshotError, match=r"differ from those of the method by \d\.\de-\d\d, more than 1e-04"):
         export_onnx(folders[0], tmp_path / "out", backbone="pixels")
     assert not (tmp_path / "out").exists()
 
@@ -227,6 +238,7 @@ def test_without_the_extra_it_is_named(folders, tmp_path, monkeypatch):
 
 
 @needs_onnx
+@pytest.mark.slow
 def test_the_command(folders, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["export", "--support", str(folders[0]), "--backbone", "pixels", "--method", "ridge", "--set", "scale=3",
