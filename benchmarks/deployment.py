@@ -130,7 +130,8 @@ def page(found: dict[str, Measured], sizes: tuple[int, int], loads: tuple[float,
              "files in memory; ratios are of the two processes of a round. `fewshot predict` embeds the 15 examples first. "
              "The processor's seconds depend less on what else the machine does. Differences are the largest of a "
              "probability over 60 images, as both programs print them, to six digits. Weights are random, but for "
-             "those of ImageNet where a backbone has them. Installed size is that of the packages as they are here, torch's libraries for GPUs included. Written by "
+             "those of ImageNet where a backbone has them. Installed size is that of "
+             "the packages as they are here, torch's libraries for GPUs included. Written by "
              "`python benchmarks/deployment.py --write docs/speed_deployment.md`.", "",
              f"{machine()}; {torch.get_num_threads()} thread(s) of torch; Python {versions['python']}, torch "
              f"{versions['torch']}, onnxruntime {importlib.metadata.version('onnxruntime')}; load average {loads[0]:.1f} at "
