@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from fewshot.backbones import Backbone, create_backbone
@@ -18,11 +18,13 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
+from fewshot.datasets.decoding import reason
 from fewshot.datasets.files import Folder as FolderTree
 from fewshot.datasets.folder import Folder, refuse_splits
 from fewshot.datasets.images import Listing, decoded
 from fewshot.evaluation.one_episode import answer, doubt, fitted_method, parameters_of_own_data
 from fewshot.features.extract import embed
+from fewshot.features.transforms import TransformChain
 from fewshot.labelling.answers import LOW, Answers
 from fewshot.labelling.contact_sheet import sheet
 from fewshot.methods import Method
@@ -67,17 +69,13 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     classes and no readable query raise FewshotError. A query with the pixels of a support image is warned about.
     """
     support, queries = Path(support).expanduser(), Path(queries).expanduser()
-    parameters = {**({"temperature": TEMPERATURE} if method == "protonet" else {}), **(parameters or {})}
-    parameters = parameters_of_own_data(method, parameters)
+    parameters = own_parameters(method, parameters)
     chosen, chain = fitted_method(method, parameters, transforms, base_bank)
-    listing = _support_listing(support)
+    listing = support_listing(support)
     tree, names = _query_files(queries, support)
-    network, where = _network(backbone, weights), own_device(device)
-    size, channels = network.input_size or Folder.image_size, network.transform.channels
-    examples, bad = _read(listing.files, size, channels)
-    if bad:
-        raise FewshotError(f"{len(bad)} of {len(listing.files)} images of the support {support} cannot be read; replace or "
-                           f"remove them: {_shown(bad)}")
+    network, where = network_of(backbone, weights), own_device(device)
+    size, channels = image_shape(network)
+    known = examples(listing, support, size, channels)
     images, unreadable = _read([(tree, name) for name in names], size, channels)
     if unreadable:
         message = f"{len(unreadable)} of {len(names)} images of {queries} cannot be read"
@@ -85,8 +83,6 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
             raise FewshotError(f"{message}, so nothing is left to label: {_shown(unreadable)}")
         warnings.warn(f"{message} and are left out: {_shown(unreadable)}", stacklevel=2)
     files = tuple(name for name in names if name not in unreadable)
-    known = ImageBank(examples, torch.tensor(listing.labels), listing.class_names, "support", "all",
-                      tuple(name for _, name in listing.files))
     asked = ImageBank(images, torch.zeros(len(images), dtype=torch.int64), name="queries", files=files)
     repeated = _repeated(known, asked)
     values = [embed(bank, network, batch_size=batch_size, progress=progress, device=where).features
@@ -94,14 +90,26 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     probabilities = answer(values[0], known.labels, values[1], len(known.class_names), chosen, chain)
     transductive = chosen.setting == "transductive" or chain.transductive or network.batch_norm == "batch"
     setting = "transductive" if transductive else "inductive"
-    description = " ".join([method, *([f"({parameter_text(parameters)})"] if parameters else []),
-                            *([f"after {chain}"] if chain.steps else []), f"on {network.name}"])
+    description = described(method, parameters, chain, network)
     notes = _notes(setting, method, chosen, network, doubt(chosen, chain, len(images), len(known.class_names)))
     return Predictions(files, tuple(known.class_names), probabilities, setting, description, tuple(notes), unreadable,
                        repeated, known, images)
 
 
-def _support_listing(support: Path) -> Listing:
+def own_parameters(method: str, given: dict | None) -> dict:
+    """The hyper-parameters of a method that labels own images, those that are `given` first."""
+    usual = {"temperature": TEMPERATURE} if method == "protonet" else {}
+    return parameters_of_own_data(method, {**usual, **(given or {})})
+
+
+def described(method: str, parameters: dict, chain: TransformChain, network: Backbone) -> str:
+    """Method, hyper-parameters, transforms and backbone as one line."""
+    return " ".join([method, *([f"({parameter_text(parameters)})"] if parameters else []),
+                     *([f"after {chain}"] if chain.steps else []), f"on {network.name}"])
+
+
+def support_listing(support: Path) -> Listing:
+    """The images of the class folders of `support`. Raises FewshotError for an empty folder and for fewer than two."""
     if not support.is_dir():
         raise FewshotError(f"the support {support} is not a folder; give a folder with one folder of images per class")
     names = FolderTree(support).names()
@@ -136,7 +144,8 @@ def _query_files(queries: Path, support: Path) -> tuple[FolderTree, list[str]]:
     return tree, names
 
 
-def _network(backbone: str | Backbone | None, weights: str | Path | None) -> Backbone:
+def network_of(backbone: str | Backbone | None, weights: str | Path | None) -> Backbone:
+    """The backbone that is given, or named, or that the weights belong to; else that for photographs."""
     if isinstance(backbone, Backbone):
         if weights is not None:
             raise FewshotError(f"weights={str(weights)!r} beside a backbone that is made already; give one of them")
@@ -148,6 +157,21 @@ def _network(backbone: str | Backbone | None, weights: str | Path | None) -> Bac
     return create_backbone(name, weights=weights, **(described["options"] if name == described["backbone"] else {}))
 
 
+def image_shape(network: Backbone) -> tuple[int, int]:
+    """(side in pixels, channels) of the images that are decoded for `network`."""
+    return network.input_size or Folder.image_size, network.transform.channels
+
+
+def examples(listing: Listing, support: Path, size: int, channels: int) -> ImageBank:
+    """The decoded images of `support`. Raises FewshotError naming those that cannot be read."""
+    images, bad = _read(listing.files, size, channels)
+    if bad:
+        raise FewshotError(f"{len(bad)} of {len(listing.files)} images of the support {support} cannot be read; replace or "
+                           f"remove them: {_shown(bad)}")
+    return ImageBank(images, torch.tensor(listing.labels), listing.class_names, "support", "all",
+                     tuple(name for _, name in listing.files))
+
+
 def _read(files: list, size: int, channels: int) -> tuple[Tensor, dict[str, str]]:
     """uint8 [M, C, size, size] of the readable files, and file -> reason of the others."""
     images, bad = [], {}
@@ -156,18 +180,10 @@ def _read(files: list, size: int, channels: int) -> tuple[Tensor, dict[str, str]
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         for (_, name), image in zip(files, decoded(files, size, channels), strict=True):
             if isinstance(image, Exception):
-                bad[name] = _reason(image)
+                bad[name] = reason(image)
             else:
                 images.append(torch.tensor(image))
     return torch.stack(images) if images else torch.empty(0), bad
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its own text is a memory address
-        return "not an image"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} megapixels"
-    return str(error) or type(error).__name__
 
 
 def _shown(found: dict[str, str], joined: str = "{} ({})", most: int = 10) -> str:
