@@ -158,7 +158,8 @@ def adapt_implicitly(module: nn.Module, loss: Loss, support: Any, *, steps: int 
     if any(torch.is_tensor(leaf) and leaf.requires_grad for leaf in (*tree_flatten(support)[0], *rates.values())):
         raise FewshotError("the support or a learning rate requires a gradient, and implicit gradients do not reach it; "
                            "detach it, or use adapt")
-    with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+    outside = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(outside):
         support = tree_map(_ordinary, support)
         initial = _parameters(start, rates)
         anchor = {name: value.detach() for name, value in initial.items()}
