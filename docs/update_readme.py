@@ -26,7 +26,7 @@ import pandas as pd
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproducing.md", ROOT / "docs" / "adapting.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "reproducing", "adapting")))
 
 
 def table(name: str) -> str:
