@@ -2,6 +2,7 @@
 
     <!-- table: NAME -->            experiments/results/NAME.csv as a table
     <!-- published: NAME NAME -->   the rows of NAME_published.md, measured beside published
+    <!-- rows: NAME -->             the table of experiments/results/NAME.md as it is
     <!-- list: experiments -->      the files of experiments/ with their first sentence and their tables
 
     python docs/update_readme.py
@@ -25,7 +26,7 @@ import pandas as pd
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproducing.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "reproducing", "adapting")))
 
 
 def table(name: str) -> str:
@@ -60,6 +61,11 @@ def published(names: str) -> str:
     return "\n".join(re.sub(" +", " ", line) for line in lines)
 
 
+def rows(name: str) -> str:
+    path = ROOT / "experiments" / "results" / f"{name}.md"
+    return "\n".join(line for line in path.read_text().splitlines() if line.startswith("|"))
+
+
 def listed(folder: str) -> str:
     """Its Python files: the first sentence of each, and links to the tables it has made."""
     lines = ["| file | what it measures | tables |", "|---|---|---|"]
@@ -79,8 +85,8 @@ def first_sentence(docstring: str) -> str:
 
 
 def filled(text: str) -> str:
-    made = {"table": table, "published": published, "list": listed}
-    return re.sub(r"(<!-- (table|published|list): ([\w ]+) -->\n).*?(<!-- end -->)",
+    made = {"table": table, "published": published, "rows": rows, "list": listed}
+    return re.sub(r"(<!-- (table|published|rows|list): ([\w ]+) -->\n).*?(<!-- end -->)",
                   lambda m: f"{m[1]}{made[m[2]](m[3])}\n{m[4]}", text, flags=re.S)
 
 

@@ -21,9 +21,10 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.labelling.export import export_onnx
     from fewshot.labelling.predict import predict_folder
     from fewshot.methods import create_method, list_methods
+    from fewshot.ops.adapt import Adapted, adapt, adapt_implicitly
     from fewshot.reporting.accuracy_tables import results_table
     from fewshot.reporting.page import write_report
-    from fewshot.training import SupervisedConfig, TrainConfig, train, train_supervised
+    from fewshot.training import SupervisedConfig, TrainConfig, meta_train, train, train_supervised
     from fewshot.tuning.search import fit_run, tune
     from fewshot.tuning.unrolled import fit_method
 
@@ -45,9 +46,10 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "labelling.export": ("export_onnx",),
     "labelling.predict": ("predict_folder",),
     "methods": ("create_method", "list_methods"),
+    "ops.adapt": ("Adapted", "adapt", "adapt_implicitly"),
     "reporting.accuracy_tables": ("results_table",),
     "reporting.page": ("write_report",),
-    "training": ("SupervisedConfig", "TrainConfig", "train", "train_supervised"),
+    "training": ("SupervisedConfig", "TrainConfig", "meta_train", "train", "train_supervised"),
     "tuning.search": ("fit_run", "tune"),
     "tuning.unrolled": ("fit_method",),
 }.items() for name in names}
