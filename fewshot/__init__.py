@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.evaluation.store import Store
     from fewshot.features.extract import embed
     from fewshot.integrations.scikit_learn import FewShotClassifier
+    from fewshot.labelling.classifier import Classifier
     from fewshot.labelling.predict import predict_folder
     from fewshot.methods import create_method, list_methods
     from fewshot.reporting.accuracy_tables import results_table
@@ -39,6 +40,7 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "evaluation.store": ("Store",),
     "features.extract": ("embed",),
     "integrations.scikit_learn": ("FewShotClassifier",),
+    "labelling.classifier": ("Classifier",),
     "labelling.predict": ("predict_folder",),
     "methods": ("create_method", "list_methods"),
     "reporting.accuracy_tables": ("results_table",),

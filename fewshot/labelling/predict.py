@@ -91,7 +91,8 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
 
 def own_parameters(method: str, given: dict | None) -> dict:
     """Hyper-parameters for labelling own images: those given, and what stands in for a paper's defaults."""
-    return parameters_of_own_data(method, {**({"temperature": TEMPERATURE} if method == "protonet" else {}), **(given or {})})
+    usual = {"temperature": TEMPERATURE} if method == "protonet" else {}
+    return parameters_of_own_data(method, {**usual, **(given or {})})
 
 
 def told(name: str, parameters: Mapping, method: Method, chain: TransformChain, network: Backbone, queries: int,

@@ -92,8 +92,10 @@ def read_all(files: list, size: int, channels: int, of: str) -> Tensor:
     return images
 
 
-def read_readable(tree: FolderTree, names: list[str], size: int, channels: int, of: Path) -> tuple[ImageBank, dict[str, str]]:
-    """The readable files, and file -> reason of the others, which are warned about; raises FewshotError where none is left."""
+def read_readable(tree: FolderTree, names: list[str], size: int, channels: int,
+                  of: Path) -> tuple[ImageBank, dict[str, str]]:
+    """The readable files, and file -> reason of the others, which are warned about; raises FewshotError where none is
+    left."""
     images, unreadable = read([(tree, name) for name in names], size, channels)
     if unreadable:
         message = f"{len(unreadable)} of {len(names)} images of {of} cannot be read"
