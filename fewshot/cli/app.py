@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from fewshot import __version__
-from fewshot.cli import cache, classifier, convert, data, episodes, features, hyper_parameters, predict, results, sweep, train
+from fewshot.cli import (
+    cache,
+    classifier,
+    convert,
+    data,
+    episodes,
+    features,
+    hyper_parameters,
+    predict,
+    results,
+    sweep,
+    train,
+)
 from fewshot.cli import evaluate as evaluation
 from fewshot.cli.process import Stopped
 

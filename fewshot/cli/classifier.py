@@ -34,6 +34,14 @@ class Network:
     weights: Path | None = setting(None, "weights file of its backbone, where they do not come with a package", anything)
 
 
+@dataclass
+class Asked:
+    """What becomes of answers."""
+
+    low: float = setting(0.5, "mark answers with a probability below this", anything)
+    out: Path = setting(Path("runs/review"), "folder for predictions.csv, review.html and corrections.csv", anything)
+
+
 @app.command()
 @options_from_types(left_out=(*_WORK, "low", "out"), transforms="l2", device="auto")
 def create(file: File, support: Annotated[Path, typer.Option(help="folder with one folder of example images per class")],
@@ -43,8 +51,8 @@ def create(file: File, support: Annotated[Path, typer.Option(help="folder with o
     from fewshot.labelling.classifier import Classifier
 
     if file.exists():
-        raise FewshotError(f"{file} exists; `fewshot classifier add` extends a classifier. To begin anew remove it, or choose "
-                           "another name")
+        raise FewshotError(f"{file} exists; extend it with `fewshot classifier add`, or choose another name for a new "
+                           "classifier")
     base = FeatureBank.load(labelling.base_features) if labelling.base_features else None
     _save(Classifier.from_folder(
         support, labelling.backbone, weights=labelling.weights, method=spec["method"], parameters=pairs(spec["parameters"]),
@@ -70,8 +78,8 @@ def add(file: File, images: Annotated[list[Path], typer.Argument(help="images, a
 @app.command()
 def remove(file: File,
            name: Annotated[list[str] | None, typer.Option("--class", help="class to forget; repeat for more")] = None,
-           image: Annotated[list[str] | None, typer.Option(help="image to forget, as `show --images` names it, or the beginning "
-                                                           "of its hash; repeat for more")] = None) -> None:
+           image: Annotated[list[str] | None, typer.Option(help="image to forget, as `show --images` names it, or the "
+                                                           "beginning of its hash; repeat for more")] = None) -> None:
     """Forget classes or images. Needs no network."""
     from fewshot.labelling.contents import Contents
 
@@ -98,30 +106,30 @@ def correct(file: File, corrections: Annotated[Path, typer.Argument(help="CSV fi
 
 
 @app.command()
-@options_from_types(left_out=(*_WORK, "backbone", "weights", "base_features"), device="auto")
-def predict(file: File, images: Annotated[Path, typer.Argument(help="folder of images to label, at any depth; or one image")],
-            network: Network, labelling: Values[Labelling], work: Values[Work]) -> None:
+@options_from_types(left_out=_WORK, device="auto")
+def predict(file: File, images: Annotated[Path, typer.Argument(help="folder of images to label, or one image")],
+            asked: Asked, network: Network, work: Values[Work]) -> None:
     """Label images: a table, and a page of all, the least certain first, where corrections are picked."""
-    low = labelling["low"]
-    if not 0 <= low <= 1:
-        raise FewshotError(f"--low={low}; a probability lies between 0 and 1")
+    if not 0 <= asked.low <= 1:
+        raise FewshotError(f"--low={asked.low}; a probability lies between 0 and 1")
     found = _load(file, network, work).predict(images)
-    written = found.save(labelling["out"], low)
-    print_answers(found, low)
+    written = found.save(asked.out, asked.low)
+    print_answers(found, asked.low)
     for path in written:
         typer.echo(f"wrote {path}")
 
 
 @app.command()
-def show(file: File, images: Annotated[bool, typer.Option("--images", help="name every image, with its hash")] = False) -> None:
+def show(file: File,
+         images: Annotated[bool, typer.Option("--images", help="name every image, with its hash")] = False) -> None:
     """What a classifier knows. Needs no network."""
     from fewshot.labelling.contents import Contents
     from fewshot.reporting.naming import parameter_text
 
     found = Contents.read(file)
-    typer.echo(f"{found.spec.method} ({parameter_text(found.spec.parameters)}), transforms {found.spec.transforms or 'none'}")
-    typer.echo(f"backbone {found.backbone['backbone']}, weights {found.backbone['weights_id']}, images of {found.image_size} "
-               "pixels")
+    spec, backbone = found.spec, found.backbone
+    typer.echo(f"{spec.method} ({parameter_text(spec.parameters)}), transforms {spec.transforms or 'none'}")
+    typer.echo(f"backbone {backbone['backbone']}, weights {backbone['weights_id']}, images of {found.image_size} pixels")
     for name, count in found.class_sizes.items():
         typer.echo(f"{name}: {count}")
         for example in sorted(found.examples, key=lambda example: example.file) if images else ():

@@ -90,7 +90,8 @@ class Contents:
         """`name` as classes have it, or FewshotError where there is no such class."""
         name = composed(name).strip()
         if name not in self.class_sizes:
-            raise FewshotError(unknown_message("class", name, list(self.class_sizes)) + "; a new one comes by add_class")
+            raise FewshotError(unknown_message("class", name, list(self.class_sizes))
+                               + " (a new one begins with add_class or --new-class)")
         return name
 
     def find(self, key: str) -> Example:

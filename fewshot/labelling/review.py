@@ -79,8 +79,8 @@ def read_corrections(path: str | Path, images: str | Path | None = None) -> list
         raise FewshotError(f"cannot read the corrections {path} ({error}); save them from review.html, or as CSV in UTF-8"
                            ) from None
     if rows and not {"file", "correction"} <= rows[0].keys():
-        raise FewshotError(f"{path} has columns {', '.join(map(str, rows[0]))}; expected file and correction, and folder and "
-                           "sha256 if they are known")
+        raise FewshotError(f"{path} has columns {', '.join(map(str, rows[0]))}; expected file and correction, and folder "
+                           "and sha256 if they are known")
     return [Correction(Path(images if images is not None else row.get("folder") or "").expanduser(), row["file"], name,
                        (row.get("sha256") or "").strip())
             for row in rows if (name := (row["correction"] or "").strip())]
