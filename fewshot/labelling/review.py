@@ -118,5 +118,5 @@ def _controls(class_names: Iterable[str]) -> str:
 <label><input type="checkbox" name="low"> only low ones</label>
 <button name="save" disabled>Save corrections</button>
 </form>
-<template id="choice"><select aria-label="class of this image"><option value="">correct or confirm</option>{options}
+<template id="choice"><select aria-label="class of this image"><option value="">it is …</option>{options}
 </select></template>"""
