@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.evaluation.store import Store
     from fewshot.features.extract import embed
     from fewshot.integrations.scikit_learn import FewShotClassifier
+    from fewshot.labelling.classifier import Classifier
     from fewshot.labelling.export import export_onnx
     from fewshot.labelling.predict import predict_folder
     from fewshot.methods import create_method, list_methods
@@ -44,6 +45,7 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "features.extract": ("embed",),
     "integrations.scikit_learn": ("FewShotClassifier",),
     "labelling.export": ("export_onnx",),
+    "labelling.classifier": ("Classifier",),
     "labelling.predict": ("predict_folder",),
     "methods": ("create_method", "list_methods"),
     "ops.adapt": ("Adapted", "adapt", "adapt_implicitly"),

@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from fewshot import __version__
-from fewshot.cli import cache, convert, data, episodes, features, hyper_parameters, predict, results, sweep, train
+from fewshot.cli import (
+    cache,
+    classifier,
+    convert,
+    data,
+    episodes,
+    features,
+    hyper_parameters,
+    predict,
+    results,
+    sweep,
+    train,
+)
 from fewshot.cli import evaluate as evaluation
 from fewshot.cli.process import Stopped
 
@@ -57,6 +69,7 @@ for command in (data.data, train.train, features.embed, features.join, results.c
                 convert.convert, sweep.sweep, cache.cache):
     app.command()(command)
 app.add_typer(episodes.app, name="episodes")
+app.add_typer(classifier.app, name="classifier")
 
 
 @contextmanager

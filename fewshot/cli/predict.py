@@ -16,7 +16,7 @@ from fewshot.evaluation.method_spec import MethodSpec
 from fewshot.evaluation.work import Work
 
 if TYPE_CHECKING:
-    from fewshot.labelling.predict import Predictions
+    from fewshot.labelling.answers import Answers
 
 _LINES = 20  # of the printed table; the CSV file has all
 
@@ -58,7 +58,7 @@ def predict(support: Annotated[Path, typer.Option(help="folder with one folder o
                            backbone=labelling.backbone, weights=labelling.weights, transforms=spec["transforms"],
                            base_bank=base, progress=True, device=work["device"])
     written = found.save(labelling.out, labelling.low)
-    _print(found, labelling.low)
+    print_answers(found, labelling.low)
     for path in written:
         typer.echo(f"wrote {path}")
 
@@ -89,7 +89,8 @@ def export(support: Annotated[Path, typer.Option(help="folder with one folder of
         typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
 
 
-def _print(found: Predictions, low: float) -> None:
+def print_answers(found: Answers, low: float) -> None:
+    """The first answers as a table, and what a reader must know of all."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -26,7 +26,8 @@ from fewshot.episodes.types import Episodes
 from fewshot.evaluation.one_episode import answer, fitted_method
 from fewshot.features.extract import embed, network_input
 from fewshot.features.transforms import PointStep, TransformChain
-from fewshot.labelling.predict import described, examples, image_shape, network_of, own_parameters, support_listing
+from fewshot.labelling.predict import described, own_parameters
+from fewshot.labelling.reading import examples, image_shape, network_of, support_listing
 from fewshot.ops.point_classifier import PointClassifier
 
 if TYPE_CHECKING:
