@@ -59,6 +59,7 @@ def _parquet(path: Path) -> dict[str, Any]:
         raise FewshotError(f"{path} is not a readable parquet file ({error}); copy it again") from None
     known, where = table.column_names, str(path)
     label = picked("labels", None, known, _LABELS, where, "call it labels")
+    _refuse_gaps(path, table, [label])
     labels = np.asarray(table.column(label).to_pylist())
     floats = [name for name in known if types.is_floating(table.schema.field(name).type)]
     if floats and not any(name.lower() in _FEATURES and name not in floats for name in known):

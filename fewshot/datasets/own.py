@@ -143,7 +143,7 @@ class OwnImages(ImageFiles):
 def natural(name: str) -> list[tuple[int, int, str]]:
     """Sorts by the numbers in a name: "class 2" comes before "class 10"."""
     parts = re.split(r"(\d+)", name)
-    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in parts if part]
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
 def kind_of(path: Path) -> str:

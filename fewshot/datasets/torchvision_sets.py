@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ _OURS = ("self", "root", "train", "download", "transform", "target_transform", "
 # What its sets call their parts. Of several names for one part the first one that a set knows counts.
 _PARTS = {"train": ("train", "trainval", "train-standard"), "val": ("val", "valid"), "test": ("test",)}
 _TARGETS = ("targets", "labels", "_labels", "y")
+_ONE_AT_A_TIME = threading.Lock()  # its sets are not made for threads: FakeData sets the global seed for every image
 _BROKEN = (RuntimeError, OSError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError)
 
 
@@ -38,7 +40,8 @@ class Part:
 
     def read(self, name: str) -> Image.Image:
         row = int(name.rpartition("/")[2])
-        image, target = self._images[row]
+        with _ONE_AT_A_TIME:
+            image, target = self._images[row]
         if not isinstance(image, Image.Image):
             raise ValueError(f"a {type(image).__name__}, not an image")
         if _plain(target) != self.targets[row]:
