@@ -26,8 +26,8 @@ def create_backbone(name: str, *, channels: int = 3, image_size: int | None = No
                     seed: int = 0, batch_norm: str = "running", reduce: str | None = None, **options: Any) -> Backbone:
     """The backbone `name` in eval mode; call `.train()` to train it.
 
-    name         one of `list_backbones()`, "timm/<model>" for any model of timm, "timm/hf-hub:<owner>/<name>" for one on the Hugging
-                 Face hub
+    name         one of `list_backbones()`, "timm/<model>" for any model of timm, "timm/hf-hub:<owner>/<name>" for one of the
+                 Hugging Face hub
     channels     1 or 3 the network takes; its transform adapts images of the other kind
     image_size   side images are resized to; None is the backbone's default (see its class)
     weights      None for the backbone's default, "random", another name its class lists ("imagenet" of

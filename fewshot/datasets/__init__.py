@@ -3,8 +3,7 @@
 import importlib
 import pkgutil
 
-from fewshot.datasets.base import DATASETS, SPLITS, Dataset, dataset_table, instructions, load_dataset
-from fewshot.datasets.own import kind_of
+from fewshot.datasets.base import DATASETS, SPLITS, Dataset, dataset_table, instructions, kind_of, load_dataset
 from fewshot.datasets.sheet import contact_sheet
 
 for _module in pkgutil.iter_modules(__path__):

@@ -227,6 +227,15 @@ def default_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("FEWSHOT_DATA") or "data").expanduser()
 
 
+def kind_of(path: Path) -> str:
+    """The data set that reads what lies there: a file by its suffix, a folder by tar or parquet files in it or in data/."""
+    kinds = {".csv": "csv", ".tsv": "csv", ".tar": "webdataset", ".parquet": "parquet"}
+    if not path.is_dir():
+        return kinds.get(path.suffix.lower(), "folder")
+    found = (file.suffix.lower() for folder in (path, path / "data") for file in sorted(folder.glob("*")) if file.is_file())
+    return next((kinds[suffix] for suffix in found if suffix in (".tar", ".parquet")), "folder")
+
+
 def check_known(kind: str, value: object, known: Iterable[str]) -> None:
     if value not in (known := list(known)):
         raise FewshotError(unknown_message(kind, str(value), known))

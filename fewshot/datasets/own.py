@@ -146,15 +146,6 @@ def natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]
 
 
-def kind_of(path: Path) -> str:
-    """The data set that reads what lies there: a file by its suffix, a folder by tar or parquet files in it or in data/."""
-    kinds = {".csv": "csv", ".tsv": "csv", ".tar": "webdataset", ".parquet": "parquet"}
-    if not path.is_dir():
-        return kinds.get(path.suffix.lower(), "folder")
-    found = (file.suffix.lower() for folder in (path, path / "data") for file in sorted(folder.glob("*")) if file.is_file())
-    return next((kinds[suffix] for suffix in found if suffix in (".tar", ".parquet")), "folder")
-
-
 def split_of(path: str) -> str | None:
     """The split that a file or its folder is named by: "data/train-00000-of-00002.parquet", "val/0.tar", "x-test-0.tar"."""
     for part in reversed(PurePosixPath(path).parts):

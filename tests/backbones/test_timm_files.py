@@ -31,7 +31,8 @@ def assert_same_features(made, model):
 
 def test_a_checkpoint_of_timm_is_converted(tmp_path, model):
     safetensors.torch.save_file(model.state_dict(), tmp_path / "a.safetensors")
-    torch.save({"epoch": 3, "state_dict": {f"module.{name}": x for name, x in model.state_dict().items()}}, tmp_path / "b.pth")
+    wrapped = {f"module.{name}": x for name, x in model.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": wrapped}, tmp_path / "b.pth")
     for name in ("a.safetensors", "b.pth"):
         assert_same_features(load_official(tmp_path / name, f"timm/{NAME}", dataset="ImageNet-1k"), model)
     about = convert_official(tmp_path / "b.pth", tmp_path / "c.safetensors", f"timm/{NAME}", dataset="ImageNet-1k")

@@ -31,8 +31,8 @@ def test_npz_is_a_bank_wherever_it_lies(tmp_path):
     assert torch.equal(bank.features, torch.from_numpy(FEATURES)) and bank.labels.tolist() == LABELS.tolist()
     other = FeatureBank.load(saved(tmp_path / "b.npz", Embeddings=FEATURES.astype(">f8") * 2, Y=LABELS))
     assert other.identity == bank.identity and other.features.dtype == torch.float64  # two backbones can be paired
-    named = FeatureBank.load(saved(tmp_path / "c.npz", features=FEATURES, labels=np.array(list("abcde"))[LABELS], name="mine",
-                                   split="test"))
+    named = FeatureBank.load(saved(tmp_path / "c.npz", features=FEATURES, labels=np.array(list("abcde"))[LABELS],
+                                   name="mine", split="test"))
     assert (named.name, named.split, named.class_names) == ("mine", "test", tuple("abcde"))
     assert FeatureBank.load(named.save(tmp_path / "c.safetensors")).content_hash == named.content_hash
 
@@ -59,7 +59,8 @@ def test_mistakes_in_npz_are_named(tmp_path, arrays, message):
 
 def test_damaged_files_are_refused(tmp_path):
     whole = saved(tmp_path / "a.npz", features=FEATURES, labels=LABELS).read_bytes()
-    for name, data, message in (("cut.npz", whole[:200], "not a readable .npz"), ("text.npz", b"hello", "not a readable .npz"),
+    for name, data, message in (("cut.npz", whole[:200], "not a readable .npz"),
+                                ("text.npz", b"hello", "not a readable .npz"),
                                 ("cut.parquet", b"PAR1", "not a readable parquet")):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(FewshotError, match=message):
