@@ -17,10 +17,10 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, 
               Image.DecompressionBombError, MemoryError)
 
 
-def decode(data: bytes, size: int, channels: int) -> np.ndarray:
-    """uint8 [C, size, size]: EXIF orientation applied, transparency on white, shorter side resized to `size`
-    (antialiased bilinear), centre-cropped."""
-    image: Image.Image = Image.open(io.BytesIO(data))
+def decode(data: bytes | Image.Image, size: int, channels: int) -> np.ndarray:
+    """uint8 [C, size, size] of an encoded image, or a decoded one: EXIF orientation applied, transparency on white, shorter
+    side resized to `size` (antialiased bilinear), centre-cropped."""
+    image: Image.Image = Image.open(io.BytesIO(data)) if isinstance(data, bytes) else data
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
