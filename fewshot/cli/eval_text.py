@@ -69,9 +69,9 @@ def _subject(run: Record, data_root: str | Path | None, weights: Mapping[str, Pa
         words += ["--data-option", f"{name}={_text(value)}"]
     if data_root is not None:
         words += ["--data-root", str(data_root)]
-    elif run.dataset == "folder":
-        words += ["--data-root", "FOLDER"]
-        remarks.append(f"FOLDER: the folder of class folders whose images have the content hash {run.data}")
+    elif is_path := DATASETS[run.dataset].root_is:
+        words += ["--data-root", "PLACE"]
+        remarks.append(f"PLACE: {is_path}, whose images have the content hash {run.data}")
     words += ["--backbone", run.backbone, *(["--crops", run.crops] if run.crops else [])]
     for name, value in run.backbone_options.items():
         words += ["--backbone-option", f"{name}={_text(value)}"]
