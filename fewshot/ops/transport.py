@@ -21,7 +21,7 @@ from fewshot.core.checked import check_choice
 from fewshot.core.errors import FewshotError
 
 LINEAR_RANGE = 200.0  # exp(+-3 * 200) is still finite in float64
-_MANY = 64  # classes from which on a Hessian costs so much more than a plan that its factors serve several steps
+_MANY = 256  # classes from which on a Hessian costs so much more than a plan that its factors serve several steps
 STOPS = ("marginal", "row_sums", "potentials")
 
 
@@ -70,20 +70,25 @@ def entropic_plan(cost: Tensor, row_marginals: Tensor, col_marginals: Tensor, re
     if start is None:
         low, high = cost.double().flatten(1).aminmax(dim=1)
         level = ((high - low).unsqueeze(1) / 20).clamp_min(reg)  # [E, 1]
-    factors, before = None, torch.zeros_like(total)  # residual at which the factors were last used; 0: not to be used
+    scores = scores.div_(level.unsqueeze(-1))
+    factors, before = None, torch.zeros_like(total)  # the residual before the last step; 0: the factors are not to be used
     if many and start is not None and start.factors is not None:
-        factors, before = tuple(x.clone() for x in start.factors), torch.full_like(total, torch.inf)
-    elif many:
-        factors = torch.linalg.lu_factor_ex(torch.eye(ways, out=scores.new_empty(ways, ways)).repeat(episodes, 1, 1))[:2]
+        factors, before = (start.factors[0].clone(), start.factors[1].clone()), torch.full_like(total, torch.inf)
+    elif many:  # those of the identity
+        pivots = torch.arange(1, ways + 1, dtype=torch.int32, device=cost.device)
+        factors = torch.diag_embed(torch.ones_like(cols)), pivots.repeat(episodes, 1)
     result = Transport(torch.empty_like(scores), torch.full((episodes,), max_iterations, device=cost.device),
                        torch.zeros(episodes, dtype=torch.bool, device=cost.device), torch.empty_like(g), factors)
     alive = torch.arange(episodes, device=cost.device)
     rows = rows.unsqueeze(1)  # [E, 1, Q]
     for step in range(max_iterations + 1):
-        exponents = (scores + g.unsqueeze(-1)).div_(level.unsqueeze(-1))
-        share = torch.softmax(exponents.transpose(1, 2), 2).transpose(1, 2) if many else torch.softmax(exponents, 1)
-        mass = share * rows  # [E, N, Q]
-        sums = mass.sum(-1)  # [E, N]
+        exponents = scores + (g / level).unsqueeze(-1)
+        if many:  # each pass over an array of that size counts
+            share = torch.softmax(exponents.transpose(1, 2), 2).transpose(1, 2)  # [E, N, Q]
+            sums = (share @ rows.transpose(1, 2)).squeeze(-1)  # [E, N]
+        else:
+            share = torch.softmax(exponents, 1)
+            sums = (mass := share * rows).sum(-1)
         gap = cols - sums
         residual = gap.abs().amax(-1, keepdim=True) / total
         done = ((residual <= tolerance) & (level <= reg)).squeeze(1)
@@ -91,28 +96,33 @@ def entropic_plan(cost: Tensor, row_marginals: Tensor, col_marginals: Tensor, re
         if last or bool(done.any()):
             leave = torch.ones_like(done) if last else done
             gone = alive[leave]
-            result.plan[gone], result.potentials[gone], result.converged[gone] = mass[leave], g[leave], done[leave]
-            result.iterations[gone] = step
+            result.plan[gone] = share[leave].mul_(rows[leave]) if many else mass[leave]
+            result.potentials[gone], result.converged[gone], result.iterations[gone] = g[leave], done[leave], step
             if bool(leave.all()):
                 break
             stay = ~leave
-            alive, scores, rows, cols, total, g, level, before, mass, share, sums, gap, residual = (
-                x[stay] for x in (alive, scores, rows, cols, total, g, level, before, mass, share, sums, gap, residual))
+            alive, scores, rows, cols, total, g, level, before, share, sums, gap, residual = (
+                x[stay] for x in (alive, scores, rows, cols, total, g, level, before, share, sums, gap, residual))
+            if not many:
+                mass = mass[stay]
         if factors is None:
             direction = torch.linalg.solve_ex(_hessian(mass, share, sums, total), gap.unsqueeze(-1)).result
         else:
             stale = (residual > 0.2 * before).squeeze(1)
             if bool(stale.any()):
-                made = torch.linalg.lu_factor_ex(_hessian(mass[stale], share[stale], sums[stale], total[stale]))
+                mass = share[stale] * rows[stale]
+                made = torch.linalg.lu_factor_ex(_hessian(mass, share[stale], sums[stale], total[stale]))
                 for kept, new in zip(factors, made, strict=False):
                     kept[alive[stale]] = new
-            direction = torch.linalg.lu_solve(*(x[alive] for x in factors), gap.unsqueeze(-1))
+            lu, pivots = factors if len(alive) == episodes else (factors[0][alive], factors[1][alive])
+            direction = torch.linalg.lu_solve(lu, pivots, gap.unsqueeze(-1))
         direction = direction.squeeze(-1).masked_fill(cols == 0, 0)
         size = (direction.amax(-1, keepdim=True) - direction.amin(-1, keepdim=True)).clamp_min(1e-300)
         g = g + level * direction * (torch.log1p(size) / size)
         lower = torch.where(residual < 0.05, (level / 4).clamp_min(reg), level)
         before = residual.masked_fill((size > 0.5) | (lower < level), 0)
-        level = lower
+        if bool((lower < level).any()):
+            scores, level = scores * (level / lower).unsqueeze(-1), lower
     return result._replace(plan=result.plan.transpose(1, 2).to(cost.dtype))
 
 
