@@ -45,7 +45,8 @@ def row(name: str) -> list[str]:
     """Its line of the table."""
     try:
         # The options of this process are those of the child; of a repeated option the last counts.
-        seconds, memory = run([Path(__file__).resolve(), *sys.argv[1:], "--one", name], OMP_NUM_THREADS="1").output.split()[-2:]
+        command = [Path(__file__).resolve(), *sys.argv[1:], "--one", name]
+        seconds, memory = run(command, OMP_NUM_THREADS="1").output.split()[-2:]
     except SystemExit as error:
         why = str(error).splitlines()
         return [name, "too slow" if "code -24" in why[0] else why[-1][:90], ""]
@@ -69,8 +70,8 @@ def main() -> None:
     for name in arguments.methods:
         rows.append(row(name))
         print(*rows[-1], file=sys.stderr, flush=True)
-    print(f"{arguments.ways} ways, 1 shot, {arguments.ways * arguments.queries} queries, {arguments.dim} dimensions; {conditions()}",
-          "", *markdown(["method", "seconds", "MiB"], rows), sep="\n")
+    episode = f"{arguments.ways} ways, 1 shot, {arguments.ways * arguments.queries} queries, {arguments.dim} dimensions"
+    print(f"{episode}; {conditions()}", "", *markdown(["method", "seconds", "MiB"], rows), sep="\n")
 
 
 if __name__ == "__main__":

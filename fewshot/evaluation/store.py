@@ -138,8 +138,8 @@ def kept_folder(file: str | Path) -> Path:
 
 
 def _put(folder: Path, place: Path) -> None:
-    """Move `folder` to `place`; what is there, perhaps put there this moment by another host, is taken out first, and deleted
-    only when another result is in its place. A process that is killed between leaves it to be put back."""
+    """Move `folder` to `place`; what is there, perhaps put there this moment by another host, is taken out first, and
+    deleted only when another result is in its place. A process that is killed between leaves it to be put back."""
     old = folder.with_name(f"{folder.name}{_OLD}")
     try:
         for _ in range(100):

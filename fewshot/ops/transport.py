@@ -7,7 +7,8 @@ removed from the batch, so its plan does not depend on its batch mates.
 
 POT's batch solvers (ot.batch.solve_batch, bregman_log_projection_batch; 0.9.7) were checked and are not used: they stop
 when the worst item of the batch has converged (every tenth iteration), so an item's plan depends on the others, and
-they return one iteration count and no flag per item. The single-problem solvers of POT are the reference in the tests.
+they return one iteration count and no flag per item. The single-problem solvers of POT are the reference in the tests,
+which alone need it.
 """
 
 from __future__ import annotations

@@ -65,15 +65,8 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_result(tmp_path):
         store.save(first)
         child = os.fork()
         if child == 0:
-            left = [step]
-
-            def hook(event, _):
-                if event in events:
-                    left[0] -= 1
-                    if left[0] < 0:
-                        os._exit(9)
-
-            sys.addaudithook(hook)
+            left = iter(range(step))
+            sys.addaudithook(lambda event, _, left=left: event in events and next(left, None) is None and os._exit(9))
             try:
                 store.save(second)
             finally:
