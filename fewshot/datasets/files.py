@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewshot.core.errors import FewshotError
+from fewshot.datasets.decoding import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2",
-                  ".ppm", ".pgm", ".pbm", ".pnm")
 # Images that Pillow does not read.
 FOREIGN_SUFFIXES = (".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2")
 

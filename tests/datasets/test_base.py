@@ -19,8 +19,9 @@ from fewshot.core.errors import FewshotError
 from fewshot.datasets import DATASETS, contact_sheet, dataset_table, instructions, load_dataset
 from fewshot.datasets import base as base_module
 from fewshot.datasets.cache import default_folder, files_in, path_for, read, write
+from fewshot.datasets.decoding import decode
 from fewshot.datasets.files import Download, fetch, md5_of
-from fewshot.datasets.images import decode, free_memory, resize_pixels
+from fewshot.datasets.images import free_memory, resize_pixels
 from tests.datasets.synthetic import encoded, omniglot_characters, write_class_folders, write_omniglot
 
 NEEDS_FILES = ("caltech101", "cifar_fs", "cub", "fc100", "mini_imagenet", "omniglot", "tiered_imagenet")
