@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
 
             command = typer.main.get_command(app)
             refuse_empty(command, rest)
-            code = app([*front, *rest] or ["--help"], prog_name="fewshot", standalone_mode=False)
+            code = command([*front, *rest] or ["--help"], prog_name="fewshot", standalone_mode=False)
         except Stopped as stop:
             *text, number = stop.args
             _fail(text[0] if text else "interrupted; what was finished is kept", 128 + number)

@@ -90,8 +90,11 @@ def _owners(cls: type[DataclassInstance]) -> list[type[DataclassInstance]]:
     return [PROTOCOLS[name] for name in PROTOCOLS] if cls is Protocol else [cls]
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 def _option(cls: type[DataclassInstance], name: str, lists: bool, defaults: Mapping[str, Any]) -> inspect.Parameter:
-    known, hint = settings_of(cls)[name], typing.get_type_hints(cls)[name]
+    known, hint = settings_of(cls)[name], _hints(cls)[name]
     default = defaults.get(name, default_of(cls, name))
     help_text, shown = known.help, default is not None
     if hint is FrozenDict:
