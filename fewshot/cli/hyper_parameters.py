@@ -93,8 +93,7 @@ def tune(context: typer.Context, spec: Values[MethodSpec], subject: Values[Subje
 def fit(context: typer.Context, spec: Values[MethodSpec], subject: Values[Subject], banks: Banks, learning: Learning,
         protocol: Values[Protocol], run: Values[Run], work: Values[Work], places: Places) -> None:
     """Learn the hyper-parameters of an unrolled method on validation episodes and keep them in a file."""
-    from tqdm import tqdm
-
+    from fewshot.core.bars import tqdm
     from fewshot.tuning.search import fit_run
     from fewshot.tuning.unrolled import save_fitted
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
+from fewshot.core.bars import tqdm
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import ImageBank
 from fewshot.datasets import cache

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewshot.core import provenance
 from fewshot.core.errors import FewshotError
+from fewshot.core.html import html_table
 from fewshot.core.registry import unknown_message
 from fewshot.evaluation.measures import summary_of
 from fewshot.evaluation.record import Record
@@ -106,6 +107,16 @@ class Result:
 
     def __repr__(self) -> str:
         return f"<{self.record.method} on {self.record.dataset}, {self.protocol}: {self.accuracy.percent()} %>"
+
+    def _repr_html_(self) -> str:
+        record, found = self.record, self.accuracy
+        rows = [("accuracy", f"{found.percent()} %, {found.confidence:.0%} interval over {found.n:,} episodes"),
+                ("protocol", f"{self.protocol}, seed {record.seed}"),
+                ("data", f"{record.dataset}, split {record.split}"),
+                ("features", record.backbone if not record.weights else f"{record.backbone}, weights {record.weights[:8]}"),
+                ("setting", ", assumes ".join([self.setting, *self.assumes])),
+                ("run", f"{record.key}, commit {(self.commit or 'unknown')[:8]}, {self.seconds:.1f} s")]
+        return html_table(record.method, rows, below=self.notes)
 
 
 def compare(a: Result, b: Result, confidence: float = 0.95) -> Comparison:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fewshot.backbones.base import PRECISIONS, Backbone
 from fewshot.backbones.wrapped import as_backbone
+from fewshot.core.bars import tqdm
 from fewshot.core.checked import check_at_least
 from fewshot.core.errors import FewshotError
 from fewshot.core.provenance import versions

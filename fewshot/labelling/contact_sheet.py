@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import string
 from html import escape
 from importlib import resources
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from fewshot.core.checked import check_number
+from fewshot.core.html import picture
 from fewshot.labelling.answers import Answers
 
 _SIDE, _EXAMPLE_SIDE = 160, 80  # pixels of a thumbnail
@@ -57,8 +52,8 @@ def _section(found: Answers, label: int, rows: list[int], total: int, marked: li
     name = escape(found.class_names[label])
     examples = (found.support.labels == label).nonzero()[:, 0].tolist()
     files = found.support.files or ()
-    pictures = "".join(_picture(found.support.images[row], _EXAMPLE_SIDE, f"example of {found.class_names[label]}: "
-                                f"{files[row]}") for row in examples[:_EXAMPLES])
+    pictures = "".join(picture(found.support.images[row], _EXAMPLE_SIDE, f"example of {found.class_names[label]}: "
+                               f"{files[row]}") for row in examples[:_EXAMPLES])
     more = f"<span>and {len(examples) - _EXAMPLES} more</span>" if len(examples) > _EXAMPLES else ""
     counted = "1 image" if total == 1 else f"{total} images"
     cards = "\n".join(_card(found, row, marked[row]) for row in rows)
@@ -73,7 +68,7 @@ def _card(found: Answers, row: int, low: bool) -> str:
     badges = ('<span class="badge">low</span>' if low else "") + (
         '<span class="badge">in the support</span>' if file in found.repeated else "")
     return (f'<li class="card{" low" if low else ""}" data-row="{row}" data-p="{first:.6f}">'
-            f"{_picture(found.images[row], _SIDE, f'{file}: {found.class_names[label]}')}"
+            f"{picture(found.images[row], _SIDE, f'{file}: {found.class_names[label]}')}"
             f'<span class="bar"><span style="width:{100 * first:.1f}%"></span></span>'
             f'<span class="class">{escape(found.class_names[label])}</span>'
             f'<span class="first"><strong>{_percent(first)}</strong>{badges}</span>'
@@ -90,15 +85,3 @@ def _unreadable(found: Answers) -> str:
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}\u00a0%"
-
-
-def _picture(image: Tensor, side: int, text: str) -> str:
-    """uint8 [C, H, W] as an `<img>` at most `side` pixels wide; small drawings as PNG, which keeps their edges."""
-    pixels = torch.movedim(image, 0, 2).numpy()
-    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    picture.thumbnail((side, side), Image.Resampling.BILINEAR)
-    form = "png" if max(image.shape[1:]) <= 64 else "jpeg"
-    data = io.BytesIO()
-    picture.save(data, form, quality=85)
-    return (f'<img src="data:image/{form};base64,{base64.b64encode(data.getvalue()).decode()}" width="{picture.width}" '
-            f'height="{picture.height}" class="{form}" decoding="async" alt="{escape(text)}" title="{escape(text)}">')
