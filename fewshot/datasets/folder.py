@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import warnings
 from collections import defaultdict
 from collections.abc import Collection
@@ -76,7 +77,7 @@ class Folder(ImageFiles):
     def load(self, request: Request) -> ImageBank:
         if not request.root.is_dir():
             raise FewshotError(f"{request.root} is not a folder; root must hold one folder of images per class")
-        return super().load(request)
+        return dataclasses.replace(super().load(request), title=_title(request.root))
 
     def listing(self, where: Path, split: str) -> Listing:
         if self.splits is None and split != "all":
@@ -128,6 +129,12 @@ class Folder(ImageFiles):
             raise FewshotError(f"{self.splits} puts nothing into split {split!r}; it has "
                                f"{', '.join(sorted(set(home.values())))}")
         return Listing.of_classes(chosen, names)
+
+
+def _title(root: Path) -> str:
+    """The folder's name, with that of the folder around it where it is only the name of a split."""
+    place = root.resolve()
+    return f"{place.parent.name}-{place.name}" if place.name.lower() in _SPLIT_NAMES else place.name
 
 
 def refuse_splits(where: Path, classes: Collection[str]) -> None:

@@ -79,7 +79,7 @@ def embed(bank: ImageBank, backbone: Backbone | nn.Module | Callable[[Tensor], T
         found = _load(target, provenance)
         if found is not None:
             shutil.rmtree(shards, ignore_errors=True)
-            return found
+            return _titled(found, bank)
     dim = backbone.feature_dim * (cut.count if cut is not None and cut.kind == "keep" else 1)
     extract = functools.partial(_extract, bank, backbone, provenance, batch_size, device, shards, shard_batches, progress,
                                 cut, dim)
@@ -91,12 +91,12 @@ def embed(bank: ImageBank, backbone: Backbone | nn.Module | Callable[[Tensor], T
             _warn_unkept(target, error)
         else:
             shutil.rmtree(shards, ignore_errors=True)
-            return FeatureBank.load(target)
+            return _titled(FeatureBank.load(target), bank)
     features, at = torch.empty(len(bank), dim), 0
     for piece in extract():
         features[at : at + len(piece)] = piece
         at += len(piece)
-    return FeatureBank(features, bank.labels, bank.class_names, bank.name, bank.split, provenance)
+    return FeatureBank(features, bank.labels, bank.class_names, bank.name, bank.split, provenance, bank.title)
 
 
 def embed_episodes(episodes: Episodes, backbone: Backbone) -> Episodes:
@@ -224,6 +224,12 @@ def _load(path: Path, provenance: dict) -> FeatureBank | None:
         warnings.warn(f"{error}; extracting it again", stacklevel=3)
         return None
     return found if found.provenance == provenance else None
+
+
+def _titled(found: FeatureBank, bank: ImageBank) -> FeatureBank:
+    """`found`, just read, under the title of these images: they may have been embedded in a folder of another name."""
+    object.__setattr__(found, "title", bank.title)
+    return found
 
 
 def _keep(bank: FeatureBank, path: Path) -> None:

@@ -227,8 +227,8 @@ def figure_bytes(figure: matplotlib.figure.Figure, suffix: str = "png", metadata
 
 def _place(result: Result, results: list[Result]) -> tuple[str, ...]:
     """Data set and split, for a title, where they vary."""
-    several = len({(r.record.dataset, r.record.split) for r in results}) > 1
-    return (f"{result.record.dataset} ({result.record.split})",) if several else ()
+    several = len({(r.data_name, r.record.split) for r in results}) > 1
+    return (f"{result.data_name} ({result.record.split})",) if several else ()
 
 
 def _look(i: int) -> dict:

@@ -54,7 +54,7 @@ def sweeps(results: Iterable[Result]) -> dict[str, tuple[Figure, str]]:
             known = settings_of(protocol)
             if axis in known and not known[axis].unused(protocol):
                 others = [str(value) for name, value in protocol.settings().items() if name != axis]
-                line = record.dataset, record.split, record.backbone, record.method, *others
+                line = result.data_name, record.split, record.backbone, record.method, *others
                 lines[line].append(result)
         swept = [r for line in lines.values() if len({getattr(r.record, axis) for r in line}) > 1 for r in line]
         if swept:

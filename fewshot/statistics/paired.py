@@ -41,8 +41,12 @@ class Comparison:
         verdict = "distinguishable" if self.significant else "not distinguishable"
         return html_table("a against b on the same episodes", [
             ("difference a - b", f"{found.percent()} percentage points, {found.confidence:.0%} interval: {verdict}"),
-            ("p-value", f"{self.p_value:.2g}, two-sided paired t-test"),
+            ("p-value", f"{_p_text(self.p_value)}, two-sided paired t-test"),
             ("episodes", f"{found.n:,}: a better on {self.better:.1%}, equal on {self.ties:.1%}")])
+
+
+def _p_text(value: float) -> str:
+    return f"{value:.2g}" if value >= 1e-4 else "below 0.0001"
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Comparison:
