@@ -24,8 +24,8 @@ def search_table(found: TuneResult) -> Table:
         records.append({**tried[i], "role": role, **candidate_numbers(results[i], gaps[i])})
     first = results[0].record
     notes = [f"{first.method} on {results[0].data_name}, split {first.split}, {first.protocol}: accuracy in percent ± "
-             f"half width of the 95 % interval over {first.episodes} episodes, seed {first.seed}; the second column is the paired "
-             "difference to the highest mean. Intervals cover episode sampling only.",
+             f"half width of the 95 % interval over {first.episodes} episodes, seed {first.seed}; the second column is the "
+             "paired difference to the highest mean. Intervals cover episode sampling only.",
              f"Chosen: {reason}.",
              "The chosen accuracy was selected on these episodes, so it is optimistic: evaluate on the test classes."]
     failed = {i: int((~r.converged).sum()) for i, r in enumerate(results) if r.converged is not None}
