@@ -246,16 +246,16 @@ def test_easy_from_the_command_line(tmp_path, run):
     (tmp_path / "splits.csv").write_text("filename,label,split\n" + "\n".join(
         f"class{n}/{i}.png,class{n},{'train' if n < 4 else 'test'}" for n in range(8) for i in range(9)))
     for split in ("train", "test"):
-        for number, backbone in enumerate(("conv4", "resnet12")):
+        for number, backbone in enumerate(("conv4", "pixels")):
             code, out, err = run("embed", "--dataset", "mine", "--data-option", "splits=splits.csv", "--split", split,
-                                 "--backbone", backbone, "--weights", "random", "--crops", f"mean(3,seed={number})", "--out",
-                                 f"{split}{number}.safetensors")
+                                 "--backbone", backbone, *["--weights", "random"][: 2 * (backbone == "conv4")], "--crops",
+                                 f"mean(3,seed={number})", "--out", f"{split}{number}.safetensors")
             assert code == 0, err
         code, out, err = run("join", f"{split}0.safetensors", f"{split}1.safetensors", "--out", f"{split}.safetensors")
         assert code == 0 and "36 x " in out, err
     code, out, err = run("eval", "--features", "test.safetensors", "--base-features", "train.safetensors", "--method",
                          "simple_shot,soft_kmeans", "--ways", "3", "--queries", "3", "--shots", "1", "--episodes", "20")
-    assert code == 0 and "conv4 + resnet12" in out and "soft_kmeans" in out, err
+    assert code == 0 and "conv4 + pixels" in out and "soft_kmeans" in out, err
 
 
 @pytest.mark.parametrize("how", [["--dataset", "mine"], ["--dataset", "folder", "--data-root", "mine"]])
