@@ -166,8 +166,8 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
                             images = bank.images[done:high].to(where)
                             features[done - start : high - start] = _forward(backbone, images, crops, name, done, half)
                         _check_finite(features[done - start : high - start], bank, done, backbone)
-                        bar.update(high - done)
-                        done = high
+                        done, before = high, done  # first: a cell is most likely interrupted while a bar is shown
+                        bar.update(done - before)
                 except BaseException:  # Ctrl-C, too
                     keep(done)
                     raise
