@@ -69,10 +69,10 @@ def _subject(result: Result, data_root: str | Path | None, weights: Mapping[str,
         words += ["--data-option", f"{name}={_text(value)}"]
     if data_root is not None:
         words += ["--data-root", str(data_root)]
-    elif run.dataset == "folder":
-        words += ["--data-root", "FOLDER"]
-        called = f" {result.title.rpartition('#')[0]}, a folder" if result.title else " the folder"
-        remarks.append(f"FOLDER:{called} of class folders whose images have the content hash {run.data}")
+    elif is_path := DATASETS[run.dataset].root_is:
+        words += ["--data-root", "PLACE"]
+        called = f"{result.title.rpartition('#')[0]}, " if result.title else ""
+        remarks.append(f"PLACE: {called}{is_path}, whose images have the content hash {run.data}")
     words += ["--backbone", run.backbone, *(["--crops", run.crops] if run.crops else [])]
     for name, value in run.backbone_options.items():
         words += ["--backbone-option", f"{name}={_text(value)}"]

@@ -1,4 +1,4 @@
-"""The command that labels own images: `fewshot predict`."""
+"""The commands that label own images: `fewshot predict`, and `fewshot export` for other machines."""
 
 from __future__ import annotations
 
@@ -16,19 +16,25 @@ from fewshot.evaluation.method_spec import MethodSpec
 from fewshot.evaluation.work import Work
 
 if TYPE_CHECKING:
-    from fewshot.labelling.predict import Predictions
+    from fewshot.labelling.answers import Answers
 
 _LINES = 20  # of the printed table; the CSV file has all
 
 
 @dataclass
-class Labelling:
-    """What is labelled with what."""
+class Features:
+    """What makes the features."""
 
     backbone: str | None = setting(None, "backbone; left out: the one that --weights belong to, else efficientnet_lite0 "
                                    "with ImageNet weights", anything)
     weights: Path | None = setting(None, "weights file (.safetensors) or a name such as random", anything)
     base_features: Path | None = setting(None, "feature bank of the base classes", anything)
+
+
+@dataclass
+class Labelling(Features):
+    """What is labelled with what."""
+
     low: float = setting(0.5, "mark answers with a probability below this", anything)
     out: Path = setting(Path("runs/predict"), "folder for predictions.csv and predictions.html", anything)
 
@@ -52,12 +58,39 @@ def predict(support: Annotated[Path, typer.Option(help="folder with one folder o
                            backbone=labelling.backbone, weights=labelling.weights, transforms=spec["transforms"],
                            base_bank=base, progress=True, device=work["device"])
     written = found.save(labelling.out, labelling.low)
-    _print(found, labelling.low)
+    print_answers(found, labelling.low)
     for path in written:
         typer.echo(f"wrote {path}")
 
 
-def _print(found: Predictions, low: float) -> None:
+@dataclass
+class Exporting(Features):
+    """What is written where."""
+
+    out: Path = setting(Path("runs/export"), "folder for model.onnx and classify.py", anything)
+
+
+@options_from_types(transforms="l2")
+def export(support: Annotated[Path, typer.Option(help="folder with one folder of example images per class")],
+           spec: Values[MethodSpec], exporting: Exporting) -> None:
+    """Write what predict would label images with as a file for ONNX Runtime, and a program that labels images with it.
+
+    The program needs onnxruntime, numpy and pillow alone. Methods that answer each image alone can be written: protonet,
+    simple_shot, ridge, logistic_regression, nearest_neighbour.
+    """
+    from fewshot.data.banks import FeatureBank
+    from fewshot.labelling.export import export_onnx
+
+    base = FeatureBank.load(exporting.base_features) if exporting.base_features else None
+    made = export_onnx(support, exporting.out, method=spec["method"], parameters=pairs(spec["parameters"]),
+                       backbone=exporting.backbone, weights=exporting.weights, transforms=spec["transforms"], base_bank=base)
+    typer.echo(f"{made.description}: probabilities differ from predict's by at most {made.difference:.1e}.")
+    for path in (made.model, made.runner):
+        typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+def print_answers(found: Answers, low: float) -> None:
+    """The first answers as a table, and what a reader must know of all."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -21,7 +21,7 @@ from fewshot.core.arrays import as_array, as_tensor
 from fewshot.core.errors import FewshotError
 from fewshot.core.html import html_table
 from fewshot.core.registry import unknown_message
-from fewshot.data import bank_files
+from fewshot.data import bank_files, feature_files
 from fewshot.data.precision import row_lengths, working_dtype
 
 
@@ -87,7 +87,7 @@ def _as_names(given: Sequence[str] | None, labels: Tensor) -> Sequence[str]:
     return names
 
 
-_UNNAMED = ("custom", "folder")  # names that say nothing of whose items these are
+_UNNAMED = ("custom", "folder", "csv", "webdataset", "parquet")  # names that say nothing of whose items these are
 
 
 def _plain_names(names: Sequence[str]) -> Sequence[str] | int:
@@ -348,13 +348,17 @@ class FeatureBank(_Bank):
 
     @classmethod
     def load(cls, path: str | Path, mmap: bool | None = None) -> FeatureBank:
-        """Read a file written by `save`; raises FewshotError if it is missing, corrupt or altered.
+        """Read a file written by `save`; raises FewshotError if it is missing, corrupt or altered. Or the features that
+        another program wrote into a .npz or .parquet file (`fewshot/data/feature_files.py` says how).
 
         mmap  leave the features in the file, from which rows come when they are used: the bank may be larger than memory,
               and its features must not be written to. None: for files from 256 MB on. Such a file is read in full once, by
               `save` or the first `load`, which note its content hash, size and time of change in PATH.checked; while these
               agree the hash is taken from there. Delete that file to have everything read and compared again.
         """
+        if Path(path).suffix.lower() in feature_files.SUFFIXES:
+            given = feature_files.read_features(Path(path))
+            return cls(**given, title=_title_of_file(Path(path), given.get("name", "custom"), {}))
         tensors, meta, mapped, vouched = bank_files.read(path, mmap)
         bank, labels = object.__new__(cls), _as_labels(tensors["labels"].clone(), len(tensors["features"]))
         names = json.loads(meta["class_names"])

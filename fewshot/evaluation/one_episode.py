@@ -47,11 +47,16 @@ def doubt(method: Method, chain: TransformChain, queries: int, ways: int) -> str
 
 
 def answer(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: Method, chain: TransformChain) -> Tensor:
-    """Class probabilities [Q, N] of features [Q, D], with the support [S, D] and its labels [S]: one episode.
+    """Class probabilities [Q, N]: the softmax of `logits_of`."""
+    return logits_of(support, labels, queries, ways, method, chain).softmax(-1)
 
-    Raises FewshotError when the features of both differ in length, and when the method's logits are not finite.
+
+def logits_of(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: Method, chain: TransformChain) -> Tensor:
+    """The method's logits [Q, N] of features [Q, D], with the support [S, D] and its labels [S]: one episode.
+
+    Raises FewshotError when the features of both differ in length, and when the logits are not finite.
     """
     episode = Episodes(support=support[None], support_labels=labels[None], query=queries[None], ways=ways)
     with torch.inference_mode():
         logits, _ = next(answers(method, [chain(episode)]))
-    return logits[0].softmax(-1).clone()  # an ordinary tensor, not one of inference mode
+    return logits[0].clone()  # an ordinary tensor, not one of inference mode

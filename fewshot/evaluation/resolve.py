@@ -234,7 +234,8 @@ def _instance_values(method: Method | None) -> dict[str, Any]:
     settings = getattr(method, "settings", method)  # a learner keeps them apart
     name = next((name for name in METHODS if METHODS[name] is type(settings)), None)
     values: dict[str, Any] = {} if name is None else {
-        "method": name, "parameters": {key: getattr(settings, key) for key in method_parameters(name)}}
+        "method": name,
+        "parameters": {**{key: getattr(settings, key) for key in method_parameters(name)}, **settings.recorded}}
     held = getattr(method, "backbone", None)
     if held is None or not hasattr(held, "weights_id"):
         return values

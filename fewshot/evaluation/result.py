@@ -35,7 +35,7 @@ class Result:
     measures      what was measured beside accuracy: per episode `classes`, `class_correct` and `class_total` [E, N] (the
                   bank's classes, right answers and queries of each), and with metrics=True what `measures.py` lists
     title         what own data are called, "flowers#3fa2c1": their folder or file and the beginning of a hash; no part of
-                  the record, whose data set is "folder"
+                  the record, whose data set is e.g. "folder"
     """
 
     record: Record

@@ -116,7 +116,7 @@ def embed_episodes(episodes: Episodes, backbone: Backbone) -> Episodes:
     parts = [x for x in (episodes.support, episodes.query, episodes.unlabelled) if x is not None]
     sizes = [x.shape[1] for x in parts]
     images = torch.cat(parts, dim=1).flatten(0, 1)  # [E (S + Q + U), C, H, W]
-    features = backbone(_inputs(backbone, images)).unflatten(0, (len(episodes), -1))  # [E, S + Q + U, D]
+    features = backbone(network_input(backbone, images)).unflatten(0, (len(episodes), -1))  # [E, S + Q + U, D]
     support, query, *rest = features.split(sizes, dim=1)
     return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways,
                             text=episodes.text, unlabelled=rest[0] if rest else None)
@@ -179,7 +179,7 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
         backbone.train(training)
 
 
-def _inputs(backbone: Backbone, images: Tensor) -> Tensor:
+def network_input(backbone: Backbone, images: Tensor) -> Tensor:
     """Transformed images in the dtype of the weights."""
     weight = next((value for value in backbone.parameters() if value.is_floating_point()), None)
     images = backbone.transform(images)
@@ -206,7 +206,7 @@ def _forward(backbone: Backbone, images: Tensor, crops: Crops | None, name: str,
     layout = torch.channels_last if half else torch.preserve_format
 
     def features(images: Tensor) -> Tensor:
-        return backbone(_inputs(backbone, images).to(memory_format=layout)).to(torch.float32)
+        return backbone(network_input(backbone, images).to(memory_format=layout)).to(torch.float32)
 
     if crops is None:
         return features(images)

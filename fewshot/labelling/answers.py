@@ -28,7 +28,8 @@ class Answers:
     notes           what a reader must know, one sentence each
     unreadable      file -> why it could not be read
     repeated        file -> the support file with the same pixels
-    support         ImageBank of the examples;  images: uint8 [Q, C, H, W] as the backbone saw them
+    support         ImageBank of the examples, None where only their features are kept
+    images          uint8 [Q, C, H, W] as the backbone saw them
     """
 
     files: tuple[str, ...]
@@ -39,7 +40,7 @@ class Answers:
     notes: tuple[str, ...]
     unreadable: dict[str, str]
     repeated: dict[str, str]
-    support: ImageBank
+    support: ImageBank | None
     images: Tensor
 
     def __len__(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterable
 from html import escape
 from importlib import resources
 
@@ -10,9 +11,9 @@ from fewshot.core.checked import check_number
 from fewshot.core.html import picture
 from fewshot.labelling.answers import Answers
 
-_SIDE, _EXAMPLE_SIDE = 160, 80  # pixels of a thumbnail
+SIDE, _EXAMPLE_SIDE = 160, 80  # pixels of a thumbnail
 _EXAMPLES = 12  # shown a class
-_SHOWN = 2000  # a page of more thumbnails no longer opens quickly
+SHOWN = 2000  # a page of more thumbnails no longer opens quickly
 
 
 def sheet(found: Answers, low: float) -> str:
@@ -21,7 +22,7 @@ def sheet(found: Answers, low: float) -> str:
     Of more than 2000 images the least confident are shown. Raises FewshotError for a `low` outside 0 .. 1.
     """
     check_number("low", low, 0, 1)
-    shown = sorted(found.confidence.argsort(stable=True)[:_SHOWN].tolist())
+    shown = sorted(found.confidence.argsort(stable=True)[:SHOWN].tolist())
     labels = found.probabilities.argmax(1).tolist()
     marked = (found.confidence < low).tolist()
     sections = [_section(found, label, [row for row in shown if labels[row] == label], labels.count(label), marked)
@@ -32,11 +33,21 @@ def sheet(found: Answers, low: float) -> str:
         facts.append(f"The {len(shown)} least confident images are shown; predictions.csv has all of them.")
     if found.unreadable:
         facts.append(f"{len(found.unreadable)} more could not be read; they are listed at the end.")
-    notes = "".join(f"<li>{escape(note)}</li>" for note in (*facts, *found.notes))
-    body = [f'<ul class="notes">{notes}</ul>', _CONTROLS, *sections, _unreadable(found)]
-    page = resources.files("fewshot.labelling").joinpath("templates/contact_sheet.html")
-    template = string.Template(page.read_text("utf-8"))
-    return template.substitute(title="Predicted classes", body="\n".join(filter(None, body)))
+    return page("Predicted classes", "contact_sheet.js", items((*facts, *found.notes)), _CONTROLS, *sections,
+                unreadable(found))
+
+
+def page(title: str, script: str, *body: str) -> str:
+    """The HTML of a page of images, with a script out of the templates."""
+    home = resources.files("fewshot.labelling").joinpath("templates")
+    template = string.Template(home.joinpath("page.html").read_text("utf-8"))
+    return template.substitute(title=title, body="\n".join(filter(None, body)),
+                               script=home.joinpath(script).read_text("utf-8"))
+
+
+def items(texts: Iterable[str]) -> str:
+    """Texts as a list."""
+    return f"""<ul class="notes">{"".join(f"<li>{escape(text)}</li>" for text in texts)}</ul>"""
 
 
 _CONTROLS = """<form class="controls" hidden>
@@ -50,38 +61,43 @@ _CONTROLS = """<form class="controls" hidden>
 
 def _section(found: Answers, label: int, rows: list[int], total: int, marked: list[bool]) -> str:
     name = escape(found.class_names[label])
-    examples = (found.support.labels == label).nonzero()[:, 0].tolist()
-    files = found.support.files or ()
-    pictures = "".join(picture(found.support.images[row], _EXAMPLE_SIDE, f"example of {found.class_names[label]}: "
+    assert found.support is not None, "predict_folder keeps it"
+    support = found.support
+    examples = (support.labels == label).nonzero()[:, 0].tolist()
+    files = support.files or ()
+    pictures = "".join(picture(support.images[row], _EXAMPLE_SIDE, f"example of {found.class_names[label]}: "
                                f"{files[row]}") for row in examples[:_EXAMPLES])
     more = f"<span>and {len(examples) - _EXAMPLES} more</span>" if len(examples) > _EXAMPLES else ""
     counted = "1 image" if total == 1 else f"{total} images"
-    cards = "\n".join(_card(found, row, marked[row]) for row in rows)
+    cards = "\n".join(card(found, row, marked[row]) for row in rows)
     return (f'<section><h2>{name} <span class="soft">{counted}</span></h2>\n'
             f'<div class="examples"><span>Support ({len(examples)})</span>{pictures}{more}</div>\n'
             f'<ul class="cards">{cards}</ul></section>')
 
 
-def _card(found: Answers, row: int, low: bool) -> str:
+def card(found: Answers, row: int, low: bool) -> str:
+    """One image with its answer."""
     file, values = found.files[row], found.probabilities[row]
     (first, second), (label, other) = (part.tolist() for part in values.topk(2))
     badges = ('<span class="badge">low</span>' if low else "") + (
         '<span class="badge">in the support</span>' if file in found.repeated else "")
     return (f'<li class="card{" low" if low else ""}" data-row="{row}" data-p="{first:.6f}">'
-            f"{picture(found.images[row], _SIDE, f'{file}: {found.class_names[label]}')}"
+            f"{picture(found.images[row], SIDE, f'{file}: {found.class_names[label]}')}"
             f'<span class="bar"><span style="width:{100 * first:.1f}%"></span></span>'
             f'<span class="class">{escape(found.class_names[label])}</span>'
-            f'<span class="first"><strong>{_percent(first)}</strong>{badges}</span>'
-            f'<span class="soft">then {escape(found.class_names[other])} {_percent(second)}</span>'
+            f'<span class="first"><strong>{percent(first)}</strong>{badges}</span>'
+            f'<span class="soft">then {escape(found.class_names[other])} {percent(second)}</span>'
             f'<span class="soft file">{escape(file)}</span></li>')
 
 
-def _unreadable(found: Answers) -> str:
+def unreadable(found: Answers) -> str:
+    """What could not be read, and why."""
     if not found.unreadable:
         return ""
-    items = "".join(f"<li>{escape(file)}: {escape(why)}</li>" for file, why in found.unreadable.items())
-    return f'<h2>Not readable <span class="soft">{len(found.unreadable)}</span></h2>\n<ul class="notes">{items}</ul>'
+    listed = items(f"{file}: {why}" for file, why in found.unreadable.items())
+    return f'<h2>Not readable <span class="soft">{len(found.unreadable)}</span></h2>\n{listed}'
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A probability for people."""
     return f"{100 * value:.1f}\u00a0%"

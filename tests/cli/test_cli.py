@@ -217,6 +217,16 @@ def test_episodes_are_saved_shown_and_evaluated_elsewhere(tmp_path, run, feature
     assert "same items" in mistake("eval", "--features", "other.safetensors", "--episode-file", "list.safetensors")
 
 
+def test_published_lists_are_imported(tmp_path, run, features, mistake):
+    rows = [{"support": [0, 12], "query": [1, 13]}, {"support": [24, 12], "query": [25, 13]}]
+    Path("list.json").write_text(json.dumps(rows))
+    code, out, _ = run("episodes", "import", "list.json", "--features", features, "--out", "list.safetensors")
+    assert code == 0 and "wrote list.safetensors: 2 episodes, 2-way 1-shot, fingerprint" in out
+    code, out, _ = run("eval", "--features", features, "--episode-file", "list.safetensors")
+    assert code == 0 and "2-way 1-shot" in out and "Episodes of a file, fingerprint" in out
+    assert "no list of episodes at lost" in mistake("episodes", "import", "lost", "--features", features, "--out", "x")
+
+
 def stored(folder):
     for path in sorted(folder.glob("store/*/run.json")):
         yield path.parent.name, {"run": json.loads(path.read_text())}
@@ -266,7 +276,7 @@ def test_own_images_in_one_flag(tmp_path, run, how):
     assert run("report", "--no-images")[0] == 0
     page = Path("report.html").read_text()
     assert re.search(r"1 result on mine#[0-9a-f]{6} \(all\)", page) and str(tmp_path) not in page
-    assert "# FOLDER: mine, a folder of class folders" in page and "--data-root FOLDER" in page
+    assert "# PLACE: mine, a folder that holds one folder of images per class" in page and "--data-root PLACE" in page
 
 
 def test_own_images_with_splits(tmp_path, run):

@@ -298,3 +298,8 @@ def test_features_from_a_file_have_a_title_that_is_no_part_of_what_they_are(tmp_
     assert read.identity == made["folder"].identity and read.content_hash == made["folder"].content_hash
     both = concatenate([read, dataclasses.replace(read, features=2 * read.features)])
     assert both.shown_name == read.shown_name
+
+
+def test_features_of_other_programs_are_called_by_their_file(tmp_path):
+    np.savez(tmp_path / "birds.npz", features=np.eye(4, dtype=np.float32), labels=[0, 0, 1, 1])
+    assert re.fullmatch("birds#[0-9a-f]{6}", FeatureBank.load(tmp_path / "birds.npz").shown_name)
