@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from fewshot.evaluation.run import Run
 from fewshot.features.subject import Subject
 
 if TYPE_CHECKING:
-    from fewshot.data.banks import FeatureBank
+    from fewshot.data.banks import FeatureBank, ImageBank
 
 
 @dataclass
@@ -92,6 +93,13 @@ def images_of(subject: Values[Subject], root: Path | None) -> tuple[dict[str, An
     if "split" in found and found["split"] is None:
         found["split"] = "all" if found["dataset"] == "folder" and "splits" not in found["data_options"] else "test"
     return found, root
+
+
+def say_what_is_there(context: typer.Context, banks: Iterable[FeatureBank | ImageBank]) -> None:
+    """One line a bank, unless `--quiet`: a wrong folder or split is seen before the work, not in a plausible result."""
+    if not context.find_root().params.get("quiet"):
+        for bank in banks:
+            typer.echo(f"{bank.shown_name}, {bank.split}: {bank.counted}", err=True)
 
 
 def method_of(spec: Values[MethodSpec]) -> dict[str, Any]:

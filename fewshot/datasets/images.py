@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from fewshot.core.bars import tqdm
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import ImageBank
 from fewshot.datasets import cache

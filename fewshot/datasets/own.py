@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import csv
+import dataclasses
 import hashlib
 import re
 import warnings
@@ -105,7 +106,8 @@ class OwnImages(ImageFiles):
 
     def load(self, request: Request) -> ImageBank:
         self.require(request.root)
-        return super().load(request)
+        bank = super().load(request)
+        return dataclasses.replace(bank, title=_title(request.root)) if self.root_is else bank
 
     def listing(self, where: Path, split: str) -> Listing:
         items, own = self.collect(where)
@@ -138,6 +140,13 @@ class OwnImages(ImageFiles):
         order = sorted(classes, key=lambda name: hashlib.sha256(f"{self.split_seed}\n{name}".encode()).digest())
         homes = [part for part, count in zip(SPLITS, counts, strict=True) for _ in range(count)]
         return dict(zip(order, homes, strict=False))  # classes beyond these are in no split
+
+
+def _title(root: Path) -> str:
+    """The name of the folder or file, with that of the folder around it where it is only the name of a split."""
+    place = root.resolve()
+    name = place.stem if place.is_file() else place.name
+    return f"{place.parent.name}-{name}" if name.lower() in _WORDS else name
 
 
 def natural(name: str) -> list[tuple[int, int, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +98,7 @@ def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics
     wanted = {name for name, asked in (("nll", metrics), ("temperature", calibrate is not None)) if asked}
     if store is not None and (found := store.load(record)) is not None and wanted <= found.measures.keys():
         store.parts(record).remove()  # what another process of the same run may have left
-        return found
+        return dataclasses.replace(found, title=resolved.title)  # the folder may have been renamed since
     method, prepare, transductive = ready(resolved, device)
     sampler = run.sampler(resolved.bank) if episodes is None else episodes.of(resolved.bank)
     temperature = None if calibrate is None else validation_temperature(run, calibrate, method, prepare, device)
@@ -111,8 +112,9 @@ def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics
     measures = rows.arrays | finished(rows.totals, resolved.bank.classes)
     if temperature is not None:
         measures["temperature"] = torch.tensor(temperature, dtype=torch.float64)
-    result = Result(record=record, correct=measures.pop("correct"), iterations=measures.pop("iterations", None),
-                    converged=measures.pop("converged", None), measures=measures, fingerprint=fingerprint.hexdigest(),
+    result = Result(record=record, title=resolved.title, correct=measures.pop("correct"),
+                    iterations=measures.pop("iterations", None), converged=measures.pop("converged", None),
+                    measures=measures, fingerprint=fingerprint.hexdigest(),
                     seconds=rows.seconds + time.perf_counter() - start, notes=resolved.notes, assumes=tuple(method.assumes),
                     setting="transductive" if transductive else "inductive")
     if store is not None:

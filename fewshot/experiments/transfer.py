@@ -118,4 +118,4 @@ def domain_table(entries: Sequence[tuple[Origin, str, Result]], left_out: Sequen
 
 
 def _column(result: Result) -> str:
-    return f"{result.record.dataset}, {result.protocol}"
+    return f"{result.data_name}, {result.protocol}"

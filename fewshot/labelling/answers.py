@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fewshot.core.html import html_table, picture
 from fewshot.data.banks import ImageBank
 
 LOW = 0.5  # probability below which an answer is marked
+_ROWS, _SIDE = 20, 48  # images in a notebook, and pixels of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +59,16 @@ class Answers:
     def confidence(self) -> Tensor:
         """[Q] probability of the predicted class."""
         return self.probabilities.amax(1)
+
+    def _repr_html_(self) -> str:
+        """The images of which the method is least sure."""
+        order = self.confidence.argsort(stable=True)[:_ROWS].tolist()
+        rows = [(self.files[row], picture(self.images[row], _SIDE, self.files[row]), self.predicted[row],
+                 f"{100 * float(self.confidence[row]):.1f} %") for row in order]
+        which = f", the {_ROWS} least certain ones below" if len(self) > _ROWS else ""
+        unread = [f"{file} could not be read: {why}" for file, why in self.unreadable.items()]
+        return html_table(f"{len(self)} images, {len(self.class_names)} classes; {self.description}, {self.setting}{which}",
+                          rows, ("file", "image", "class", "probability"), [*self.notes, *unread])
 
     def to_csv(self) -> str:
         """file, predicted, probability, note, then p(class) of every class; sorted by file, unreadable ones included."""

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import string
 from collections.abc import Iterable
 from html import escape
 from importlib import resources
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from fewshot.core.checked import check_number
+from fewshot.core.html import picture
 from fewshot.labelling.answers import Answers
 
 SIDE, _EXAMPLE_SIDE = 160, 80  # pixels of a thumbnail
@@ -106,15 +101,3 @@ def unreadable(found: Answers) -> str:
 def percent(value: float) -> str:
     """A probability for people."""
     return f"{100 * value:.1f}\u00a0%"
-
-
-def picture(image: Tensor, side: int, text: str) -> str:
-    """uint8 [C, H, W] as an `<img>` at most `side` pixels wide; small drawings as PNG, which keeps their edges."""
-    pixels = torch.movedim(image, 0, 2).numpy()
-    drawn = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    drawn.thumbnail((side, side), Image.Resampling.BILINEAR)
-    form = "png" if max(image.shape[1:]) <= 64 else "jpeg"
-    data = io.BytesIO()
-    drawn.save(data, form, quality=85)
-    return (f'<img src="data:image/{form};base64,{base64.b64encode(data.getvalue()).decode()}" width="{drawn.width}" '
-            f'height="{drawn.height}" class="{form}" decoding="async" alt="{escape(text)}" title="{escape(text)}">')

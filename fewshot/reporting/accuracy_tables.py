@@ -100,7 +100,7 @@ def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[
         notes += [f"{size} episodes: {_subject([r for r in results if len(r.correct) == size], results)}." for size in sizes]
     untrained = sorted({result_field(r, "backbone") for r in results if str(r.record.weights).startswith("random:")})
     notes += [f"Untrained weights: {_join(untrained)}."] if untrained else []
-    sets = sorted({f"{r.record.dataset}, split {r.record.split}" for r in results})
+    sets = sorted({f"{r.data_name}, split {r.record.split}" for r in results})
     queries, seeds = (sorted({getattr(r.record, name) for r in some}) for name, some in (
         ("queries", results), ("seed", [r for r in results if not r.record.episode_list])))
     average = "" if all(r.record.query_distribution == "balanced" for r in results) else " (a mean where not balanced)"

@@ -53,6 +53,8 @@ def result_field(result: Result, name: str) -> str:
     known = [*_SUBJECT, *_METHOD, *protocol_settings(), "episodes", "seed", *IDENTITIES, "protocol", "setting"]
     if name not in known:
         raise FewshotError(unknown_message("table field", name, known))
+    if name == "dataset":
+        return result.data_name
     value = getattr(record, name)
     if name == "parameters":
         defaults = method_parameters(record.method) if record.method in METHODS else {}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
-from tqdm import tqdm
 
+from fewshot.core.bars import tqdm
 from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.core.hashing import state_sha256

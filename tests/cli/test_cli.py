@@ -234,11 +234,20 @@ def stored(folder):
 
 def test_embedding_then_evaluating_the_file(tmp_path, run):
     images_in(tmp_path / "mine")
-    code, out, _ = run("embed", "--dataset", "mine", "--backbone", "pixels", "--out", "bank.safetensors")
+    code, out, err = run("embed", "--dataset", "mine", "--backbone", "pixels", "--out", "bank.safetensors")
     assert code == 0 and out == "wrote bank.safetensors: 36 x 21168\n"
+    (name,) = re.findall(r"(?:^|\r)(mine#[0-9a-f]{6}), all: 4 classes, 36 images, 9 each$", err, re.MULTILINE)
     code, out, _ = run("eval", "--features", "bank.safetensors", "--ways", "3", "--queries", "3", "--shots", "1",
                        "--episodes", "20")
-    assert code == 0 and "folder, split all" in out and "pixels" in out
+    assert code == 0 and f"Data: {name}, split all" in out and "pixels" in out
+    # The same images by their path, and in a renamed folder: one key, the name of today.
+    images, again = ["eval", "--backbone", "pixels", "--ways", "3", "--queries", "3", "--shots", "1", "--episodes", "20"], []
+    for place in ("mine", "renamed"):
+        Path("mine").rename(place)
+        again.append(json.loads(run(*images, "--dataset", f"./{place}", "--json", "-")[1])[0])
+        Path(place).rename("mine")
+    assert [found["title"] for found in again] == [name, name.replace("mine", "renamed")]
+    assert again[0]["key"] == again[1]["key"] and again[0]["run"]["dataset"] == "folder"
 
 
 def test_easy_from_the_command_line(tmp_path, run):
@@ -263,7 +272,11 @@ def test_easy_from_the_command_line(tmp_path, run):
 def test_own_images_in_one_flag(tmp_path, run, how):
     images_in(tmp_path / "mine")
     code, out, _ = run(*EVAL, *how, "--ways", "3", "--shots", "1")
-    assert code == 0 and "folder, split all" in out
+    assert code == 0 and re.search(r"Data: mine#[0-9a-f]{6}, split all\.", out) and str(tmp_path) not in out
+    assert run("report", "--no-images")[0] == 0
+    page = Path("report.html").read_text()
+    assert re.search(r"1 result on mine#[0-9a-f]{6} \(all\)", page) and str(tmp_path) not in page
+    assert "# PLACE: mine, a folder that holds one folder of images per class" in page and "--data-root PLACE" in page
 
 
 def test_own_images_with_splits(tmp_path, run):
@@ -272,7 +285,7 @@ def test_own_images_with_splits(tmp_path, run):
     (tmp_path / "splits.csv").write_text("\n".join(["class,split", *rows]))
     code, out, _ = run(*EVAL, "--dataset", "./mine", "--data-option", "splits=splits.csv", "--ways", "3", "--shots", "1",
                        "--method", "simple_shot")
-    assert code == 0 and "folder, split test" in out
+    assert code == 0 and re.search(r"mine#[0-9a-f]{6}, split test", out)
 
 
 def test_lists(run):
@@ -501,10 +514,19 @@ def test_a_terminated_extraction_keeps_what_it_has(tmp_path, run, monkeypatch):
 def test_one_line_says_what_is_evaluated(tmp_path, run, features):
     images_in(tmp_path / "own")
     small = ["--backbone", "pixels", "--ways", "3", "--shots", "1", "--queries", "3", "--episodes", "10"]
-    assert "folder, all: 4 classes, 36 images, 9 each" in run("eval", "--dataset", "own/", *small)[2].splitlines()
+    err = run("eval", "--dataset", "own/", *small)[2]
+    assert re.search("(?:^|\r)own#[0-9a-f]{6}, all: 4 classes, 36 images, 9 each$", err, re.MULTILINE)
     (tmp_path / "own" / "class0" / "0.png").unlink()
     code, out, err = run("eval", "--dataset", "own/", *small, "--json", "-")
-    assert "folder, all: 4 classes, 35 images, 8 to 9 each" in err.splitlines() and json.loads(out)
+    assert re.search("(?:^|\r)own#[0-9a-f]{6}, all: 4 classes, 35 images, 8 to 9 each$", err, re.MULTILINE)
+    assert json.loads(out)
+    learned = run(*TRAIN[:2], "1", *TRAIN[3:], "--backbone", "conv4", "--backbone-option", "width=4")[2]
+    tuned = run("tune", "--backbone", "pixels", "--grid", "temperature=1,2", "--episodes", "10")[2]
+    for split, err in {"train": learned, "val": tuned}.items():
+        assert re.search(rf"(?:^|\r)glyphs, {split}: \d+ classes, [\d,]+ images, [\d to]+ each$", err, re.MULTILINE), err
+    for command in (["embed", "--backbone", "pixels", "--out", "x.safetensors"],
+                    ["tune", "--backbone", "pixels", "--grid", "temperature=1,2", "--episodes", "10"]):
+        assert " classes, " not in run("--quiet", *command)[2]
 
 
 def test_what_cannot_be_is_found_before_images_are_embedded(tmp_path, run, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tarfile
 import warnings
 from pathlib import Path
@@ -553,8 +554,9 @@ def test_names_work_on_the_command_line_and_in_runs(tmp_path, table, capsys, mon
             app(["--quiet", "eval", *words, *options], standalone_mode=False)
         return " ".join(capsys.readouterr().out.split())
 
-    assert "csv, split all" in printed("--dataset", str(table), "--split", "all")
-    assert "csv, split test" in printed("--dataset", str(table), "--data-option", "splits=1/1/2")
+    assert re.search("Data: images#[0-9a-f]{6}, split all", printed("--dataset", str(table), "--split", "all"))
+    drawn = printed("--dataset", str(table), "--data-option", "splits=1/1/2")
+    assert re.search("Data: images#[0-9a-f]{6}, split test", drawn)
     fake = "arguments={'size': 40, 'image_size': (3, 10, 10), 'num_classes': 4}"
     assert "torchvision:FakeData, split all" in printed("--dataset", "torchvision:FakeData", "--split", "all",
                                                         "--data-option", fake)
