@@ -43,7 +43,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; at the end of the block it takes the place of `path` in one step.
 
     The folder is made where needed. When the block raises, the old file stays and the temporary one is removed.
-    Raises FewshotError for a path that is a folder, OSError where the disk does not take it, also when it was safetensors that met the full disk.
+    Raises FewshotError for a path that is a folder, OSError where the disk does not take it, also when it was safetensors
+    that met the full disk.
     """
     path = Path(path)
     check_file_to_write(path)
