@@ -17,7 +17,7 @@ from fewshot.core.registry import Registry, unknown_message
 
 PRECISIONS = ("float32", "bfloat16")  # of the arithmetic in a backbone
 
-BACKBONES: Registry[type[Backbone]] = Registry("backbone")
+BACKBONES: Registry[type[Backbone]] = Registry("backbone", "fewshot.backbones")
 REDUCTIONS = {"average": lambda x: x.mean((2, 3)), "max": lambda x: x.amax((2, 3)), "flatten": lambda x: x.flatten(1)}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ from fewshot.cli import (
     train,
 )
 from fewshot.cli import evaluate as evaluation
+from fewshot.cli.options import make_options
 from fewshot.cli.process import Stopped
 
 DEBUG, QUIET, LOAD = "--debug", "--quiet", "--load"
@@ -38,7 +40,7 @@ class _Commands(typer.core.TyperGroup):
             raise Stopped(*stop.args, getattr(stop, "signal", signal.SIGINT)) from stop
 
 
-app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, suggest_commands=True,
+_app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, suggest_commands=True,
                   context_settings={"help_option_names": ["-h", "--help"]},
                   help="Few-shot learning: episodes, methods, and accuracy with intervals.")
 
@@ -49,7 +51,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@_app.callback()
 def everywhere(context: typer.Context,
                version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                                      help="show the version and exit")] = False,
@@ -62,14 +64,42 @@ def everywhere(context: typer.Context,
         context.with_resource(_without_bars())
 
 
-app.command("list")(data.list_names)
-app.command("eval")(evaluation.evaluate)
+_app.command("list")(data.list_names)
+_app.command("eval")(evaluation.evaluate)
 for command in (data.data, train.train, features.embed, features.join, results.compare, results.plan, results.table,
                 results.report, hyper_parameters.tune, hyper_parameters.fit, predict.predict, predict.export,
                 convert.convert, sweep.sweep, cache.cache):
-    app.command()(command)
-app.add_typer(episodes.app, name="episodes")
-app.add_typer(classifier.app, name="classifier")
+    _app.command()(command)
+_app.add_typer(episodes.app, name="episodes")
+_app.add_typer(classifier.app, name="classifier")
+
+
+def command_of(arguments: Sequence[str]) -> Any:
+    """The command of all commands, of which those that `arguments` name have their options: making all takes as long as the
+    help of all. The shell asks for completions by an environment variable; they may be of any."""
+    word = next((text for text in arguments if not text.startswith("-")), None)
+    for name, command in _commands():
+        if name == word or "_FEWSHOT_COMPLETE" in os.environ:
+            make_options(command)
+    return typer.main.get_command(_app)
+
+
+def _commands() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """(first word, function) of each."""
+    groups = [(group.name, group.typer_instance) for group in _app.registered_groups]
+    for first, part in [(None, _app), *groups]:
+        for info in part.registered_commands if part else ():
+            assert info.callback is not None
+            yield str(first or info.name or info.callback.__name__), info.callback
+
+
+def __getattr__(name: str) -> Any:
+    """`app`: all commands, with all options."""
+    if name != "app":
+        raise AttributeError(name)
+    for _, command in _commands():
+        make_options(command)
+    return _app
 
 
 @contextmanager

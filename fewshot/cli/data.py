@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fewshot.cli.options import Values, options_from_types
+from fewshot.cli.options import Values, options_from_types, refuse_given
 from fewshot.cli.request import Places, images_of
 from fewshot.core.errors import FewshotError
 from fewshot.features.subject import Subject
@@ -30,18 +30,21 @@ def list_names(kind: Annotated[str, typer.Argument(help=f"{', '.join(KINDS)} or 
 
 
 @options_from_types(left_out=("backbone", "weights", "crops", "backbone_options", "runs"), split=None)
-def data(subject: Values[Subject], places: Places,
+def data(context: typer.Context, subject: Values[Subject], places: Places,
          how: Annotated[str | None, typer.Option(help="print how to get this data set")] = None,
          sheet: Annotated[Path | None, typer.Option(help="draw a contact sheet (PNG) of --dataset's --split here")] = None
          ) -> None:
     """Every data set: present or missing, where, images, classes per split, licence, how to get it."""
     from fewshot import datasets
 
+    if sheet is None:
+        refuse_given(context, subject, "without --sheet, which draws it")
     if how is not None:
         typer.echo(datasets.instructions(how, places.data_root))
     elif sheet is not None:
-        from fewshot.core.files import write_atomically
+        from fewshot.core.files import check_file_to_write, write_atomically
 
+        check_file_to_write(sheet)
         found, root = images_of(subject, places.data_root)
         images = datasets.load_dataset(found["dataset"], found["split"], root=root, **found["data_options"])
         picture = io.BytesIO()

@@ -24,6 +24,9 @@ app = typer.Typer(help="Lists of episodes as files, to be evaluated elsewhere on
 def save(context: typer.Context, out: Annotated[Path, typer.Option(help="file to write (.safetensors)")],
          subject: Values[Subject], banks: Banks, protocol: Values[Protocol], run: Values[Run], places: Places) -> None:
     """Draw episodes once and keep their row numbers; `fewshot eval --episode-file` evaluates them."""
+    from fewshot.core.files import check_file_to_write
+
+    check_file_to_write(out)
     bank = _bank_of(context, subject, banks, places)
     found = Run(protocol=on_dataset(protocol_of(context, protocol), bank.name), **run).drawn(bank)
     typer.echo(f"wrote {found.save(out)}: {len(found)} episodes, fingerprint {found.fingerprint}")
@@ -39,8 +42,10 @@ def import_list(context: typer.Context, path: Annotated[Path, typer.Argument(met
     CSV with the columns episode, role (support or query) and item, or JSON: [{"support": [...], "query": [...]}, ...]. An
     item is a row number of the data, or the path of an image.
     """
+    from fewshot.core.files import check_file_to_write
     from fewshot.episodes.imported import import_episodes
 
+    check_file_to_write(out)
     found = import_episodes(path, _bank_of(context, subject, banks, places))
     typer.echo(f"wrote {found.save(out)}: {len(found)} episodes, {read_protocol(found.described)}, fingerprint "
                f"{found.fingerprint}")

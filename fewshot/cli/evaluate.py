@@ -50,6 +50,7 @@ def evaluate(context: typer.Context, subject: Values[Subject], banks: Banks, spe
              protocol: Values[Protocol], run: Values[Run], asked: Asked, work: Values[Work], places: Places) -> None:
     """Accuracy with 95 % intervals over episodes of cached features. Finished runs are not repeated, interrupted ones go on
     where they stopped. Under torchrun (torchrun --nproc-per-node=2 -m fewshot eval ...) several processes share the work."""
+    from fewshot.core.files import check_file_to_write
     from fewshot.data.banks import FeatureBank
     from fewshot.evaluation.store import Store
 
@@ -57,6 +58,9 @@ def evaluate(context: typer.Context, subject: Values[Subject], banks: Banks, spe
     data = data_of(context, subject, banks, places)
     wanted = runs_of(context, data.subject, spec, protocol, run, _learned(asked.learned, words(spec["method"])))
     axis = _axis(lists_of(protocol), asked.figure)
+    for path in (asked.figure, asked.json_file):
+        if path is not None and path != Path("-"):
+            check_file_to_write(path)
     if asked.episode_file:
         wanted = list({each.method: each for each in wanted}.values())
     calibration = FeatureBank.load(asked.calibration_features) if asked.calibration_features else asked.calibrate

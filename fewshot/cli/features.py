@@ -28,11 +28,13 @@ class Extraction:
 def embed(context: typer.Context, out: Annotated[Path, typer.Option(help="file to write (.safetensors)")],
           subject: Values[Subject], extraction: Extraction, work: Values[Work], places: Places) -> None:
     """Extract the features of one split once; an interrupted extraction continues."""
+    from fewshot.core.files import check_file_to_write
     from fewshot.core.team import own_device
     from fewshot.datasets import load_dataset
     from fewshot.features.extract import embed as extract
     from fewshot.features.source import backbone_for
 
+    check_file_to_write(out)
     found, root = images_of(subject, places.data_root)
     asked = Subject(**found)
     images = load_dataset(asked.dataset, asked.split, root=root, **asked.data_options)

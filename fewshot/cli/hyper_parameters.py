@@ -98,6 +98,7 @@ def fit(context: typer.Context, spec: Values[MethodSpec], subject: Values[Subjec
         protocol: Values[Protocol], run: Values[Run], work: Values[Work], places: Places) -> None:
     """Learn the hyper-parameters of an unrolled method on validation episodes and keep them in a file."""
     from fewshot.core.bars import tqdm
+    from fewshot.core.files import check_file_to_write
     from fewshot.features.source import FeatureSource
     from fewshot.tuning.search import check_validation, fit_run
     from fewshot.tuning.unrolled import save_fitted
@@ -107,6 +108,7 @@ def fit(context: typer.Context, spec: Values[MethodSpec], subject: Values[Subjec
     if out is None:
         words = (asked.method, *data.names, f"{asked.ways}w{asked.shots}s", asked.query_distribution)
         out = places.runs / "fitted" / (re.sub(r"[^\w.-]+", "_", "_".join(words)) + ".safetensors")
+    check_file_to_write(out)
     check_validation(asked, data.bank)
     source = FeatureSource(data.root, places.runs / "cache", device=work["device"])
     say_what_is_there(context, [source.images(asked.subject) if data.bank is None else data.bank])

@@ -35,10 +35,12 @@ def main(arguments: list[str] | None = None) -> None:
                 if option == _LOAD:
                     load_file(path)
             # Now, because a protocol of the user's own brings options of commands.
-            from fewshot.cli.app import app
+            from fewshot.cli.app import command_of
+            from fewshot.cli.options import refuse_empty
 
-            command = typer.main.get_command(app)
-            code = app([*front, *rest] or ["--help"], prog_name="fewshot", standalone_mode=False)
+            command = command_of(rest)
+            refuse_empty(command, rest)
+            code = command([*front, *rest] or ["--help"], prog_name="fewshot", standalone_mode=False)
         except Stopped as stop:
             *text, number = stop.args
             _fail(text[0] if text else "interrupted; what was finished is kept", 128 + number)

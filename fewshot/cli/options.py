@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import itertools
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
@@ -45,22 +46,11 @@ def options_from_types(lists: bool = False, left_out: tuple[str, ...] = (),
 
     lists      settings that may be several take lists separated by commas
     left_out   settings without an option here;  defaults: of options, where they are not those of the type
+
+    The options are made by `make_options`: those of all commands together take longer than the start of one.
     """
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        hints = typing.get_type_hints(function, include_extras=True)
         groups: dict[str, tuple[type[DataclassInstance], bool, list[str]]] = {}
-        parameters = []
-        for name, parameter in inspect.signature(function).parameters.items():
-            hint = hints[name]
-            cls: type = typing.get_args(hint)[0] if typing.get_origin(hint) is Values else hint
-            if not dataclasses.is_dataclass(cls):
-                parameters.append(parameter.replace(annotation=hint, kind=parameter.KEYWORD_ONLY))
-                continue
-            made = [_option(owner, field, lists, defaults) for owner in _owners(cls) for field in settings_of(owner)
-                    if field not in left_out]
-            made += [_PROTOCOL] if cls is Protocol and len(PROTOCOLS) > 1 else []
-            groups[name] = cls, cls is not hint, [option.name for option in made]
-            parameters += made
 
         @functools.wraps(function)
         def command(**given: Any) -> Any:
@@ -70,14 +60,48 @@ def options_from_types(lists: bool = False, left_out: tuple[str, ...] = (),
                 filled[name] = Values(values) if raw else cls(**values)
             return function(**given, **filled)
 
-        # Without defaults first: Python wants it of a signature, though all are keywords.
-        ordered = sorted(parameters, key=lambda p: p.default is not inspect.Parameter.empty)
-        command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in ordered}
+        def options() -> list[inspect.Parameter]:
+            return _parameters(function, groups, lists, left_out, defaults)
+
         del command.__wrapped__
+        _take(command, [])
+        command.options = options  # type: ignore[attr-defined]
         return command
 
     return decorate
+
+
+def make_options(command: Callable[..., Any]) -> None:
+    """Give a command the options that `options_from_types` promised; others have theirs."""
+    if hasattr(command, "options"):
+        _take(command, command.options())
+        del command.options
+
+
+def _take(command: Any, parameters: list[inspect.Parameter]) -> None:
+    # Without defaults first: Python wants it of a signature, though all are keywords.
+    ordered = sorted(parameters, key=lambda p: p.default is not inspect.Parameter.empty)
+    command.__signature__ = inspect.Signature(ordered)
+    command.__annotations__ = {p.name: p.annotation for p in ordered}
+
+
+def _parameters(function: Callable[..., Any], groups: dict[str, tuple[type[DataclassInstance], bool, list[str]]],
+                lists: bool, left_out: tuple[str, ...], defaults: Mapping[str, Any]) -> list[inspect.Parameter]:
+    """Of the command; `groups` gets what each of the types takes: (type, whether as `Values`, names)."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    found = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint = hints[name]
+        cls: type = typing.get_args(hint)[0] if typing.get_origin(hint) is Values else hint
+        if not dataclasses.is_dataclass(cls):
+            found.append(parameter.replace(annotation=hint, kind=parameter.KEYWORD_ONLY))
+            continue
+        made = [_option(owner, field, lists, defaults) for owner in _owners(cls) for field in settings_of(owner)
+                if field not in left_out]
+        made += [_PROTOCOL] if cls is Protocol and len(PROTOCOLS) > 1 else []
+        groups[name] = cls, cls is not hint, [option.name for option in made]
+        found += made
+    return found
 
 
 _PROTOCOL = inspect.Parameter(
@@ -90,8 +114,11 @@ def _owners(cls: type[DataclassInstance]) -> list[type[DataclassInstance]]:
     return [PROTOCOLS[name] for name in PROTOCOLS] if cls is Protocol else [cls]
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 def _option(cls: type[DataclassInstance], name: str, lists: bool, defaults: Mapping[str, Any]) -> inspect.Parameter:
-    known, hint = settings_of(cls)[name], typing.get_type_hints(cls)[name]
+    known, hint = settings_of(cls)[name], _hints(cls)[name]
     default = defaults.get(name, default_of(cls, name))
     help_text, shown = known.help, default is not None
     if hint is FrozenDict:
@@ -120,3 +147,18 @@ def refuse_given(context: typer.Context, names: typing.Iterable[str], why: str) 
     found = [flags[name] for name in names if name in flags and given(context, name)]
     if found:
         raise FewshotError(f"{', '.join(found)} {why}; leave it out")
+
+
+def refuse_empty(app: Any, arguments: Sequence[str]) -> None:
+    """An empty text, as of a variable that is not set, would be the present folder for a path, and puzzling elsewhere.
+
+    app   the command of all commands
+    """
+    command = app
+    for word in arguments:
+        command = getattr(command, "commands", {}).get(word, command)
+    flags = {flag for parameter in command.params if parameter.default != "" for flag in parameter.opts}
+    for text, following in itertools.zip_longest(arguments, arguments[1:]):
+        flag, equals, value = text.partition("=")
+        if flag in flags and (value if equals else following) == "":
+            raise FewshotError(f"{flag}='' is empty; give a value, or leave it out")

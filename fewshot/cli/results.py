@@ -106,10 +106,12 @@ def report(results: Annotated[list[str] | None, typer.Argument(help="result fold
     """One self-contained HTML page of stored results. Nothing is evaluated but two episodes a data set, to draw them."""
     from fewshot.backbones import read_weights
     from fewshot.cli.eval_text import eval_command
+    from fewshot.core.files import check_file_to_write
     from fewshot.features.source import FeatureSource
     from fewshot.reporting.measure_figures import sweeps
     from fewshot.reporting.page import write_report
 
+    check_file_to_write(out)
     found = _results(results, places.runs)
     files = {read_weights(path)[1]["weights_id"]: path for path in weights or []}
     path = write_report(out, title=title, results=found, figures=sweeps(found), weights=files,

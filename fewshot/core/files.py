@@ -26,14 +26,28 @@ _DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", tor
 _DEAD_SECONDS = 24 * 3600
 
 
+def check_file_to_write(path: str | Path) -> None:
+    """Raise FewshotError where no file can take this path, to be found before the work whose result it takes."""
+    path = Path(path)
+    if path.is_dir() or not path.name:
+        raise FewshotError(f"{path} is a folder; name a file to write")
+    for folder in path.parents:
+        if folder.exists():
+            if not folder.is_dir():
+                raise FewshotError(f"{path} cannot be written: {folder} is a file, not a folder; choose another place")
+            return
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; at the end of the block it takes the place of `path` in one step.
 
     The folder is made where needed. When the block raises, the old file stays and the temporary one is removed.
-    Raises OSError where the disk does not take it, also when it was safetensors that met the full disk.
+    Raises FewshotError for a path that is a folder, OSError where the disk does not take it, also when it was safetensors
+    that met the full disk.
     """
     path = Path(path)
+    check_file_to_write(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A number that no other process has, on this host or another one of a shared folder.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")

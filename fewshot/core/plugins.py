@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -20,6 +19,8 @@ FILES = "FEWSHOT_LOAD"  # environment variable with paths of files: processes th
 def load_plugins() -> tuple[str, ...]:
     """Import the modules that installed packages name as entry points of GROUP, and the files in FILES; their names. Once a
     process. Raises FewshotError for one that cannot be imported."""
+    import importlib.metadata  # takes longer than what else the help of a command needs of this module
+
     found = []
     for entry in importlib.metadata.entry_points(group=GROUP):
         try:

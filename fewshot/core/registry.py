@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -33,12 +35,14 @@ def unknown_message(kind: str, name: object, known: list[str]) -> str:
 class Registry(Generic[T]):
     """Names for one kind of thing ("method", "backbone", "dataset").
 
-    `@registry.register("name")` on a class or function adds it; a second use of a name raises. What installed packages
-    register is found, too: they are imported when a name is not known here, and for a list of all.
+    `@registry.register("name")` on a class or function adds it; a second use of a name raises.
+
+    package   whose modules register things when they are imported. For a name that is not known yet the module of that name
+              is imported, then the others; for a list of all, all are. What installed packages register is found last
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(self, kind: str, package: str = ""):
+        self.kind, self.package = kind, package
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
@@ -57,13 +61,33 @@ class Registry(Generic[T]):
         return self._items[name]
 
     def __contains__(self, name: object) -> bool:
-        if name not in self._items:
-            load_plugins()
+        for _ in self._imports(name):
+            if name in self._items:
+                return True
         return name in self._items
 
     def __iter__(self) -> Iterator[str]:
-        load_plugins()
+        self._import_all()
         return iter(sorted(self._items))
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(list(iter(self)))
+
+    def _imports(self, name: object) -> Iterator[None]:
+        """Import more and more, until the caller has found what it looks for."""
+        yield
+        modules = self._modules()
+        if name in modules:
+            importlib.import_module(f"{self.package}.{name}")
+            yield
+        self._import_all()
+
+    def _modules(self) -> list[str]:
+        if not self.package:
+            return []
+        return [module.name for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__)]
+
+    def _import_all(self) -> None:
+        for name in self._modules():
+            importlib.import_module(f"{self.package}.{name}")
+        load_plugins()

@@ -78,12 +78,12 @@ def settle(spec: DataclassInstance) -> None:
             object.__setattr__(spec, name, default_of(spec, name))
 
 
-def whole(least: int | None = None, or_none: bool = False) -> Check:
-    """Integers from `least` on; 5.0 is one."""
+def whole(least: int | None = None, most: int | None = None, or_none: bool = False) -> Check:
+    """Integers from `least` to `most`; 5.0 is one."""
     def check(name: str, value: Any) -> int | None:
         if or_none and value is None:
             return None
-        return check_integer(name, int(value) if isinstance(value, float) and value.is_integer() else value, least)
+        return check_integer(name, int(value) if isinstance(value, float) and value.is_integer() else value, least, most)
 
     return check
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -166,10 +167,15 @@ class _Bank:
         if not self._small or not len(self):
             return 0, 0
         rows = self._data.contiguous().view(torch.uint8).flatten(1).numpy()
-        keys = [hashlib.sha1(row, usedforsecurity=False).digest() for row in rows]
+        some = np.ascontiguousarray(rows[:, :: max(1, rows.shape[1] // 64)])  # tells most rows apart, at a tenth of the time
+        parts = [row.tobytes() for row in some]
+        alike = Counter(parts)
         homes: dict[bytes, set[int]] = {}
-        for key, label in zip(keys, self.labels.tolist(), strict=True):
-            homes.setdefault(key, set()).add(label)
+        keys = []
+        for row, part, label in zip(rows, parts, self.labels.tolist(), strict=True):
+            if alike[part] > 1:
+                keys.append(hashlib.sha1(row, usedforsecurity=False).digest())
+                homes.setdefault(keys[-1], set()).add(label)
         inside = len(keys) - sum(map(len, homes.values()))
         return inside, sum(len(homes[key]) > 1 for key in keys)
 

@@ -25,8 +25,8 @@ class _Datasets(Registry["type[Dataset]"]):
     """Registered data sets, and those of a library: "torchvision:CIFAR10" is made by the family `torchvision`."""
 
     def __init__(self) -> None:
-        super().__init__("dataset")
-        self.families: Registry[Callable[[str], type[Dataset]]] = Registry("family of data sets")
+        super().__init__("dataset", "fewshot.datasets")
+        self.families: Registry[Callable[[str], type[Dataset]]] = Registry("family of data sets", "fewshot.datasets")
 
     def __getitem__(self, name: str) -> type[Dataset]:
         family, colon, member = str(name).partition(":")

@@ -94,11 +94,11 @@ def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics
     run, record, work, start = resolved.run, resolved.record, work or Work(), time.perf_counter()
     if work.shard is not None and store is None:
         raise FewshotError(f"shard={work.shard} without store: shards meet in a store that all of them reach")
+    device = own_device(work.device)
     wanted = {name for name, asked in (("nll", metrics), ("temperature", calibrate is not None)) if asked}
     if store is not None and (found := store.load(record)) is not None and wanted <= found.measures.keys():
         store.parts(record).remove()  # what another process of the same run may have left
         return dataclasses.replace(found, title=resolved.title)  # the folder may have been renamed since
-    device = own_device(work.device)
     method, prepare, transductive = ready(resolved, device)
     sampler = run.sampler(resolved.bank) if episodes is None else episodes.of(resolved.bank)
     temperature = None if calibrate is None else validation_temperature(run, calibrate, method, prepare, device)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fewshot.episodes.sampler import EpisodeSampler
     from fewshot.episodes.saved import EpisodeList
 
+MOST_EPISODES = 100_000_000  # far beyond what an interval needs; what each measures is kept in memory
 _SUBJECT, _METHOD = tuple(settings_of(Subject)), tuple(settings_of(MethodSpec))
 
 
@@ -47,7 +48,7 @@ class Run:
     subject: Subject
     spec: MethodSpec
     protocol: Protocol
-    episodes: int = setting(10_000, "number of episodes", whole(2))
+    episodes: int = setting(10_000, "number of episodes", whole(2, MOST_EPISODES))
     seed: int = setting(0, "seed of the episodes", whole())
 
     def __init__(self, subject: Subject | None = None, spec: MethodSpec | None = None, protocol: Protocol | None = None, *,

@@ -23,7 +23,7 @@ def _split(name: str, value: Any) -> str:
 def _crops(name: str, value: Any) -> str:
     from fewshot.features.crops import parse_crops
 
-    return str(parse_crops(value) or "")
+    return str(parse_crops(text()(name, value)) or "")
 
 
 @dataclass(frozen=True)

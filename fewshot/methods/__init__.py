@@ -1,7 +1,4 @@
-"""One small file per method. Every module of this package is imported, so a new file registers itself."""
-
-import importlib
-import pkgutil
+"""One small file per method, found by its name, or among all: a new file registers itself when it is asked for."""
 
 from fewshot.methods.contract import (
     METHODS,
@@ -12,8 +9,5 @@ from fewshot.methods.contract import (
     list_methods,
     method_parameters,
 )
-
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["METHODS", "IterativeMethod", "Method", "Refinement", "create_method", "list_methods", "method_parameters"]

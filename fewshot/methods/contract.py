@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fewshot.data.banks import FeatureBank
     from fewshot.ops.point_classifier import PointClassifier
 
-METHODS: Registry[type[Method]] = Registry("method")
+METHODS: Registry[type[Method]] = Registry("method", "fewshot.methods")
 
 # A transductive method needs about this many queries a class. On glyphs (pixels, 5-way 1-shot, queries of classes as they
 # come) pt_map and tim_adm overtake the nearest prototype between 3 and 7, most others at 2; with one or two queries in all,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,13 @@ class Block(nn.Module):
         return (self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())) + self.beside(x)).relu()
 
 
+def uniform(like: Tensor, low: float, high: float) -> Tensor:
+    """What `uniform_` draws on a processor that multiplies and adds with one rounding (all since about 2013), on any. The
+    last bit matters: hundreds of steps of fine-tuning turn it into a difference in the third digit."""
+    low, high = (torch.tensor(end, dtype=torch.float32).double() for end in (low, high))
+    return (torch.rand(like.shape).double() * (high - low) + low).float()
+
+
 class SmallResNet(nn.Module):
     """Images [B, 64, 4, 4] -> features [B, 24]; residual blocks by the names that the official code looks for, no stem."""
 
@@ -29,10 +38,15 @@ class SmallResNet(nn.Module):
         with isolated_rng(seed):
             self.layer1, self.layer2, self.layer3, self.layer4 = (
                 nn.Sequential(Block(*sizes)) for sizes in ((64, 16, 1), (16, 16, 1), (16, 24, 2), (24, 24, 1)))
+        with isolated_rng(seed), torch.no_grad():
+            for layer in self.modules():
+                if isinstance(layer, nn.Conv2d):
+                    bound = math.sqrt(3.0) * math.sqrt(2 / 6) / math.sqrt(layer.weight[0].numel())
+                    layer.weight.copy_(uniform(layer.weight, -bound, bound))
             for layer in self.modules():
                 if isinstance(layer, nn.BatchNorm2d):
-                    layer.running_mean.uniform_(-0.2, 0.2)
-                    layer.running_var.uniform_(0.5, 1.5)
+                    layer.running_mean.copy_(uniform(layer.running_mean, -0.2, 0.2))
+                    layer.running_var.copy_(uniform(layer.running_var, 0.5, 1.5))
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
