@@ -53,8 +53,8 @@ def everywhere(context: typer.Context,
 app.command("list")(data.list_names)
 app.command("eval")(evaluation.evaluate)
 for command in (data.data, train.train, features.embed, features.join, results.compare, results.plan, results.table,
-                results.report, hyper_parameters.tune, hyper_parameters.fit, predict.predict, convert.convert, sweep.sweep,
-                cache.cache):
+                results.report, hyper_parameters.tune, hyper_parameters.fit, predict.predict, predict.decide,
+                convert.convert, sweep.sweep, cache.cache):
     app.command()(command)
 app.add_typer(episodes.app, name="episodes")
 

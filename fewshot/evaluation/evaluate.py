@@ -12,8 +12,9 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.saved import EpisodeList
-from fewshot.evaluation.calibration import validation_temperature
+from fewshot.evaluation.calibration import can_adapt, decisions_from, fit_temperature, validation_answers
 from fewshot.evaluation.collect import collect
+from fewshot.evaluation.decisions import check_coverage
 from fewshot.evaluation.measures import finished
 from fewshot.evaluation.progress import Parts
 from fewshot.evaluation.record import Record
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | None = None, *,
              base_bank: FeatureBank | None = None, method: str | Method | None = None,
              episodes_file: str | Path | None = None, metrics: bool = False, calibrate: bool | FeatureBank = False,
-             notes: tuple[str, ...] = (), store: Store | None = None, source: FeatureSource | None = None,
-             work: Work | None = None, **settings: Any) -> Result | None:
+             coverage: float | None = None, notes: tuple[str, ...] = (), store: Store | None = None,
+             source: FeatureSource | None = None, work: Work | None = None, **settings: Any) -> Result | None:
     """Accuracy of one method on the episodes of `run`.
 
     run         the request, or give its settings as keywords: `evaluate(dataset="glyphs", shots=5)`; a record is repeated
@@ -45,6 +46,8 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     metrics     measure probabilities, too: negative log-likelihood, Brier score, calibration error, confusion matrix
     calibrate   also measure them with a temperature fitted on validation episodes: True for the validation classes of the
                 run's data set, or their bank
+    coverage    also measure sets that are to hold the true class at this rate, and which queries are called unknown, by
+                `Decisions` chosen on the validation classes that `calibrate` names: `decision_measures`
     notes       further warnings that tables must carry, for a bank given; those on what the backbone has seen are found
     store       where finished results are kept: a run that is there is returned, not repeated
     source      a `FeatureSource` shared by many runs, so that each image and feature is loaded once; or give `root` (folder
@@ -72,6 +75,11 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     if bank is None and (base_bank is not None or notes):
         raise FewshotError(f"{'base_bank' if base_bank is not None else 'notes'} without bank: with a data set its own base "
                            "classes and notes are used; give bank=, too, or leave it out")
+    if coverage is not None:
+        check_coverage(coverage)
+        if calibrate is False:
+            raise FewshotError(f"coverage={coverage} without calibrate: thresholds are chosen on validation classes, give "
+                               "calibrate=True, or their bank")
     if calibrate is True and bank is not None:
         raise FewshotError("calibrate=True with a bank: pass the bank of the validation classes, calibrate=bank")
     if store is not None and method is not None:
@@ -82,35 +90,43 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     validation = (resolve(run.changed(split="val"), method=method, source=source).bank if calibrate is True
                   else calibrate or None)
     resolved = resolve(run, bank, base_bank, method=method, episodes=episodes, source=source, notes=notes)
-    return evaluate_resolved(resolved, store=store, metrics=metrics, calibrate=validation, episodes=episodes,
-                             work=work)
+    return evaluate_resolved(resolved, store=store, metrics=metrics, calibrate=validation, coverage=coverage,
+                             episodes=episodes, work=work)
 
 
 def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics: bool = False,
-                      calibrate: FeatureBank | ImageBank | None = None, episodes: EpisodeList | None = None,
-                      work: Work | None = None) -> Result | None:
+                      calibrate: FeatureBank | ImageBank | None = None, coverage: float | None = None,
+                      episodes: EpisodeList | None = None, work: Work | None = None) -> Result | None:
     """As `evaluate`, for what `resolve` returned. A stored result without the measures asked for is made again."""
     run, record, work, start = resolved.run, resolved.record, work or Work(), time.perf_counter()
     if work.shard is not None and store is None:
         raise FewshotError(f"shard={work.shard} without store: shards meet in a store that all of them reach")
     wanted = {name for name, asked in (("nll", metrics), ("temperature", calibrate is not None)) if asked}
-    if store is not None and (found := store.load(record)) is not None and wanted <= found.measures.keys():
+    if store is not None and (found := store.load(record)) is not None and wanted <= found.measures.keys() and (
+            coverage is None or found.measures.get("coverage_target") == coverage):
         store.parts(record).remove()  # what another process of the same run may have left
         return found
     device = own_device(work.device)
     method, prepare, transductive = ready(resolved, device)
     sampler = run.sampler(resolved.bank) if episodes is None else episodes.of(resolved.bank)
-    temperature = None if calibrate is None else validation_temperature(run, calibrate, method, prepare, device)
+    temperature, decisions = None, None
+    if calibrate is not None:
+        adapts = coverage is not None and can_adapt(method, transductive)
+        answered = validation_answers(run, calibrate, method, prepare, device, adapts)
+        decisions = None if coverage is None else decisions_from(answered, coverage)
+        temperature = fit_temperature(answered.logits, answered.labels) if decisions is None else decisions.temperature
     scorer = Scorer(resolved.bank, sampler, method, prepare, run.episodes, metrics or calibrate is not None, temperature,
-                    device)
+                    decisions, device)
     kept = Parts() if store is None else store.parts(record, scores=scorer.scores, temperature=temperature,
-                                                     device=device.type)
+                                                     decisions=decisions and decisions.to_dict(), device=device.type)
     rows, fingerprint = collect(scorer, kept, work, label=f"{record.method} {run.protocol}")
     if not rows.complete:  # a shard; another one may just have put all together
         return None if store is None else store.load(record)
     measures = rows.arrays | finished(rows.totals, resolved.bank.classes)
     if temperature is not None:
         measures["temperature"] = torch.tensor(temperature, dtype=torch.float64)
+    if coverage is not None:
+        measures["coverage_target"] = torch.tensor(coverage, dtype=torch.float64)
     result = Result(record=record, correct=measures.pop("correct"), iterations=measures.pop("iterations", None),
                     converged=measures.pop("converged", None), measures=measures, fingerprint=fingerprint.hexdigest(),
                     seconds=rows.seconds + time.perf_counter() - start, notes=resolved.notes, assumes=tuple(method.assumes),

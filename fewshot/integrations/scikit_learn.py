@@ -14,9 +14,18 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from fewshot.backbones import Backbone, create_backbone, input_for
 from fewshot.core.arrays import as_array, as_tensor
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
-from fewshot.evaluation.one_episode import answer, doubt, fitted_method
+from fewshot.evaluation.decisions import COVERAGE, Decided, Decisions, check_coverage
+from fewshot.evaluation.one_episode import (
+    answer,
+    decide,
+    doubt,
+    fitted_method,
+    nearest_examples,
+    parameters_of_own_data,
+)
 from fewshot.features.extract import embed
 from fewshot.features.transforms import TransformChain
 from fewshot.methods.contract import Method
@@ -42,6 +51,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     base                features [M, D] (with a backbone: images) of base classes, for methods and transforms that need
                         their statistics
     batch_size          images that go through the backbone at once
+    decisions           of `fewshot.choose_decisions`, for the same method, transforms and weights: `predict_set` and
+                        `is_unknown` follow them, and probabilities are calibrated. Or a number: `predict_set` gives sets
+                        from the support alone, that are to hold the true class at this rate
 
     After `fit`: classes_ [N] sorted labels; n_features_in_, D (with a backbone: C H W); support_ [S, D], the features,
     support_labels_ [S], positions in classes_, and base_, the features of `base`; with a backbone also image_shape_ and
@@ -53,7 +65,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(self, method: str = "protonet", method_parameters: dict | None = None, transforms: str = "",
                  backbone: str | Backbone | None = None, weights: str | Path | None = None, base: ArrayLike | None = None,
-                 batch_size: int = 64):
+                 batch_size: int = 64, decisions: Decisions | float = COVERAGE):
         self.method = method
         self.method_parameters = method_parameters
         self.transforms = transforms
@@ -61,6 +73,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.weights = weights
         self.base = base
         self.batch_size = batch_size
+        self.decisions = decisions
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> FewShotClassifier:
         """Store the support: X [S, D] or images, y [S] labels of any kind that sorts."""
@@ -78,6 +91,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.support_, self.support_labels_ = self._features(rows), labels.astype(np.int64)
         self.base_ = None if self.base is None else self._base(as_array("base", self.base))
         self._fitted()  # a wrong hyper-parameter is named now
+        if isinstance(self.decisions, Decisions) and (doubtful := self.decisions.doubt(torch.tensor(self.support_labels_),
+                                                                                       len(self.classes_))):
+            warnings.warn(doubtful, stacklevel=2)
         return self
 
     def predict(self, X: ArrayLike) -> NDArray:
@@ -86,22 +102,69 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[chosen]
 
     def predict_proba(self, X: ArrayLike) -> NDArray:
-        """Probabilities [n, N] in the order of classes_: the softmax of the method's logits, not calibrated."""
+        """Probabilities [n, N] in the order of classes_: the softmax of the method's logits, calibrated where `decisions`
+        say how."""
+        features = self._asked(X)
+        if not len(features):
+            return np.empty((0, len(self.classes_)), dtype=self.support_.dtype)
+        fitted = self._fitted()
+        # Of a single row the method itself says so.
+        if len(features) > 1 and (doubtful := doubt(*fitted, len(features), len(self.classes_))):
+            warnings.warn(f"{self.method}: {doubtful}", stacklevel=2)
+        episode = *self._support(), torch.tensor(features), len(self.classes_), *fitted
+        decided = decide(*episode, self.decisions) if isinstance(self.decisions, Decisions) else None
+        calibrated = None if decided is None else decided.probabilities
+        return (answer(*episode) if calibrated is None else calibrated).numpy()
+
+    def predict_set(self, X: ArrayLike) -> NDArray:
+        """bool [n, N] in the order of classes_: the classes in the set of each row, which holds the true class at the rate
+        of `decisions`; a set may be empty.
+
+        Raises FewshotError where sets cannot be had from the support: without a class of 2 examples, and for a transductive
+        answer. With fewer examples than coverage / (1 - coverage) such a set holds all classes.
+        """
+        found = self._decided(X)
+        if found is None:
+            raise FewshotError("sets from the support alone need an inductive method and a class of 2 examples or more; "
+                               "give decisions=, chosen on validation episodes (fewshot.choose_decisions)")
+        return found.sets.numpy()
+
+    def is_unknown(self, X: ArrayLike) -> NDArray:
+        """bool [n]: whether a row seems to be of none of classes_. Raises FewshotError unless `decisions` are given."""
+        found = self._decided(X)
+        if found is None or found.unknown is None:
+            raise FewshotError('"unknown" needs a threshold chosen on validation episodes; give decisions='
+                               "fewshot.choose_decisions(run)")
+        return found.unknown.numpy()
+
+    def nearest_examples(self, X: ArrayLike, count: int = 3) -> NDArray:
+        """Positions [n, count or fewer] in the support of the examples nearest to each row, nearest first, after the
+        transforms."""
+        count = check_integer("count", count, 1)
+        features = self._asked(X)
+        if not len(features):
+            return np.empty((0, min(count, len(self.support_))), dtype=np.int64)
+        found = nearest_examples(*self._support(), torch.tensor(features), len(self.classes_), self._fitted()[1], count)
+        return found.numpy()
+
+    def _decided(self, X: ArrayLike) -> Decided | None:
+        features = self._asked(X)
+        if not len(features):
+            none = torch.zeros(0, len(self.classes_), dtype=torch.bool)
+            return Decided(COVERAGE, none, none, none.any(1) if isinstance(self.decisions, Decisions) else None)
+        return decide(*self._support(), torch.tensor(features), len(self.classes_), *self._fitted(), self.decisions)
+
+    def _support(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor(self.support_), torch.tensor(self.support_labels_)
+
+    def _asked(self, X: ArrayLike) -> NDArray:
+        """Features of rows that are asked about."""
         check_is_fitted(self)
         if self.backbone is None:
             rows = as_array("X", validate_data(self, X, dtype=(np.float64, np.float32), reset=False, ensure_min_samples=0))
         else:
             rows = self._images(X, reset=False)
-        if not len(rows):
-            return np.empty((0, len(self.classes_)), dtype=self.support_.dtype)
-        features = self._features(rows).astype(self.support_.dtype, copy=False)
-        fitted = self._fitted()
-        # Of a single row the method itself says so.
-        if len(rows) > 1 and (doubtful := doubt(*fitted, len(rows), len(self.classes_))):
-            warnings.warn(f"{self.method}: {doubtful}", stacklevel=2)
-        found = answer(torch.tensor(self.support_), torch.tensor(self.support_labels_), torch.tensor(features),
-                       len(self.classes_), *fitted)
-        return found.numpy()
+        return self._features(rows).astype(self.support_.dtype, copy=False) if len(rows) else rows
 
     def _fitted(self) -> tuple[Method, TransformChain]:
         """(method, transforms), with the statistics of the base classes where they need them."""
@@ -109,7 +172,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if self.base_ is not None:
             base = FeatureBank(as_tensor("base", self.base_), torch.zeros(len(self.base_), dtype=torch.int64), name="base",
                                split="train")
-        return fitted_method(self.method, self.method_parameters or {}, self.transforms, base)
+        method, chain = fitted_method(self.method, self.method_parameters or {}, self.transforms, base)
+        if isinstance(self.decisions, Decisions):
+            self.decisions.check(self.method, parameters_of_own_data(self.method, self.method_parameters or {}), str(chain),
+                                 None if self.backbone is None else self.backbone_.weights_id)
+        else:
+            check_coverage(self.decisions, "decisions")
+        return method, chain
 
     def _base(self, base: NDArray) -> NDArray:
         values = self._features(base).astype(self.support_.dtype, copy=False)

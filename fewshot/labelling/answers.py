@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fewshot.data.banks import ImageBank
+from fewshot.evaluation.decisions import Decided
 
 LOW = 0.5  # probability below which an answer is marked
 
@@ -27,6 +28,8 @@ class Answers:
     unreadable      file -> why it could not be read
     repeated        file -> the support file with the same pixels
     support         ImageBank of the examples;  images: uint8 [Q, C, H, W] as the backbone saw them
+    nearest         [Q, 3] rows of the support that are nearest to each image, nearest first (fewer where it has fewer)
+    decided         sets, calibrated probabilities and "unknown", as far as they are known; None: nothing is
     """
 
     files: tuple[str, ...]
@@ -39,6 +42,8 @@ class Answers:
     repeated: dict[str, str]
     support: ImageBank
     images: Tensor
+    nearest: Tensor
+    decided: Decided | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -57,15 +62,46 @@ class Answers:
         """[Q] probability of the predicted class."""
         return self.probabilities.amax(1)
 
+    @property
+    def calibrated(self) -> Tensor | None:
+        """[Q, N] calibrated probabilities, where they are known."""
+        return None if self.decided is None else self.decided.probabilities
+
+    def set_of(self, row: int) -> tuple[str, ...] | None:
+        """Names of the classes in the set of one image; None where sets are not known."""
+        if self.decided is None:
+            return None
+        return tuple(self.class_names[label] for label in self.decided.sets[row].nonzero()[:, 0].tolist())
+
+    def is_unknown(self, row: int) -> bool | None:
+        """Whether one image seems to be of no class of the support; None where that is not known."""
+        return None if self.decided is None or self.decided.unknown is None else bool(self.decided.unknown[row])
+
+    def examples_near(self, row: int) -> list[int]:
+        """Rows of the support nearest to one image."""
+        return self.nearest[row].tolist()
+
     def to_csv(self) -> str:
-        """file, predicted, probability, note, then p(class) of every class; sorted by file, unreadable ones included."""
-        rows = [[file, name, f"{value:.6f}", f"same pixels as support {self.repeated[file]}" if file in self.repeated
-                 else "", *(f"{p:.6f}" for p in every)]
-                for (file, name, value), every in zip(self, self.probabilities.tolist(), strict=True)]
-        rows += [[file, "", "", f"unreadable: {why}", *[""] * len(self.class_names)]
+        """file, predicted, probability, note, what was decided (empty where it is not known), the files of the nearest
+        examples, then p(class) of every class; sorted by file, unreadable ones included.
+
+        calibrated   probability of the predicted class;  set: its classes, separated by "/", which no name contains
+        """
+        files, near = self.support.files or (), self.nearest.shape[1]
+        rows = []
+        for row, ((file, name, value), every) in enumerate(zip(self, self.probabilities.tolist(), strict=True)):
+            note = f"same pixels as support {self.repeated[file]}" if file in self.repeated else ""
+            members, unknown = self.set_of(row), self.is_unknown(row)
+            calibrated = "" if self.calibrated is None else f"{float(self.calibrated[row].amax()):.6f}"
+            rows.append([file, name, f"{value:.6f}", note, calibrated,
+                         *(("", "") if members is None else (str(len(members)), "/".join(members))),
+                         "" if unknown is None else "yes" if unknown else "no",
+                         *(files[example] for example in self.examples_near(row)), *(f"{p:.6f}" for p in every)])
+        rows += [[file, "", "", f"unreadable: {why}", *[""] * (4 + near + len(self.class_names))]
                  for file, why in self.unreadable.items()]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file", "predicted", "probability", "note", *(f"p({name})" for name in self.class_names)])
+        writer.writerow(["file", "predicted", "probability", "note", "calibrated", "set size", "set", "unknown",
+                         *(f"nearest {place + 1}" for place in range(near)), *(f"p({name})" for name in self.class_names)])
         writer.writerows(sorted(rows))
         return text.getvalue()

@@ -15,7 +15,7 @@ from torch import Tensor
 from fewshot.core.checked import check_number
 from fewshot.labelling.answers import Answers
 
-_SIDE, _EXAMPLE_SIDE = 160, 80  # pixels of a thumbnail
+_SIDE, _EXAMPLE_SIDE, _NEAR_SIDE = 160, 80, 40  # pixels of a thumbnail
 _EXAMPLES = 12  # shown a class
 _SHOWN = 2000  # a page of more thumbnails no longer opens quickly
 
@@ -26,13 +26,18 @@ def sheet(found: Answers, low: float) -> str:
     Of more than 2000 images the least confident are shown. Raises FewshotError for a `low` outside 0 .. 1.
     """
     check_number("low", low, 0, 1)
-    shown = sorted(found.confidence.argsort(stable=True)[:_SHOWN].tolist())
     labels = found.probabilities.argmax(1).tolist()
-    marked = (found.confidence < low).tolist()
+    believed = found.confidence if found.calibrated is None else found.calibrated.amax(1)
+    marked = (believed < low).tolist()
+    shown = sorted(believed.argsort(stable=True)[:_SHOWN].tolist())
     sections = [_section(found, label, [row for row in shown if labels[row] == label], labels.count(label), marked)
                 for label in range(len(found.class_names))]
     facts = [f"{len(found)} images, {len(found.class_names)} classes; {found.description}, {found.setting}.",
              f"{sum(marked)} of {len(found)} answers are marked as low: their probability is below {100 * low:g}\u00a0%."]
+    if found.decided is not None and found.decided.unknown is not None:
+        facts.append(f"{int(found.decided.unknown.sum())} of {len(found)} are marked as unknown: they seem to be of no "
+                     "class of the support.")
+    facts.append("Small pictures on a card: the examples nearest to the image.")
     if len(shown) < len(found):
         facts.append(f"The {len(shown)} least confident images are shown; predictions.csv has all of them.")
     if found.unreadable:
@@ -68,17 +73,29 @@ def _section(found: Answers, label: int, rows: list[int], total: int, marked: li
 
 
 def _card(found: Answers, row: int, low: bool) -> str:
-    file, values = found.files[row], found.probabilities[row]
+    file, values = found.files[row], (found.probabilities if found.calibrated is None else found.calibrated)[row]
     (first, second), (label, other) = (part.tolist() for part in values.topk(2))
-    badges = ('<span class="badge">low</span>' if low else "") + (
-        '<span class="badge">in the support</span>' if file in found.repeated else "")
+    badges = "".join(f'<span class="badge">{word}</span>' for word, holds in (
+        ("low", low), ("unknown", found.is_unknown(row)), ("in the support", file in found.repeated)) if holds)
+    files = found.support.files or ()
+    near = "".join(_picture(found.support.images[example], _NEAR_SIDE, f"near: {files[example]}")
+                   for example in found.examples_near(row))
     return (f'<li class="card{" low" if low else ""}" data-row="{row}" data-p="{first:.6f}">'
             f"{_picture(found.images[row], _SIDE, f'{file}: {found.class_names[label]}')}"
             f'<span class="bar"><span style="width:{100 * first:.1f}%"></span></span>'
             f'<span class="class">{escape(found.class_names[label])}</span>'
             f'<span class="first"><strong>{_percent(first)}</strong>{badges}</span>'
-            f'<span class="soft">then {escape(found.class_names[other])} {_percent(second)}</span>'
+            f'<span class="soft">then {escape(found.class_names[other])} {_percent(second)}</span>{_set(found, row)}'
+            f'<span class="near">{near}</span>'
             f'<span class="soft file">{escape(file)}</span></li>')
+
+
+def _set(found: Answers, row: int) -> str:
+    members = found.set_of(row)
+    if members is None:
+        return ""
+    names = ", ".join(members) if members else "no class is probable enough"
+    return f'<span class="soft">Set ({len(members)}): {escape(names)}</span>'
 
 
 def _unreadable(found: Answers) -> str:

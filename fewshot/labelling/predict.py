@@ -21,12 +21,21 @@ from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.datasets.files import Folder as FolderTree
 from fewshot.datasets.folder import Folder, refuse_splits
 from fewshot.datasets.images import Listing, decoded
-from fewshot.evaluation.one_episode import answer, doubt, fitted_method, parameters_of_own_data
+from fewshot.evaluation.decisions import COVERAGE, Decided, Decisions, check_coverage
+from fewshot.evaluation.one_episode import (
+    answer,
+    decide,
+    doubt,
+    fitted_method,
+    nearest_examples,
+    parameters_of_own_data,
+)
 from fewshot.features.extract import embed
 from fewshot.labelling.answers import LOW, Answers
 from fewshot.labelling.contact_sheet import sheet
 from fewshot.methods import Method
 from fewshot.reporting.naming import parameter_text
+from fewshot.statistics import conformal_rank
 
 # ProtoNet's own temperature, 1, makes every probability of L2-normalised features nearly equal. With 0.1, few answers on
 # Caltech-101's validation classes are below LOW, and these are wrong far more often than the others.
@@ -46,8 +55,8 @@ class Predictions(Answers):
 
 def predict_folder(support: str | Path, queries: str | Path, *, method: str = "protonet", parameters: dict | None = None,
                    backbone: str | Backbone | None = None, weights: str | Path | None = None, transforms: str = "l2",
-                   base_bank: FeatureBank | None = None, batch_size: int = 64, progress: bool = False,
-                   device: str = "cpu") -> Predictions:
+                   base_bank: FeatureBank | None = None, decisions: Decisions | float = COVERAGE, batch_size: int = 64,
+                   progress: bool = False, device: str = "cpu") -> Predictions:
     """Label the images of `queries` with the classes of `support`, all as one episode.
 
     support      folder with one folder of images per class; shots may be unequal
@@ -60,6 +69,9 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     weights      of the backbone, as for `create_backbone`
     transforms   feature transforms before the method
     base_bank    features of base classes, for methods and transforms that need their statistics
+    decisions    of `fewshot.choose_decisions` for the same method, transforms and weights: sets, calibrated probabilities
+                 and "unknown". Or a number: sets from the support alone, of an inductive method with 2 examples of a class
+                 or more, that are to hold the true class at this rate
     device       where the backbone computes: cpu, cuda, mps, or auto
 
     Images are decoded as by the data set "folder": EXIF orientation applied, transparency on white, centre square. An
@@ -67,13 +79,16 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     classes and no readable query raise FewshotError. A query with the pixels of a support image is warned about.
     """
     support, queries = Path(support).expanduser(), Path(queries).expanduser()
-    parameters = {**({"temperature": TEMPERATURE} if method == "protonet" else {}), **(parameters or {})}
-    parameters = parameters_of_own_data(method, parameters)
+    parameters = parameters_of_own_images(method, parameters or {})
     chosen, chain = fitted_method(method, parameters, transforms, base_bank)
     listing = _support_listing(support)
     tree, names = _query_files(queries, support)
     network, where = _network(backbone, weights), own_device(device)
     size, channels = network.input_size or Folder.image_size, network.transform.channels
+    if isinstance(decisions, Decisions):
+        decisions.check(method, parameters, str(chain), network.weights_id)
+    else:
+        check_coverage(decisions, "decisions")
     examples, bad = _read(listing.files, size, channels)
     if bad:
         raise FewshotError(f"{len(bad)} of {len(listing.files)} images of the support {support} cannot be read; replace or "
@@ -91,14 +106,23 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     repeated = _repeated(known, asked)
     values = [embed(bank, network, batch_size=batch_size, progress=progress, device=where).features
               for bank in (known, asked)]
-    probabilities = answer(values[0], known.labels, values[1], len(known.class_names), chosen, chain)
+    ways = len(known.class_names)
+    probabilities = answer(values[0], known.labels, values[1], ways, chosen, chain)
+    decided = decide(values[0], known.labels, values[1], ways, chosen, chain, decisions)
+    nearest = nearest_examples(values[0], known.labels, values[1], ways, chain)
     transductive = chosen.setting == "transductive" or chain.transductive or network.batch_norm == "batch"
     setting = "transductive" if transductive else "inductive"
     description = " ".join([method, *([f"({parameter_text(parameters)})"] if parameters else []),
                             *([f"after {chain}"] if chain.steps else []), f"on {network.name}"])
-    notes = _notes(setting, method, chosen, network, doubt(chosen, chain, len(images), len(known.class_names)))
+    notes = [*_notes(setting, method, chosen, network, doubt(chosen, chain, len(images), ways)),
+             *_decision_notes(method, known.labels, ways, decisions, decided)]
     return Predictions(files, tuple(known.class_names), probabilities, setting, description, tuple(notes), unreadable,
-                       repeated, known, images)
+                       repeated, known, images, nearest, decided)
+
+
+def parameters_of_own_images(method: str, given: dict) -> dict:
+    """The hyper-parameters that `predict_folder` takes for those given."""
+    return parameters_of_own_data(method, {**({"temperature": TEMPERATURE} if method == "protonet" else {}), **given})
 
 
 def _support_listing(support: Path) -> Listing:
@@ -197,4 +221,27 @@ def _notes(setting: str, name: str, method: Method, network: Backbone, doubtful:
         yield f"{name} assumes {assumption}."
     if network.weights_id.startswith("random:"):
         yield f"The weights of {network.name} are untrained, so the answers mean little: give trained weights."
+
+
+def _decision_notes(name: str, labels: Tensor, ways: int, decisions: Decisions | float,
+                    decided: Decided | None) -> Iterator[str]:
+    """What is promised of sets, probabilities and "unknown", and why where it is not."""
+    if isinstance(decisions, Decisions):
+        place = decisions.chosen_on
+        yield (f"Sets are to hold the true class in {100 * decisions.coverage:g} % of the images, and at most "
+               f"{100 * (1 - decisions.keep):.3g} % of images of these classes are to be called unknown; thresholds and the "
+               f"temperature of the probabilities were chosen on validation episodes of {place.get('dataset')}.")
+        if doubtful := decisions.doubt(labels, ways):
+            yield f"{doubtful[0].upper()}{doubtful[1:]}."
+        return
     yield f"Probabilities are those of {name}, not calibrated; compare them with each other."
+    if decided is None:
+        yield ("There are no sets: without values chosen on validation episodes (fewshot decide) they come from the "
+               "support, and need an inductive method and 2 examples of a class or more.")
+        return
+    yield (f"Sets are to hold the true class in {100 * decided.coverage:g} % of the images; they come from the support, "
+           "each example answered by the others, and are larger than with values chosen on validation episodes (fewshot "
+           "decide).")
+    asked = int((torch.bincount(labels, minlength=ways)[labels] > 1).sum())
+    if conformal_rank(asked, decided.coverage) > asked:
+        yield f"{asked} examples are too few for sets that hold less than all classes."
