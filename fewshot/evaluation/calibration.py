@@ -45,8 +45,8 @@ def validation_answers(run: Run, bank: FeatureBank | ImageBank, method: Method, 
                        device: torch.device, of_support: bool = False) -> Answered:
     """`answered` on EPISODES episodes of the validation classes, `bank`; raises FewshotError for one of another split."""
     if bank.split != "val":
-        raise FewshotError(f"the bank for calibration holds split {bank.split!r} of {bank.name}; temperatures and thresholds "
-                           "are chosen on validation classes (split 'val'), never on those that are evaluated")
+        raise FewshotError(f"the bank for calibration holds split {bank.split!r} of {bank.name}; temperatures and "
+                           "thresholds are chosen on validation classes (split 'val'), never on those that are evaluated")
     return answered(run.changed(episodes=EPISODES), bank, method, prepare, device, of_support)
 
 

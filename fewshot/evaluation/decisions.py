@@ -141,8 +141,8 @@ class Decisions:
         try:
             return cls.from_dict(json.loads(Path(path).read_text("utf-8")))
         except (OSError, ValueError) as error:
-            reason = error if isinstance(error, FewshotError) else f"{type(error).__name__}: {error}"
-            raise FewshotError(f"cannot read decisions from {path} ({reason}); `fewshot decide` writes them") from None
+            reason = str(error) if isinstance(error, FewshotError) else f"{type(error).__name__}: {error}"
+            raise FewshotError(f"no decisions in {path} ({reason}); `fewshot decide` writes them") from None
 
 
 def class_scores(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -150,7 +150,7 @@ def class_scores(logits: Tensor, temperature: float = 1.0) -> Tensor:
     temperature), computed without the cancellation in 1 - p.
 
     A set of the classes below a threshold has the fewest classes for its coverage when p is right (Sadinle, Lei and
-    Wasserman 2019, "least ambiguous set-valued classifiers"); it may be empty. On this scale a shift means the same for any p.
+    Wasserman 2019, "least ambiguous set-valued classifiers"); it may be empty. A shift of log odds means the same for any p.
     """
     scaled = logits.double() / temperature
     ways = scaled.shape[-1]
@@ -199,8 +199,8 @@ def difficulty(method: Method, episodes: Episodes, temperature: float) -> Tensor
     are left out. Raises FewshotError where no class has a second example."""
     found = [score_of(logits, labels, temperature) for logits, labels in left_out(method, episodes)]
     if not found:
-        raise FewshotError("these decisions look at the support, where each class has one example only; give more, or choose "
-                           "decisions on 1-shot episodes (fewshot decide --shots 1)")
+        raise FewshotError("these decisions look at the support, where each class has one example only; give more, or "
+                           "choose decisions on 1-shot episodes (fewshot decide --shots 1)")
     return torch.cat(found, 1).mean(1)
 
 
@@ -222,6 +222,6 @@ def support_sets(method: Method, episodes: Episodes, coverage: float = COVERAGE)
     for logits, labels in left_out(method, episodes, queries=True):
         left = labels.shape[1]
         mine, theirs = score_of(logits[:, :left], labels), class_scores(logits[:, left:])
-        beaten += torch.searchsorted(mine.sort(dim=1).values, theirs.flatten(1)).view(shape)  # so many fit better
+        beaten += torch.searchsorted(mine.sort(dim=1).values, theirs.flatten(1)).view(shape)  # examples that fit better
         n += left
     return beaten < conformal_rank(n, coverage) if n else None
