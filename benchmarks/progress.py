@@ -35,14 +35,14 @@ def bank(seed, items, split):
     generator = torch.Generator().manual_seed(seed)
     centres, noise = (torch.randn(20, n, 640, generator=generator) for n in (1, items))
     labels = torch.arange(20).repeat_interleave(items)
-    return fewshot.FeatureBank((0.3 * centres + noise).relu().flatten(0, 1), labels, name=split, split=split)
+    return fewshot.FeatureBank((0.3 * centres + noise).relu().flatten(0, 1), labels, name="glyphs", split=split)
 """
 SAVE = BANK + "bank(0, 600, 'test').save(sys.argv[1])"
 EVALUATE = BANK + """
 torch.set_num_threads(1)
 method, shots, episodes, repeats = sys.argv[1], *map(int, sys.argv[2:])
 rows, base = bank(0, 600, "test"), bank(1, 100, "train")
-run, seconds = fewshot.Run(dataset="test", backbone="none", method=method, shots=shots, episodes=episodes), []
+run, seconds = fewshot.Run(dataset="glyphs", backbone="none", method=method, shots=shots, episodes=episodes), []
 for _ in range(1 + repeats):
     start = time.process_time()
     fewshot.evaluate(run, rows, base_bank=base)

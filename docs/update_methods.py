@@ -67,7 +67,7 @@ def _entry(name: str, cls: type) -> Entry:
     assumes = [*method.assumes, *(f"needs {what}" for what, true in needs.items() if true)]
     return Entry(name, GROUPS[method.inputs, method.setting], f"[`{name}`](../fewshot/methods/{file}.py)",
                  _cell(docstring.strip().split("\n\n")[0]),
-                 re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", _cell(cls.paper)),
+                 re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", _cell(cls.paper)),
                  _cell("; ".join(assumes)))
 
 

@@ -2,13 +2,15 @@
 
     <!-- table: NAME -->            experiments/results/NAME.csv as a table
     <!-- published: NAME NAME -->   the rows of NAME_published.md, measured beside published
+    <!-- rows: NAME -->             the table of experiments/results/NAME.md as it is
     <!-- list: experiments -->      the files of experiments/ with their first sentence and their tables
 
     python docs/update_readme.py
     python docs/update_readme.py --demo runs/demo    # after `make demo`: its table and report become the committed ones
+    python docs/update_readme.py --review labelled/review.html    # after the Python of docs/classifier.md: its picture
 
-The second form copies table.csv and table.md to experiments/results and report.html to docs/, and takes the screenshot
-docs/images/report.png where a chromium is on the PATH.
+The second form copies table.csv and table.md to experiments/results and report.html to docs/. It and the third take the
+screenshots docs/images/report.png and review.png where a chromium is on the PATH.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import pandas as pd
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "reproducing.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "reproducing", "adapting")))
 
 
 def table(name: str) -> str:
@@ -60,6 +62,11 @@ def published(names: str) -> str:
     return "\n".join(re.sub(" +", " ", line) for line in lines)
 
 
+def rows(name: str) -> str:
+    path = ROOT / "experiments" / "results" / f"{name}.md"
+    return "\n".join(line for line in path.read_text().splitlines() if line.startswith("|"))
+
+
 def listed(folder: str) -> str:
     """Its Python files: the first sentence of each, and links to the tables it has made."""
     lines = ["| file | what it measures | tables |", "|---|---|---|"]
@@ -79,8 +86,8 @@ def first_sentence(docstring: str) -> str:
 
 
 def filled(text: str) -> str:
-    made = {"table": table, "published": published, "list": listed}
-    return re.sub(r"(<!-- (table|published|list): ([\w ]+) -->\n).*?(<!-- end -->)",
+    made = {"table": table, "published": published, "rows": rows, "list": listed}
+    return re.sub(r"(<!-- (table|published|rows|list): ([\w ]+) -->\n).*?(<!-- end -->)",
                   lambda m: f"{m[1]}{made[m[2]](m[3])}\n{m[4]}", text, flags=re.S)
 
 
@@ -89,25 +96,34 @@ def take(demo: Path) -> None:
     for suffix in ("csv", "md"):
         shutil.copy(demo / f"table.{suffix}", ROOT / "experiments" / "results" / f"demo.{suffix}")
     shutil.copy(demo / "report.html", ROOT / "docs" / "report.html")
+    screenshot(ROOT / "docs" / "report.html", "report.png", 1250)
+
+
+def screenshot(page: Path, name: str, height: int) -> None:
+    """docs/images/NAME: the top of a page of 1000 pixels width."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
-        print("no chromium on the PATH: docs/images/report.png stays as it is")
+        print(f"no chromium on the PATH: docs/images/{name} stays as it is")
         return
     with tempfile.TemporaryDirectory() as folder:
-        shot = Path(folder, "report.png")
+        shot = Path(folder, name)
         subprocess.run([chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                        f"--user-data-dir={folder}/profile", "--window-size=1000,1250", f"--screenshot={shot}",
-                        (ROOT / "docs" / "report.html").as_uri()], check=True, capture_output=True, timeout=300)
+                        f"--user-data-dir={folder}/profile", f"--window-size=1000,{height}", f"--screenshot={shot}",
+                        page.resolve().as_uri()], check=True, capture_output=True, timeout=300)
         # Text and lines on white: 64 colours look the same and take a third of the bytes.
         Image.open(shot).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
-            ROOT / "docs" / "images" / "report.png", optimize=True)
+            ROOT / "docs" / "images" / name, optimize=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demo", type=Path, help="folder of a finished demo")
-    if demo := parser.parse_args().demo:
-        take(demo)
+    parser.add_argument("--review", type=Path, help="review page of a classifier")
+    given = parser.parse_args()
+    if given.demo:
+        take(given.demo)
+    if given.review:
+        screenshot(given.review, "review.png", 830)
     for document in DOCUMENTS:
         document.write_text(filled(document.read_text("utf-8")), "utf-8")
         print(f"updated {document.relative_to(ROOT)}")

@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.core.errors import FewshotError
     from fewshot.data.banks import FeatureBank, ImageBank
     from fewshot.datasets import contact_sheet, load_dataset
+    from fewshot.episodes.imported import import_episodes
     from fewshot.episodes.sampler import EpisodeSampler
     from fewshot.episodes.types import Episodes
     from fewshot.evaluation.calibration import choose_decisions
@@ -19,11 +20,14 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.evaluation.store import Store
     from fewshot.features.extract import embed
     from fewshot.integrations.scikit_learn import FewShotClassifier
+    from fewshot.labelling.classifier import Classifier
+    from fewshot.labelling.export import export_onnx
     from fewshot.labelling.predict import predict_folder
     from fewshot.methods import create_method, list_methods
+    from fewshot.ops.adapt import Adapted, adapt, adapt_implicitly
     from fewshot.reporting.accuracy_tables import results_table
     from fewshot.reporting.page import write_report
-    from fewshot.training import SupervisedConfig, TrainConfig, train, train_supervised
+    from fewshot.training import SupervisedConfig, TrainConfig, meta_train, train, train_supervised
     from fewshot.tuning.search import fit_run, tune
     from fewshot.tuning.unrolled import fit_method
 
@@ -33,6 +37,7 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "core.errors": ("FewshotError",),
     "data.banks": ("FeatureBank", "ImageBank"),
     "datasets": ("contact_sheet", "load_dataset"),
+    "episodes.imported": ("import_episodes",),
     "episodes.sampler": ("EpisodeSampler",),
     "episodes.types": ("Episodes",),
     "evaluation.calibration": ("choose_decisions",),
@@ -43,11 +48,14 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "evaluation.store": ("Store",),
     "features.extract": ("embed",),
     "integrations.scikit_learn": ("FewShotClassifier",),
+    "labelling.export": ("export_onnx",),
+    "labelling.classifier": ("Classifier",),
     "labelling.predict": ("predict_folder",),
     "methods": ("create_method", "list_methods"),
+    "ops.adapt": ("Adapted", "adapt", "adapt_implicitly"),
     "reporting.accuracy_tables": ("results_table",),
     "reporting.page": ("write_report",),
-    "training": ("SupervisedConfig", "TrainConfig", "train", "train_supervised"),
+    "training": ("SupervisedConfig", "TrainConfig", "meta_train", "train", "train_supervised"),
     "tuning.search": ("fit_run", "tune"),
     "tuning.unrolled": ("fit_method",),
 }.items() for name in names}

@@ -26,7 +26,8 @@ def create_backbone(name: str, *, channels: int = 3, image_size: int | None = No
                     seed: int = 0, batch_norm: str = "running", reduce: str | None = None, **options: Any) -> Backbone:
     """The backbone `name` in eval mode; call `.train()` to train it.
 
-    name         one of `list_backbones()`, or "timm/<model>" for any model of timm
+    name         one of `list_backbones()`, "timm/<model>" for any model of timm, "timm/hf-hub:<owner>/<name>" for one of the
+                 Hugging Face hub
     channels     1 or 3 the network takes; its transform adapts images of the other kind
     image_size   side images are resized to; None is the backbone's default (see its class)
     weights      None for the backbone's default, "random", another name its class lists ("imagenet" of
@@ -120,7 +121,7 @@ def _find(name: str) -> tuple[type[Backbone], dict]:
             raise UnknownName(f"unknown backbone {name!r}; did you mean 'timm/{name}'?")
         return BACKBONES[name], {}
     model = name.removeprefix("timm/")
-    if not timm.is_model(model):
+    if not model.startswith("hf-hub:") and not timm.is_model(model):  # the hub's are known when they are asked for
         hint = [f"'timm/{hit}'" for hit in nearest(model.split(".")[0], timm.list_models())]
         raise UnknownName(f"unknown backbone {name!r}; " + (
             f"did you mean {' or '.join(hint)}?" if hint else "timm.list_models() lists timm's names"))

@@ -22,6 +22,7 @@ from fewshot.backbones.create import create_backbone
 from fewshot.backbones.layouts import LAYOUTS, Layout
 from fewshot.backbones.weights import mismatches, save_weights
 from fewshot.core.errors import FewshotError
+from fewshot.core.files import read_safetensors
 from fewshot.core.registry import unknown_message
 
 # What projects put beside the tensors: settings, and NumPy numbers such as the best accuracy. All of it is plain data.
@@ -38,7 +39,8 @@ def load_official(path: str | Path, backbone: str | None = None, layout: str = "
                   image_size: int | None = None, **options: Any) -> Backbone:
     """The network in a weight file that another project published, as one of our backbones in eval mode.
 
-    backbone     "resnet12", "wrn28_10", "resnet18" or "conv4"; None: the one whose names the file has
+    backbone     "resnet12", "wrn28_10", "resnet18" or "conv4"; None: the one whose names the file has. Or "timm/<model>" for
+                 a checkpoint of timm, also a .safetensors file, whose layout is timm's own
     layout       "feat", "metaopt", "rfs", "easy", "s2m2" or "simple_shot" (also for files of LaplacianShot and TIM; "s2m2"
                  for those of PT-MAP), or "fewshot" for the networks of this package trained elsewhere (torch.compile,
                  Lightning); "auto": the one whose names the file has
@@ -69,6 +71,8 @@ def convert_official(path: str | Path, out: str | Path, backbone: str | None = N
 def read_official(path: str | Path, backbone: str | None = None, layout: str = "auto", *, dataset: str | None = None,
                   image_size: int | None = None, **options: Any) -> tuple[Backbone, dict]:
     """(backbone, where its weights come from) of `load_official`."""
+    if backbone is not None and backbone.startswith("timm/"):
+        return _read_timm(Path(path), backbone, layout, dataset, image_size=image_size, **options)
     candidates = _candidates(backbone, layout)
     content, digest = _read(Path(path))
     container, state = _tensors(path, content)
@@ -82,13 +86,42 @@ def read_official(path: str | Path, backbone: str | None = None, layout: str = "
     if made.transform.channels == 3:
         mean, std = found.of(dataset, found.normalisation)
         made.transform = dataclasses.replace(made.transform, mean=mean, std=std)
-    made.pretrained_on = None if dataset is None or _is_known(dataset) else dataset
+    made.pretrained_on = _pretraining(dataset)
     used = {found.published(name) for name in own}
     heads = sorted({name.split(".")[0] for name in state if name not in used})
     return made, {"source": "published weight file", "backbone": found.backbone, "layout": found.name,
                   "repository": found.repository,
                   "file": Path(path).name, "file_sha256": digest, "dataset": dataset, "left_out": heads,
                   "filled_with_zeros": len(filled)}
+
+
+def _read_timm(path: Path, backbone: str, layout: str, dataset: str | None, **options: Any) -> tuple[Backbone, dict]:
+    """As `read_official`. timm itself passes over what does not fit once the classifier is another one; here only the
+    classifier may be left over."""
+    if layout != "auto":
+        raise FewshotError(f"layout={layout!r} with {backbone!r}, whose files have timm's; leave layout out")
+    content, digest = _read(path)
+    state = _tensors(path, content, re.compile(r"^((module|_orig_mod)\.)+"))[1]
+    made: Any = create_backbone(backbone, weights="random", **options)
+    own, heads = made.net.state_dict(), made.net.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ((heads,) if isinstance(heads, str) else heads))
+    filled = [name for name in own if name.endswith(_COUNTER) and name not in state]
+    wanted = {name: value for name, value in own.items() if name not in filled}
+    problems = mismatches(wanted, {name: x for name, x in state.items() if name in own or not name.startswith(heads)})
+    if problems:
+        raise FewshotError(f"{path} does not fit {backbone}: {'; '.join(problems)}. The file begins with "
+                           f"{', '.join(list(state)[:3])}; name the model that it was saved from")
+    made.net.load_state_dict({name: state[name] if name in wanted else torch.zeros_like(own[name]) for name in own})
+    made.pretrained_on = _pretraining(dataset)
+    return made, {"source": "published weight file", "backbone": backbone, "layout": "timm", "repository": "timm",
+                  "file": path.name, "file_sha256": digest, "dataset": dataset,
+                  "left_out": sorted({name.split(".")[0] for name in state if name not in own}),
+                  "filled_with_zeros": len(filled)}
+
+
+def _pretraining(dataset: str | None) -> str | None:
+    """What `Backbone.pretrained_on` says of a file that was trained on `dataset`: a data set here is in `seen`."""
+    return None if dataset is None or _is_known(dataset) else dataset
 
 
 def _candidates(backbone: str | None, layout: str) -> list[Layout]:
@@ -103,7 +136,10 @@ def _candidates(backbone: str | None, layout: str) -> list[Layout]:
 
 
 def _read(path: Path) -> tuple[object, str]:
-    """(content, sha256) of a file written by torch.save."""
+    """(content, sha256) of a file written by torch.save, or a safetensors file."""
+    if path.suffix == ".safetensors":
+        content = read_safetensors(path, "weights", "a readable weights file", "download it", "download it again")[0]
+        return content, hashlib.sha256(path.read_bytes()).hexdigest()
     if not path.is_file():
         raise FewshotError(f"no weight file at {path}; download it from the page of the project that published it")
     try:
@@ -127,7 +163,7 @@ def _read(path: Path) -> tuple[object, str]:
     return content, hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _tensors(path: str | Path, content: object) -> tuple[str, dict[str, Tensor]]:
+def _tensors(path: str | Path, content: object, wrappers: re.Pattern[str] = _WRAPPERS) -> tuple[str, dict[str, Tensor]]:
     """(container, name without wrappers -> tensor) of the network in a file."""
     where, inner = "", content
     if isinstance(content, Mapping):
@@ -139,7 +175,7 @@ def _tensors(path: str | Path, content: object) -> tuple[str, dict[str, Tensor]]
             f"a {type(content).__name__}"
         raise FewshotError(f"{path} holds {held}, without tensors by name; expected a state dict, or one below "
                            f"{', '.join(_CONTAINERS)}")
-    state = {_WRAPPERS.sub("", name): x for name, x in named.items()}
+    state = {wrappers.sub("", name): x for name, x in named.items()}
     if len(state) < len(named):
         raise FewshotError(f"{path} holds {len(named) - len(state)} tensors twice, with and without a wrapper's prefix "
                            "(module., encoder., model., ...); it may hold two networks: save the one that is wanted alone")

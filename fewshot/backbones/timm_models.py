@@ -1,4 +1,4 @@
-"""Any model of timm as a backbone, under the name "timm/<model>"."""
+"""Any model of timm as a backbone, under the name "timm/<model>"; those of others as "timm/hf-hub:<owner>/<name>"."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class TimmBackbone(Backbone):
 
         pretrained = weights == "pretrained"
         try:
-            if image_size is not None and timm.get_pretrained_cfg_value(model, "fixed_input_size"):
+            chosen = image_size is not None and not model.startswith("hf-hub:")
+            if chosen and timm.get_pretrained_cfg_value(model, "fixed_input_size"):
                 options = {"img_size": image_size, **options}
             net: Any = timm.create_model(model, pretrained=pretrained, num_classes=0, in_chans=channels, **options)
         except Exception as error:  # each of its models checks in its own way

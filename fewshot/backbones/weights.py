@@ -111,8 +111,8 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict]:
 
 def _known(path: str | Path, meta: dict[str, str]) -> dict[str, str]:
     if "backbone" not in meta:
-        raise FewshotError(f"{path} has no fewshot metadata; load its tensors into a backbone (load_state_dict) and "
-                           "write them with save_weights")
+        raise FewshotError(f"{path} has no fewshot metadata; weights of timm or another project are brought in by `fewshot "
+                           "convert` (convert_official), others by load_state_dict and save_weights")
     return meta
 
 

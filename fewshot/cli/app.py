@@ -11,7 +11,19 @@ from typing import Annotated, Any
 import typer
 
 from fewshot import __version__
-from fewshot.cli import cache, convert, data, episodes, features, hyper_parameters, predict, results, sweep, train
+from fewshot.cli import (
+    cache,
+    classifier,
+    convert,
+    data,
+    episodes,
+    features,
+    hyper_parameters,
+    predict,
+    results,
+    sweep,
+    train,
+)
 from fewshot.cli import evaluate as evaluation
 from fewshot.cli.process import Stopped
 
@@ -53,10 +65,11 @@ def everywhere(context: typer.Context,
 app.command("list")(data.list_names)
 app.command("eval")(evaluation.evaluate)
 for command in (data.data, train.train, features.embed, features.join, results.compare, results.plan, results.table,
-                results.report, hyper_parameters.tune, hyper_parameters.fit, predict.predict, predict.decide,
+                results.report, hyper_parameters.tune, hyper_parameters.fit, predict.predict, predict.decide, predict.export,
                 convert.convert, sweep.sweep, cache.cache):
     app.command()(command)
 app.add_typer(episodes.app, name="episodes")
+app.add_typer(classifier.app, name="classifier")
 
 
 @contextmanager

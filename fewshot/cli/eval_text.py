@@ -14,7 +14,6 @@ from fewshot.core.frozen import frozen
 from fewshot.core.settings import default_of, settings_of
 from fewshot.datasets import DATASETS
 from fewshot.episodes.protocol import EpisodicProtocol
-from fewshot.evaluation.record import Record
 from fewshot.evaluation.result import Result
 from fewshot.methods import METHODS, method_parameters
 
@@ -26,7 +25,7 @@ def eval_command(result: Result, data_root: str | Path | None = None, weights: M
     weights   identity -> file of weights at hand
     """
     run = result.record
-    words, remarks = _subject(run, data_root, weights or {})
+    words, remarks = _subject(result, data_root, weights or {})
     words += ["--method", run.method]
     defaults = method_parameters(run.method) if run.method in METHODS else {}
     own = "+" in (run.weights or "")  # the file brings parameters, too: only all of them are sure to win
@@ -58,10 +57,11 @@ def eval_command(result: Result, data_root: str | Path | None = None, weights: M
     return "\n".join([*(f"# {remark}" for remark in remarks), shlex.join(["fewshot", "eval", *words])])
 
 
-def _subject(run: Record, data_root: str | Path | None, weights: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+def _subject(result: Result, data_root: str | Path | None, weights: Mapping[str, Path]) -> tuple[list[str], list[str]]:
+    run = result.record
     if run.dataset not in DATASETS or run.backbone == "features":
-        words, remarks = ["--features", "FEATURES"], [f"FEATURES: the feature bank of {run.dataset} with the content hash "
-                                                      f"{run.data}"]
+        words, remarks = ["--features", "FEATURES"], [f"FEATURES: the feature bank of {result.data_name} with the "
+                                                      f"content hash {run.data}"]
         if run.base:
             words += ["--base-features", "BASE"]
             remarks.append(f"BASE: the feature bank of its base classes with the content hash {run.base}")
@@ -71,9 +71,10 @@ def _subject(run: Record, data_root: str | Path | None, weights: Mapping[str, Pa
         words += ["--data-option", f"{name}={_text(value)}"]
     if data_root is not None:
         words += ["--data-root", str(data_root)]
-    elif run.dataset == "folder":
-        words += ["--data-root", "FOLDER"]
-        remarks.append(f"FOLDER: the folder of class folders whose images have the content hash {run.data}")
+    elif is_path := DATASETS[run.dataset].root_is:
+        words += ["--data-root", "PLACE"]
+        called = f"{result.title.rpartition('#')[0]}, " if result.title else ""
+        remarks.append(f"PLACE: {called}{is_path}, whose images have the content hash {run.data}")
     words += ["--backbone", run.backbone, *(["--crops", run.crops] if run.crops else [])]
     for name, value in run.backbone_options.items():
         words += ["--backbone-option", f"{name}={_text(value)}"]

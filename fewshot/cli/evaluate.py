@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import typer
 
 from fewshot.cli.options import Values, options_from_types, refuse_given
-from fewshot.cli.request import Banks, Data, Places, data_of, fields_of_episodes, lists_of, runs_of
+from fewshot.cli.request import Banks, Data, Places, data_of, fields_of_episodes, lists_of, runs_of, say_what_is_there
 from fewshot.cli.values import shard_of, words
 from fewshot.core.errors import FewshotError
 from fewshot.core.settings import anything, setting
@@ -23,7 +23,6 @@ from fewshot.evaluation.work import Work
 from fewshot.features.subject import Subject
 
 if TYPE_CHECKING:
-    from fewshot.data.banks import FeatureBank
     from fewshot.evaluation.result import Result
     from fewshot.features.source import FeatureSource
 
@@ -69,16 +68,16 @@ def evaluate(context: typer.Context, subject: Values[Subject], banks: Banks, spe
     store.prepare()
     given = {"bank": data.bank, "base_bank": data.base_bank, "store": store, "metrics": asked.metrics,
              "calibrate": calibration, "coverage": asked.coverage, "episodes_file": asked.episode_file}
-    results, failures = _results(wanted, data, Work(**{**work, "shard": shard_of(work["shard"])}), places.runs / "cache",
-                                 given, quiet=bool(context.find_root().params.get("quiet")))
+    results, failures = _results(context, wanted, data, Work(**{**work, "shard": shard_of(work["shard"])}),
+                                 places.runs / "cache", given)
     if results:
         _show(results, asked, axis)
     if failures:
         _raise(failures, len(wanted))
 
 
-def _results(wanted: list[Run], data: Data, work: Work, cache: Path,
-             given: dict[str, Any], quiet: bool) -> tuple[list[Result], dict[Run, Exception]]:
+def _results(context: typer.Context, wanted: list[Run], data: Data, work: Work, cache: Path,
+             given: dict[str, Any]) -> tuple[list[Result], dict[Run, Exception]]:
     """Results of all runs, and why others have none. Without those whose other shards are missing, and none in all but the
     first of the processes that torchrun started, where the first failure ends all."""
     import torch
@@ -98,8 +97,10 @@ def _results(wanted: list[Run], data: Data, work: Work, cache: Path,
         given["source"] = made = FeatureSource(data.root, cache, work.progress, work.device)
         if team.size > 1 and work.shard is not None:
             raise FewshotError("--shard under torchrun, which numbers its processes itself; leave it out")
-        if team.is_first and not quiet:
-            _say_what_is_there(wanted, made, given["bank"])
+        if team.is_first:
+            subjects = {run.subject.images_key: run.subject for run in wanted}.values()
+            bank = given["bank"]
+            say_what_is_there(context, [bank] if bank is not None else [made.images(each) for each in subjects])
         if given["bank"] is None and given["episodes_file"] is None and team.size == 1:
             failures = _impossible(wanted, made)
         for run in wanted:
@@ -125,14 +126,6 @@ def _results(wanted: list[Run], data: Data, work: Work, cache: Path,
                 typer.echo(f"{run.method}, {run.protocol}: shard {work.shard[0]} of {work.shard[1]} is finished; others are "
                            "missing")
     return found, failures
-
-
-def _say_what_is_there(wanted: list[Run], source: FeatureSource, bank: FeatureBank | None) -> None:
-    """One line for each set of images: a wrong folder or split is seen before the work, not in a plausible result."""
-    banks = [bank] if bank is not None else [source.images(each) for each in {run.subject.images_key: run.subject
-                                                                              for run in wanted}.values()]
-    for each in banks:
-        typer.echo(f"{each.name}, {each.split}: {each.counted}", err=True)
 
 
 def _impossible(wanted: list[Run], source: FeatureSource) -> dict[Run, Exception]:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from fewshot.cli.options import Values, options_from_types
-from fewshot.cli.request import Places, images_of
+from fewshot.cli.request import Places, images_of, say_what_is_there
 from fewshot.core.settings import anything, setting
 from fewshot.evaluation.work import Work
 from fewshot.features.subject import Subject
@@ -25,8 +25,8 @@ class Extraction:
 
 
 @options_from_types(left_out=("runs", "workers", "shard", "progress"), split=None, device="auto")
-def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")], subject: Values[Subject],
-          extraction: Extraction, work: Values[Work], places: Places) -> None:
+def embed(context: typer.Context, out: Annotated[Path, typer.Option(help="file to write (.safetensors)")],
+          subject: Values[Subject], extraction: Extraction, work: Values[Work], places: Places) -> None:
     """Extract the features of one split once; an interrupted extraction continues."""
     from fewshot.core.team import own_device
     from fewshot.datasets import load_dataset
@@ -36,6 +36,7 @@ def embed(out: Annotated[Path, typer.Option(help="file to write (.safetensors)")
     found, root = images_of(subject, places.data_root)
     asked = Subject(**found)
     images = load_dataset(asked.dataset, asked.split, root=root, **asked.data_options)
+    say_what_is_there(context, [images])
     features = extract(images, backbone_for(asked, images), cache=extraction.cache, progress=True, crops=asked.crops,
                        precision=extraction.precision, device=own_device(work["device"]))
     typer.echo(f"wrote {features.save(out)}: {len(features)} x {features.features.shape[1]}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from fewshot.cli.options import Values, options_from_types
-from fewshot.cli.request import Banks, Places, data_of, one_run
+from fewshot.cli.request import Banks, Places, data_of, one_run, say_what_is_there
 from fewshot.cli.values import literal, named, value_lists
 from fewshot.core.errors import FewshotError
 from fewshot.core.settings import anything, setting
@@ -63,14 +63,18 @@ def tune(context: typer.Context, spec: Values[MethodSpec], subject: Values[Subje
     Results and a record of the search are kept in RUNS/tune.
     """
     from fewshot.evaluation.store import Store
+    from fewshot.features.source import FeatureSource
     from fewshot.reporting.search_table import search_table
+    from fewshot.tuning.search import check_validation
     from fewshot.tuning.search import tune as search_values
 
     data = data_of(context, subject, banks, places)
     asked = one_run(context, data, spec, protocol, run)
     ranges = {name: _range(name, text) for name, text in named(search.ranges)}
-    how = {"store": Store(places.runs / "tune"), "cache": places.runs / "cache", "root": data.root, "progress": True,
-           **work}
+    check_validation(asked, data.bank)
+    source = FeatureSource(data.root, places.runs / "cache", True, work["device"])
+    say_what_is_there(context, [source.images(asked.subject) if data.bank is None else data.bank])
+    how = {"store": Store(places.runs / "tune"), "source": source, "progress": True, **work}
     if search.placement:
         from fewshot.tuning.blocks import tune_placement
 
@@ -93,9 +97,9 @@ def tune(context: typer.Context, spec: Values[MethodSpec], subject: Values[Subje
 def fit(context: typer.Context, spec: Values[MethodSpec], subject: Values[Subject], banks: Banks, learning: Learning,
         protocol: Values[Protocol], run: Values[Run], work: Values[Work], places: Places) -> None:
     """Learn the hyper-parameters of an unrolled method on validation episodes and keep them in a file."""
-    from tqdm import tqdm
-
-    from fewshot.tuning.search import fit_run
+    from fewshot.core.bars import tqdm
+    from fewshot.features.source import FeatureSource
+    from fewshot.tuning.search import check_validation, fit_run
     from fewshot.tuning.unrolled import save_fitted
 
     data = data_of(context, subject, banks, places)
@@ -103,12 +107,15 @@ def fit(context: typer.Context, spec: Values[MethodSpec], subject: Values[Subjec
     if out is None:
         words = (asked.method, *data.names, f"{asked.ways}w{asked.shots}s", asked.query_distribution)
         out = places.runs / "fitted" / (re.sub(r"[^\w.-]+", "_", "_".join(words)) + ".safetensors")
+    check_validation(asked, data.bank)
+    source = FeatureSource(data.root, places.runs / "cache", device=work["device"])
+    say_what_is_there(context, [source.images(asked.subject) if data.bank is None else data.bank])
     with tqdm(desc=f"{asked.method} {asked.protocol}", unit="epoch", leave=False) as bar:
         def show(epoch: int, value: float) -> None:
             bar.update()
             bar.set_postfix(loss=f"{value:.4f}")
 
-        found = fit_run(asked, bank=data.bank, base_bank=data.base_bank, root=data.root, cache=places.runs / "cache",
+        found = fit_run(asked, bank=data.bank, base_bank=data.base_bank, source=source,
                         epochs=learning.epochs, lr=learning.lr, halve_every=learning.halve_every, batch=learning.batch,
                         loss=learning.loss, progress_epochs=show, **work)
     typer.echo(f"loss {found.history[0]:.4f} before, {found.history[found.best_epoch]:.4f} after epoch {found.best_epoch} "

@@ -10,7 +10,8 @@ from typing import Any
 
 _REMEDY = re.compile(r"""\b(pass|give|set|use|choose|try|or|and) (\w+)=('[^']*'|"[^"]*"|\.\.\.|[+-]?\w+(?:\.\w+)*)""")
 _ALIASES = {"root": "data_root", "base_bank": "base_features"}  # where Python calls it otherwise
-_OF_DATA = ("on_error", "level")  # options of data sets that messages recommend
+_OF_DATA = ("on_error", "level", "splits", "split_seed", "image_column", "label_column", "split_column", "label_key",
+            "images", "config", "class_names", "arguments")  # options of data sets that messages recommend
 
 
 def as_options(message: str, app: Any, arguments: Sequence[str]) -> str:

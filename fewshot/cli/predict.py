@@ -1,4 +1,5 @@
-"""The commands that label own images: `fewshot predict`, and `fewshot decide`, which chooses its thresholds before."""
+"""The commands that label own images: `fewshot predict`, `fewshot decide`, which chooses its thresholds before, and `fewshot
+export` for other machines."""
 
 from __future__ import annotations
 
@@ -20,23 +21,36 @@ from fewshot.evaluation.work import Work
 from fewshot.features.subject import Subject
 
 if TYPE_CHECKING:
-    from fewshot.labelling.predict import Predictions
+    from fewshot.evaluation.decisions import Decisions
+    from fewshot.labelling.answers import Answers
 
 _LINES = 20  # of the printed table; the CSV file has all
 
 
 @dataclass
-class Labelling:
-    """What is labelled with what."""
+class Features:
+    """What makes the features."""
 
     backbone: str | None = setting(None, "backbone; left out: the one that --weights belong to, else efficientnet_lite0 "
                                    "with ImageNet weights", anything)
     weights: Path | None = setting(None, "weights file (.safetensors) or a name such as random", anything)
     base_features: Path | None = setting(None, "feature bank of the base classes", anything)
+
+
+@dataclass
+class Deciding:
+    """What is said beside the most probable class."""
+
     decisions: Path | None = setting(None, "values chosen by `fewshot decide`: sets, calibrated probabilities, unknown",
                                      anything)
     coverage: float = setting(0.9, "without --decisions: the rate at which sets from the support hold the true class",
                               anything)
+
+
+@dataclass
+class Labelling(Deciding, Features):
+    """What is labelled with what."""
+
     low: float = setting(0.5, "mark answers with a probability below this", anything)
     out: Path = setting(Path("runs/predict"), "folder for predictions.csv and predictions.html", anything)
 
@@ -52,22 +66,29 @@ def predict(context: typer.Context,
     Transductive methods learn from all images together and need about 5 a class; nothing supposes them to be balanced.
     """
     from fewshot.data.banks import FeatureBank
-    from fewshot.evaluation.decisions import Decisions
     from fewshot.labelling.predict import predict_folder
 
     if not 0 <= labelling.low <= 1:
         raise FewshotError(f"--low={labelling.low}; a probability lies between 0 and 1")
-    if labelling.decisions:
-        refuse_given(context, ("coverage",), f"beside --decisions {labelling.decisions}: the file says so")
     base = FeatureBank.load(labelling.base_features) if labelling.base_features else None
-    decisions = Decisions.load(labelling.decisions) if labelling.decisions else labelling.coverage
+    decisions = decisions_of(context, labelling.decisions, labelling.coverage)
     found = predict_folder(support, queries, method=spec["method"], parameters=pairs(spec["parameters"]),
                            backbone=labelling.backbone, weights=labelling.weights, transforms=spec["transforms"],
                            base_bank=base, decisions=decisions, progress=True, device=work["device"])
     written = found.save(labelling.out, labelling.low)
-    _print(found, labelling.low)
+    print_answers(found, labelling.low)
     for path in written:
         typer.echo(f"wrote {path}")
+
+
+def decisions_of(context: typer.Context, path: Path | None, coverage: float) -> Decisions | float:
+    """What --decisions and --coverage say."""
+    from fewshot.evaluation.decisions import Decisions
+
+    if path is None:
+        return coverage
+    refuse_given(context, ("coverage",), f"beside --decisions {path}: the file says so")
+    return Decisions.load(path)
 
 
 @dataclass
@@ -89,11 +110,11 @@ def decide(context: typer.Context, spec: Values[MethodSpec], subject: Values[Sub
     them: protonet temperature=0.1, and a prior of the queries is "unknown".
     """
     from fewshot.evaluation.calibration import choose_decisions
-    from fewshot.labelling.predict import parameters_of_own_images
+    from fewshot.labelling.predict import own_parameters
 
     data = data_of(context, subject, banks, places)
     asked = one_run(context, data, spec, protocol, run)
-    asked = asked.changed(parameters=parameters_of_own_images(asked.method, pairs(spec["parameters"])))
+    asked = asked.changed(parameters=own_parameters(asked.method, pairs(spec["parameters"])))
     found = choose_decisions(asked, data.bank, data.base_bank, coverage=rates.coverage, keep=rates.keep, root=data.root,
                              cache=places.runs / "cache", progress=True, **work)
     adapts = f", and follows the difficulty of the support with slope {found.slope:.3g}" if found.slope else ""
@@ -102,7 +123,34 @@ def decide(context: typer.Context, spec: Values[MethodSpec], subject: Values[Sub
     typer.echo(f"wrote {found.save(rates.out)}")
 
 
-def _print(found: Predictions, low: float) -> None:
+@dataclass
+class Exporting(Features):
+    """What is written where."""
+
+    out: Path = setting(Path("runs/export"), "folder for model.onnx and classify.py", anything)
+
+
+@options_from_types(transforms="l2")
+def export(support: Annotated[Path, typer.Option(help="folder with one folder of example images per class")],
+           spec: Values[MethodSpec], exporting: Exporting) -> None:
+    """Write what predict would label images with as a file for ONNX Runtime, and a program that labels images with it.
+
+    The program needs onnxruntime, numpy and pillow alone. Methods that answer each image alone can be written: protonet,
+    simple_shot, ridge, logistic_regression, nearest_neighbour.
+    """
+    from fewshot.data.banks import FeatureBank
+    from fewshot.labelling.export import export_onnx
+
+    base = FeatureBank.load(exporting.base_features) if exporting.base_features else None
+    made = export_onnx(support, exporting.out, method=spec["method"], parameters=pairs(spec["parameters"]),
+                       backbone=exporting.backbone, weights=exporting.weights, transforms=spec["transforms"], base_bank=base)
+    typer.echo(f"{made.description}: probabilities differ from predict's by at most {made.difference:.1e}.")
+    for path in (made.model, made.runner):
+        typer.echo(f"wrote {path} ({path.stat().st_size / 1e6:.2f} MB)")
+
+
+def print_answers(found: Answers, low: float) -> None:
+    """The first answers as a table, and what a reader must know of all."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -110,14 +158,13 @@ def _print(found: Predictions, low: float) -> None:
     console = Console()
     table = Table("file", "predicted")
     table.add_column("probability", justify="right")
-    believed = (found.probabilities if found.calibrated is None else found.calibrated).amax(1).tolist()
     with_sets = len(found) > 0 and found.set_of(0) is not None
     if with_sets:
         table.add_column("set")
-    for row, (file, name, _) in enumerate(list(found)[:_LINES]):
-        mark = (" low" if believed[row] < low else "") + (" unknown" if found.is_unknown(row) else "")
+    for row, (file, name, probability) in enumerate(list(found)[:_LINES]):
+        mark = (" low" if probability < low else "") + (" unknown" if found.is_unknown(row) else "")
         members = [Text(", ".join(found.set_of(row) or ()))] if with_sets else []
-        table.add_row(Text(file, overflow="fold"), Text(name), Text(f"{100 * believed[row]:.1f} %{mark}"), *members)
+        table.add_row(Text(file, overflow="fold"), Text(name), Text(f"{100 * probability:.1f} %{mark}"), *members)
     console.print(table)
     if len(found) > _LINES:
         names = found.predicted

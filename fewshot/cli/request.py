@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from fewshot.evaluation.run import Run
 from fewshot.features.subject import Subject
 
 if TYPE_CHECKING:
-    from fewshot.data.banks import FeatureBank
+    from fewshot.data.banks import FeatureBank, ImageBank
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Places:
 class Banks:
     """Features instead of images."""
 
-    features: Path | None = setting(None, "feature bank from `fewshot embed`, not images", anything)
+    features: Path | None = setting(None, "feature bank from `fewshot embed`, or .npz or .parquet, not images", anything)
     base_features: Path | None = setting(None, "feature bank of the base classes", anything)
 
 
@@ -77,20 +78,28 @@ def data_of(context: typer.Context, subject: Values[Subject], banks: Banks, plac
 
 
 def images_of(subject: Values[Subject], root: Path | None) -> tuple[dict[str, Any], Path | None]:
-    """(settings of a `Run`, data root) that the user means: a path is the data set `folder` at that place. Raises
+    """(settings of a `Run`, data root) that the user means: a path is the data at that place, of the kind it shows. Raises
     FewshotError for a backbone or weights that are not there."""
     from fewshot.backbones import check_backbone
-    from fewshot.datasets import DATASETS
+    from fewshot.datasets import DATASETS, kind_of
 
     found: dict[str, Any] = {name: pairs(value) if name.endswith("_options") else value for name, value in subject.items()}
     if "backbone" in found:
         check_backbone(found["backbone"], found.get("weights"))
     dataset = found["dataset"]
-    if dataset not in DATASETS and ("/" in dataset or Path(dataset).is_dir()):
-        found["dataset"], root = "folder", Path(dataset)
+    if dataset.partition(":")[0] not in DATASETS.families and dataset not in DATASETS and (
+            "/" in dataset or Path(dataset).exists()):
+        found["dataset"], root = kind_of(Path(dataset)), Path(dataset)
     if "split" in found and found["split"] is None:
         found["split"] = "all" if found["dataset"] == "folder" and "splits" not in found["data_options"] else "test"
     return found, root
+
+
+def say_what_is_there(context: typer.Context, banks: Iterable[FeatureBank | ImageBank]) -> None:
+    """One line a bank, unless `--quiet`: a wrong folder or split is seen before the work, not in a plausible result."""
+    if not context.find_root().params.get("quiet"):
+        for bank in banks:
+            typer.echo(f"{bank.shown_name}, {bank.split}: {bank.counted}", err=True)
 
 
 def method_of(spec: Values[MethodSpec]) -> dict[str, Any]:

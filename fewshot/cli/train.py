@@ -12,7 +12,7 @@ import typer
 
 from fewshot.cli.options import Values, given, options_from_types, refuse_given
 from fewshot.cli.process import is_first_process
-from fewshot.cli.request import Places, images_of
+from fewshot.cli.request import Places, images_of, say_what_is_there
 from fewshot.cli.values import pairs
 from fewshot.core.settings import anything, setting
 from fewshot.features.subject import Subject
@@ -85,6 +85,8 @@ def train(context: typer.Context, subject: Values[Subject], training: Training, 
     validation = None
     if config.validate_every:
         validation = load_dataset(found["dataset"], "val", root=root, **found["data_options"])
+    if is_first_process():
+        say_what_is_there(context, [base, *([] if validation is None else [validation])])
     options = {**input_for(found["backbone"], base.images), **found["backbone_options"]}
     network = create_backbone(found["backbone"], **options, seed=training.seed)
     network.to(own_device(training.device))

@@ -6,7 +6,6 @@ import copy
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 
 from fewshot.contract.checks import PROMISES, Candidate, Promise
 from fewshot.core.errors import FewshotError
+from fewshot.core.html import html_table
 from fewshot.core.registry import unknown_message
 from fewshot.data.banks import FeatureBank
 from fewshot.methods.contract import METHODS, Method, create_method
@@ -42,11 +42,8 @@ class MethodReport:
         return "\n".join([self._title(), *lines])
 
     def _repr_html_(self) -> str:
-        left = ' style="text-align: left"'
-        rows = "".join(f"<tr><th{left}>{escape(check.promise)}</th><td>{_number(check)}</td>"
-                       f"<td{left}>{escape(check.allowed)}</td></tr>" for check in self.checks)
-        return (f"<table><caption>{escape(self._title())}</caption><thead><tr><th{left}>promise</th><th>measured</th>"
-                f"<th{left}>allowed</th></tr></thead><tbody>{rows}</tbody></table>")
+        return html_table(self._title(), [(check.promise, _number(check), check.allowed) for check in self.checks],
+                          ("promise", "measured", "allowed"))
 
     def _title(self) -> str:
         return f"{self.method} ({self.setting}) keeps its {len(self.checks)} promises"

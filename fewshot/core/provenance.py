@@ -8,7 +8,7 @@ import platform
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("fewshot", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "POT")
+PACKAGES = ("fewshot", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn")
 
 
 @functools.cache

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from fewshot.core.arrays import as_array, as_tensor
 from fewshot.core.errors import FewshotError
+from fewshot.core.html import html_table
 from fewshot.core.registry import unknown_message
-from fewshot.data import bank_files
+from fewshot.data import bank_files, feature_files
 from fewshot.data.precision import row_lengths, working_dtype
 
 
@@ -86,6 +87,9 @@ def _as_names(given: Sequence[str] | None, labels: Tensor) -> Sequence[str]:
     return names
 
 
+_UNNAMED = ("custom", "folder", "csv", "webdataset", "parquet")  # names that say nothing of whose items these are
+
+
 def _plain_names(names: Sequence[str]) -> Sequence[str] | int:
     """For JSON; of names that are only numbered how many."""
     return len(names) if isinstance(names, NumberedNames) else names
@@ -104,6 +108,7 @@ class _Bank:
     class_names: Sequence[str]
     name: str
     split: str
+    title: str
     items: ClassVar[str]  # what they are called
 
     @property
@@ -121,9 +126,32 @@ class _Bank:
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "class_names", _as_names(names, labels))
 
-    def _values(self) -> Tensor | None:
-        """What is stored of each item, [M, ...]; None where there is too much of it to look through."""
-        return None
+    @property
+    def _data(self) -> Tensor:
+        """What is stored of each item, [M, ...]."""
+        raise NotImplementedError
+
+    @property
+    def _small(self) -> bool:
+        """Whether all of it may be looked through."""
+        return True
+
+    @property
+    def _images_hash(self) -> str:
+        """Of the images, as far as they are known: equal for every backbone's features of them."""
+        raise NotImplementedError
+
+    @property
+    def shown_name(self) -> str:
+        """What results call it: the name; of own data the title and the beginning of a hash, "flowers#3fa2c1"."""
+        return f"{self.title}#{self._images_hash[:6]}" if self.title else self.name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.shown_name}, split {self.split}: {self.counted}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(f"{type(self).__name__} of {self.shown_name}, split {self.split}", [
+            ("held", self.counted), ("each", f"{list(self._data.shape[1:])} {self._data.dtype}".replace("torch.", ""))])
 
     @property
     def counted(self) -> str:
@@ -135,10 +163,9 @@ class _Bank:
     @cached_property
     def repeated(self) -> tuple[int, int]:
         """(items that are identical to one before them of their class, items that are identical to one of another class)."""
-        values = self._values()
-        if values is None or not len(values):
+        if not self._small or not len(self):
             return 0, 0
-        rows = values.contiguous().view(torch.uint8).flatten(1).numpy()
+        rows = self._data.contiguous().view(torch.uint8).flatten(1).numpy()
         keys = [hashlib.sha1(row, usedforsecurity=False).digest() for row in rows]
         homes: dict[bytes, set[int]] = {}
         for key, label in zip(keys, self.labels.tolist(), strict=True):
@@ -162,7 +189,7 @@ class _Bank:
         return torch.unique(self.labels, return_counts=True)[1]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ImageBank(_Bank):
     """Images of one split, held as uint8.
 
@@ -171,6 +198,7 @@ class ImageBank(_Bank):
     class_names  by label, one for each up to the largest; left out, classes are called by their number
     name, split  data set and split, for provenance
     files        optional [M] source names, for error messages and galleries
+    title        of own data: what results call it, the name of its folder; no part of its identity
     """
 
     images: Tensor
@@ -179,6 +207,7 @@ class ImageBank(_Bank):
     name: str = "custom"
     split: str = "all"
     files: tuple[str, ...] | None = None
+    title: str = ""
 
     def __post_init__(self) -> None:
         images = as_tensor("images", self.images)
@@ -190,8 +219,13 @@ class ImageBank(_Bank):
 
     items = "images"
 
-    def _values(self) -> Tensor:
+    @property
+    def _data(self) -> Tensor:
         return self.images
+
+    @property
+    def _images_hash(self) -> str:
+        return self.content_hash
 
     @cached_property
     def brightness(self) -> float:
@@ -212,7 +246,7 @@ class ImageBank(_Bank):
         return digest.hexdigest()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureBank(_Bank):
     """Features of one split.
 
@@ -221,6 +255,7 @@ class FeatureBank(_Bank):
     labels       [M] integers, kept as int64; or texts, the class names
     class_names  by label, one for each up to the largest; left out, classes are called by their number
     provenance   plain dictionary: backbone, weights sha256, transform, ... stored with the features
+    title        of own data: what results call it, the name of its folder or file; no part of its identity
     """
 
     features: Tensor
@@ -229,6 +264,7 @@ class FeatureBank(_Bank):
     name: str = "custom"
     split: str = "all"
     provenance: dict = field(default_factory=dict)
+    title: str = ""
 
     def __post_init__(self) -> None:
         features = as_tensor("features", self.features)
@@ -241,8 +277,17 @@ class FeatureBank(_Bank):
 
     items = "rows of features"
 
-    def _values(self) -> Tensor | None:
-        return None if self.features.nbytes >= bank_files.MAP_BYTES else self.features
+    @property
+    def _data(self) -> Tensor:
+        return self.features
+
+    @property
+    def _small(self) -> bool:
+        return self.features.nbytes < bank_files.MAP_BYTES
+
+    @property
+    def _images_hash(self) -> str:
+        return self.provenance.get("images_sha256", self.identity)
 
     def take(self, indices: Tensor, room: Tensor | None = None) -> Tensor:
         """Features [*indices.shape, D] in the precision to work in, in the first rows of `room` [m, D] where that is their
@@ -282,12 +327,13 @@ class FeatureBank(_Bank):
         """Write a safetensors file atomically: it is complete or absent."""
         pieces, dim = bank_files.blocks_of(self.features), self.features.shape[1]
         return FeatureBank.save_pieces(path, pieces, dim, self.features.dtype, labels=self.labels, name=self.name,
-                                       class_names=self.class_names, split=self.split, provenance=self.provenance)
+                                       class_names=self.class_names, split=self.split, provenance=self.provenance,
+                                       title=self.title)
 
     @staticmethod
     def save_pieces(path: str | Path, pieces: Iterable[Tensor], dim: int, dtype: torch.dtype = torch.float32, *,
                     labels: Tensor | Sequence[int], class_names: Sequence[str] | None = None, name: str = "custom",
-                    split: str = "all", provenance: dict | None = None) -> Path:
+                    split: str = "all", provenance: dict | None = None, title: str = "") -> Path:
         """Write a bank that need not fit into memory, as `save` does: its features come in pieces [m, dim], in order.
 
         Raises FewshotError for wrong labels, features that are not finite, and when they are not as many as the labels.
@@ -296,25 +342,30 @@ class FeatureBank(_Bank):
         labels = _as_labels(labels, len(labels))
         names = _as_names(class_names, labels)
         about = {"name": name, "split": split, "class_names": json.dumps(_plain_names(names)),
-                 "provenance": json.dumps(provenance or {}, sort_keys=True)}
+                 "provenance": json.dumps(provenance or {}, sort_keys=True), **({"title": title} if title else {})}
         identity = _identity(name, split, names, labels)
         return bank_files.write(path, pieces, (len(labels), dim), dtype, labels, identity, about)
 
     @classmethod
     def load(cls, path: str | Path, mmap: bool | None = None) -> FeatureBank:
-        """Read a file written by `save`; raises FewshotError if it is missing, corrupt or altered.
+        """Read a file written by `save`; raises FewshotError if it is missing, corrupt or altered. Or the features that
+        another program wrote into a .npz or .parquet file (`fewshot/data/feature_files.py` says how).
 
         mmap  leave the features in the file, from which rows come when they are used: the bank may be larger than memory,
               and its features must not be written to. None: for files from 256 MB on. Such a file is read in full once, by
               `save` or the first `load`, which note its content hash, size and time of change in PATH.checked; while these
               agree the hash is taken from there. Delete that file to have everything read and compared again.
         """
+        if Path(path).suffix.lower() in feature_files.SUFFIXES:
+            given = feature_files.read_features(Path(path))
+            return cls(**given, title=_title_of_file(Path(path), given.get("name", "custom"), {}))
         tensors, meta, mapped, vouched = bank_files.read(path, mmap)
         bank, labels = object.__new__(cls), _as_labels(tensors["labels"].clone(), len(tensors["features"]))
         names = json.loads(meta["class_names"])
         values = {"features": tensors["features"], "labels": labels, "name": meta["name"], "split": meta["split"],
                   "class_names": NumberedNames(names) if isinstance(names, int) else tuple(names),
                   "provenance": json.loads(meta["provenance"]), "content_hash": meta["content_hash"]}
+        values["title"] = meta.get("title") or _title_of_file(Path(path), meta["name"], values["provenance"])
         bank.__dict__.update(values)  # verified below, or before: the checks of a new bank would read everything again
         if not vouched:
             bank_files.verify(path, bank.features, bank.identity, bank.content_hash)
@@ -332,6 +383,14 @@ class FeatureBank(_Bank):
         # Another process maps the file, too: features larger than memory cannot be sent.
         file = self.__dict__.get("_file")
         return super().__reduce_ex__(protocol) if file is None else (FeatureBank.load, (file, True))
+
+
+def _title_of_file(path: Path, name: str, provenance: dict) -> str:
+    """What features without a title are called: "" where they are those of a data set, the name that their maker gave, or
+    that of the file where there is none."""
+    if name in _UNNAMED:
+        return path.stem
+    return "" if provenance.get("dataset") == name else name
 
 
 def concatenate(banks: Sequence[FeatureBank]) -> FeatureBank:
@@ -354,7 +413,10 @@ def concatenate(banks: Sequence[FeatureBank]) -> FeatureBank:
     provenance["pretrained_on"] = " and ".join(pretrained) or None
     if seen := [item for made_by in described for item in made_by.get("seen", [])]:
         provenance["seen"] = [item for place, item in enumerate(seen) if item not in seen[:place]]
+    for known in ("dataset", "images_sha256"):
+        if len(found := {made_by.get(known) for made_by in described}) == 1 and None not in found:
+            provenance[known] = found.pop()
     if len(crops := {made_by.get("crops", "") for made_by in described}) == 1:
         provenance["crops"] = crops.pop()  # otherwise only the members tell
     return FeatureBank(torch.cat([bank.features for bank in banks], 1), first.labels, first.class_names, first.name,
-                       first.split, provenance)
+                       first.split, provenance, first.title)

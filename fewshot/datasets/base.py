@@ -8,7 +8,7 @@ import importlib.resources
 import inspect
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,29 @@ from fewshot.data.banks import ImageBank
 from fewshot.datasets.cache import default_folder
 from fewshot.datasets.files import Download, fetch
 
-DATASETS: Registry[type[Dataset]] = Registry("dataset")
+
+class _Datasets(Registry["type[Dataset]"]):
+    """Registered data sets, and those of a library: "torchvision:CIFAR10" is made by the family `torchvision`."""
+
+    def __init__(self) -> None:
+        super().__init__("dataset")
+        self.families: Registry[Callable[[str], type[Dataset]]] = Registry("family of data sets")
+
+    def __getitem__(self, name: str) -> type[Dataset]:
+        family, colon, member = str(name).partition(":")
+        return self.families[family](member) if colon else super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        if ":" not in str(name):
+            return super().__contains__(name)
+        try:
+            self[str(name)]
+        except FewshotError:
+            return False
+        return True
+
+
+DATASETS = _Datasets()
 SPLITS = ("train", "val", "test")
 _OTHER_NAMES = {"base": "train", "training": "train", "valid": "val", "validation": "val", "dev": "val",
                 "novel": "test", "testing": "test", "evaluation": "test", "full": "all", "any": "all"}
@@ -51,6 +73,7 @@ class Dataset(abc.ABC):
     in_imagenet  "contains" where ImageNet-1k has classes like these, "may contain" where nobody can know, else ""
     collection   where the classes come from, for data sets that split one collection in different ways
     state        what the table says when the files are there
+    root_is      what `root` must be where it is the data set itself, for people; "" where it is the data root
     cached       whether decoded images are kept in the cache folder unless the caller says otherwise
     """
 
@@ -68,6 +91,7 @@ class Dataset(abc.ABC):
     in_imagenet: ClassVar[str] = ""
     collection: ClassVar[str] = ""
     state: ClassVar[str] = "present"
+    root_is: ClassVar[str] = ""
     cached: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -86,6 +110,11 @@ class Dataset(abc.ABC):
     def counts(self, root: Path) -> dict[str, tuple[int, int]]:
         """split -> (classes, images) of the files that are there, without decoding an image."""
 
+    @property
+    def can_fetch(self) -> bool:
+        """Whether `fetch` brings files."""
+        return any(item.direct for item in self.downloads)
+
     def root(self, root: str | Path | None) -> Path:
         """The data root that `root` stands for."""
         return default_root(root)
@@ -99,7 +128,7 @@ class Dataset(abc.ABC):
         for item in self.downloads:
             lines.append(f"  download  {item.url}  ({item.note or f'MD5 {item.md5}'})")
         lines += [f"  files at  {root}/{place}" for place in self.layout] or ["  nothing to download"]
-        if any(item.direct for item in self.downloads):
+        if self.can_fetch:
             lines.append(f'  or        load_dataset("{self.name}", download=True) fetches it')
         return "\n".join([*lines, f"  licence   {self.licence}"])
 
@@ -126,13 +155,15 @@ def load_dataset(name: str, split: str = "test", *, root: str | Path | None = No
                  **options: Any) -> ImageBank:
     """The images of one split as an `ImageBank` (uint8 [M, C, H, W]).
 
+    name         a data set of `fewshot data`, "torchvision:CIFAR10" (any of torchvision) or "hf:owner/name" (any of the
+                 Hugging Face hub whose files are here)
     split        "train" (base classes), "val", "test" (novel classes) or "all"
     root         folder of the data sets; the environment variable FEWSHOT_DATA, else ./data, unless given.
-                 For "folder" it is the folder of class folders itself
+                 For "folder", "csv", "parquet" and "webdataset" it is the folder or file itself
     image_size   shorter side after an antialiased resize, then centre crop; each data set has a default
     on_error     "raise" refuses unreadable images with one error that lists them; "skip" leaves them out with a warning
     cache        folder for decoded images, kept below FEWSHOT_CACHE_GB (20). True is the environment variable FEWSHOT_CACHE,
-                 else the platform's folder for caches; False is nowhere; None is True for all data sets but "folder"
+                 else the platform's folder for caches; False is nowhere; None is True for all data sets but own images
     download     fetch missing files from the public home first, checksums verified
     options      of the data set, e.g. protocol="vinyals", rotations=True for omniglot
 
@@ -194,6 +225,15 @@ def instructions(name: str, root: str | Path | None = None) -> str:
 def default_root(root: str | Path | None = None) -> Path:
     """`root`, else the environment variable FEWSHOT_DATA, else ./data."""
     return Path(root or os.environ.get("FEWSHOT_DATA") or "data").expanduser()
+
+
+def kind_of(path: Path) -> str:
+    """The data set that reads what lies there: a file by its suffix, a folder by tar or parquet files in it or in data/."""
+    kinds = {".csv": "csv", ".tsv": "csv", ".tar": "webdataset", ".parquet": "parquet"}
+    if not path.is_dir():
+        return kinds.get(path.suffix.lower(), "folder")
+    found = (file.suffix.lower() for folder in (path, path / "data") for file in sorted(folder.glob("*")) if file.is_file())
+    return next((kinds[suffix] for suffix in found if suffix in (".tar", ".parquet")), "folder")
 
 
 def check_known(kind: str, value: object, known: Iterable[str]) -> None:

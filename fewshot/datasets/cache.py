@@ -66,6 +66,7 @@ def path_for(folder: Path | None, label: str, key: object) -> Path | None:
     if folder is None:
         return None
     digest = hashlib.sha256(json.dumps([VERSION, key]).encode()).hexdigest()
+    label = re.sub(r"[^\w.-]", "_", label)  # names such as hf:owner/name
     return folder / f"{label}-{digest[:20]}.safetensors"
 
 

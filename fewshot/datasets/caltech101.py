@@ -53,7 +53,7 @@ class Caltech101(ImageFiles):
         lists = read_splits("caltech101")
         names = classes_of(lists, "all")
         known = set(names)
-        files = defaultdict(list)
+        files: defaultdict[str, list[tuple[Tree, str]]] = defaultdict(list)
         tree = open_tree(where)
         for name in tree.names():
             parent = name.rpartition("/")[0].rpartition("/")[2]

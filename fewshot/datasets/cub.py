@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fewshot.datasets.base import DATASETS, SPLITS, classes_of, read_splits
-from fewshot.datasets.files import Download, open_tree
+from fewshot.datasets.files import Download, Tree, open_tree
 from fewshot.datasets.images import ImageFiles, Listing, need_classes
 
 
@@ -45,7 +45,7 @@ class CUB(ImageFiles):
         lists = read_splits("cub")
         names = {part: [lists["classes"][number - 1] for number in lists[self.protocol][part]] for part in SPLITS}
         tree = open_tree(where)
-        files = defaultdict(list)
+        files: defaultdict[str, list[tuple[Tree, str]]] = defaultdict(list)
         for name in tree.names():
             files[name.split("/")[0]].append((tree, name))
         wanted = classes_of(names, split)

@@ -12,11 +12,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from fewshot.core.errors import FewshotError
+from fewshot.datasets.decoding import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".avif", ".tif", ".tiff", ".jp2",
-                  ".ppm", ".pgm", ".pbm", ".pnm")
+if TYPE_CHECKING:
+    from PIL import Image
+
 # Images that Pillow does not read.
 FOREIGN_SUFFIXES = (".heic", ".heif", ".jxl", ".svg", ".psd", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2")
 
@@ -39,6 +42,19 @@ class Download:
 def composed(name: str) -> str:
     """`name` in Unicode's composed form: macOS writes the letters of file names and their accents apart."""
     return unicodedata.normalize("NFC", name)
+
+
+class Tree(Protocol):
+    """What holds encoded images, each by a name."""
+
+    def stamp(self, name: str) -> tuple[int, int]:
+        """Two numbers that change when the image does."""
+
+    def read(self, name: str) -> bytes | Image.Image:
+        """The encoded image, or one that its library has decoded already."""
+
+    def where(self, name: str) -> str:
+        """For messages."""
 
 
 class Folder:
@@ -128,10 +144,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-Tree = Folder | Zip
-
-
-def open_tree(path: Path) -> Tree:
+def open_tree(path: Path) -> Folder | Zip:
     return Folder(path) if path.is_dir() else Zip(path)
 
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import abc
-import io
 import os
-import struct
 import warnings
 import zipfile
-import zlib
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,19 +14,17 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
-from tqdm import tqdm
 
+from fewshot.core.bars import tqdm
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import ImageBank
 from fewshot.datasets import cache
 from fewshot.datasets.base import SPLITS, Dataset, Request
+from fewshot.datasets.decoding import UNREADABLE, decode
 from fewshot.datasets.files import Tree
 
-# What Pillow raises on damaged input, over its many decoders, and zipfile on a damaged member.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, struct.error, zlib.error,
-               zipfile.BadZipFile, Image.DecompressionBombError, MemoryError)
+_UNREADABLE = (*UNREADABLE, zipfile.BadZipFile)  # the latter for a damaged member of a zip
 
 
 @dataclass(frozen=True)
@@ -150,46 +145,6 @@ def decoded(files: list[tuple[Tree, str]], size: int, channels: int) -> Iterator
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, len(files), 1024):
             yield from pool.map(one, files[start:start + 1024])
-
-
-def decode(data: bytes, size: int, channels: int) -> np.ndarray:
-    """uint8 [C, size, size]: EXIF orientation applied, transparency on white, shorter side resized to `size`
-    (antialiased bilinear), centre-cropped."""
-    image: Image.Image = Image.open(io.BytesIO(data))
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        image = _eight_bit(image)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = fit(image.convert("RGB" if channels == 3 else "L"), size)
-    pixels = np.asarray(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
-
-
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """Centre square of the image, resized to `size`."""
-    width, height = image.size
-    side = min(width, height)
-    if (width, height) == (size, size):
-        return image
-    # Cropping first by an exact (fractional) box equals resize-then-crop without rounding the longer side.
-    left, top = (width - side) / 2, (height - side) / 2
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Deeper greyscale: 16 bits are divided by 256 (Pillow's own conversion clips them to white). Where the depth is not
-    said, values beyond 255 are taken for 16 bits, and floating ones up to 1 for fractions of white."""
-    pixels = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(pixels).all():
-        raise ValueError("NaN or infinite pixels")
-    if image.mode == "F" and pixels.max() <= 1:
-        pixels = pixels * 255
-    elif image.mode.startswith("I;16") or pixels.max() > 255:
-        pixels = pixels / 256
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def resize_pixels(images: Tensor, size: int) -> Tensor:

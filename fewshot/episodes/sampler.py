@@ -235,10 +235,12 @@ class EpisodeSampler:
         # Drawing from a pool without replacement: only how often each class is hit matters here, because
         # within a class the items are shuffled anyway.
         position = ordered_subset(u["query_pool"], left.sum(1))
-        position = np.where(np.arange(position.shape[1]) < total[:, None], position, -1)
         ends = np.cumsum(left, 1)
-        below = (position[:, None, :] < ends[:, :, None]) & (position[:, None, :] >= 0)
-        return np.diff(below.sum(2), prepend=0, axis=1)
+        used = np.arange(position.shape[1]) < total[:, None]
+        # Classes of all episodes end to end: one search finds the class of every query, without a table [E, N, Q].
+        before = (np.cumsum(ends[:, -1]) - ends[:, -1])[:, None]
+        found = np.searchsorted((before + ends).ravel(), (before + position)[used], side="right")
+        return np.bincount(found, minlength=ends.size).reshape(ends.shape)
 
 
 def _dirichlet_shares(uniform: np.ndarray, alpha: float, active: np.ndarray) -> np.ndarray:

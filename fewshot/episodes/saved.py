@@ -82,6 +82,11 @@ class EpisodeList:
             digest.update(indices)
         return digest.hexdigest()
 
+    @property
+    def described(self) -> dict:
+        """The settings of the protocol alone."""
+        return {name: value for name, value in self.protocol.items() if name not in ("episodes", "seed")}
+
     def indices(self, start: int, count: int) -> EpisodeIndices:
         """Row numbers of episodes start .. start+count-1, as those of a sampler."""
         return self.all[start : start + count]

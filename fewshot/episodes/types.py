@@ -13,7 +13,10 @@ from torch import Tensor
 
 from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
+from fewshot.core.html import Markup, html_table, picture
 from fewshot.data.precision import HALF, working_dtype
+
+_SHOWN, _SIDE = 15, 64  # images a row in a notebook, and pixels of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +97,25 @@ class Episodes:
         """`function` of every tensor, unchecked."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return Episodes.trusted(**{k: function(v) if isinstance(v, Tensor) else v for k, v in fields.items()})
+
+    def _repr_html_(self) -> str:
+        """What there is; of stored images those of the first episode, too."""
+        parts = {"support": self.support, "query": self.query, "text": self.text, "unlabelled": self.unlabelled}
+        rows: list[tuple[str, object]] = [(name, f"{list(values.shape)} {values.dtype}".replace("torch.", ""))
+                                          for name, values in parts.items() if values is not None]
+        if self.support.ndim == 5 and self.support.dtype == torch.uint8:
+            support, labels = self.support[0], self.support_labels[0]
+            rows += [(f"support of class {label}", _pictures(support[labels == label])) for label in range(self.ways)]
+            rows.append(("queries, in their order", _pictures(self.query[0])))
+        counted = "1 episode" if len(self) == 1 else f"{len(self):,} episodes"
+        first = ", the first one below" if len(self) > 1 and len(rows) > self.ways + 2 else ""
+        return html_table(f"{counted} of {self.ways} classes{first}", rows)
+
+
+def _pictures(images: Tensor) -> Markup:
+    """uint8 [n, C, H, W], at most _SHOWN of them."""
+    more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
+    return Markup(" ".join(picture(image, _SIDE, "") for image in images[:_SHOWN].cpu()) + more)
 
 
 def _check(e: Episodes) -> None:

@@ -6,8 +6,8 @@ from itertools import chain
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from fewshot.core.bars import tqdm
 from fewshot.episodes.saved import EpisodeDigest
 from fewshot.evaluation.progress import Part, Parts, summed
 from fewshot.evaluation.scorer import Scorer
@@ -73,12 +73,16 @@ def collect(scorer: Scorer, kept: Parts, work: Work, label: str = "") -> tuple[R
     with (shared(scorer, tasks, work.workers) as scores,
           tqdm(total=end - first, initial=end - first - todo, unit="ep", desc=label, disable=not work.progress,
                leave=False) as bar):
-        for part in scores:
-            if shard is None:
-                fingerprint.reach(part.stop)
-            rows.add(part)
-            kept.add(part, rows.arrays)
-            bar.update(len(part))
+        try:
+            for part in scores:
+                if shard is None:
+                    fingerprint.reach(part.stop)
+                rows.add(part)
+                kept.add(part, rows.arrays)
+                bar.update(len(part))
+        except BaseException:  # Ctrl-C or an interrupted cell, too: what was finished since the last write is kept
+            kept.flush(rows.arrays)
+            raise
     if shard is not None:
         kept.flush(rows.arrays)
         if not rows.complete:  # others may have finished meanwhile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,7 @@ def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics
     if store is not None and (found := store.load(record)) is not None and wanted <= found.measures.keys() and (
             coverage is None or found.measures.get("coverage_target") == coverage):
         store.parts(record).remove()  # what another process of the same run may have left
-        return found
+        return dataclasses.replace(found, title=resolved.title)  # the folder may have been renamed since
     device = own_device(work.device)
     method, prepare, transductive = ready(resolved, device)
     sampler = run.sampler(resolved.bank) if episodes is None else episodes.of(resolved.bank)
@@ -127,8 +128,9 @@ def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics
         measures["temperature"] = torch.tensor(temperature, dtype=torch.float64)
     if coverage is not None:
         measures["coverage_target"] = torch.tensor(coverage, dtype=torch.float64)
-    result = Result(record=record, correct=measures.pop("correct"), iterations=measures.pop("iterations", None),
-                    converged=measures.pop("converged", None), measures=measures, fingerprint=fingerprint.hexdigest(),
+    result = Result(record=record, title=resolved.title, correct=measures.pop("correct"),
+                    iterations=measures.pop("iterations", None), converged=measures.pop("converged", None),
+                    measures=measures, fingerprint=fingerprint.hexdigest(),
                     seconds=rows.seconds + time.perf_counter() - start, notes=resolved.notes, assumes=tuple(method.assumes),
                     setting="transductive" if transductive else "inductive")
     if store is not None:

@@ -50,8 +50,8 @@ class MethodSpec:
         chain, parameters = parse_transforms(self.transforms), complete_parameters(self.method, self.parameters)
         made = create_method(self.method, **parameters)
         for name, value in {"may_be_trained": trained, "chosen": chosen if trained else frozenset(),
-                            "transforms": str(chain), "parameters": options("parameters", parameters),
-                            "_chain": chain, "_made": made}.items():
+                            "transforms": str(chain), "_chain": chain, "_made": made,
+                            "parameters": options("parameters", {**parameters, **made.recorded})}.items():
             object.__setattr__(self, name, value)
 
     def __reduce__(self) -> tuple:

@@ -56,13 +56,18 @@ def doubt(method: Method, chain: TransformChain, queries: int, ways: int) -> str
 
 
 def answer(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: Method, chain: TransformChain) -> Tensor:
-    """Class probabilities [Q, N] of features [Q, D], with the support [S, D] and its labels [S]: one episode.
+    """Class probabilities [Q, N]: the softmax of `logits_of`."""
+    return logits_of(support, labels, queries, ways, method, chain).softmax(-1)
 
-    Raises FewshotError when the features of both differ in length, and when the method's logits are not finite.
+
+def logits_of(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: Method, chain: TransformChain) -> Tensor:
+    """The method's logits [Q, N] of features [Q, D], with the support [S, D] and its labels [S]: one episode.
+
+    Raises FewshotError when the features of both differ in length, and when the logits are not finite.
     """
     with torch.inference_mode():
         logits, _ = next(answers(method, [chain(_episode(support, labels, queries, ways))]))
-    return logits[0].softmax(-1).clone()  # an ordinary tensor, not one of inference mode
+    return logits[0].clone()  # an ordinary tensor, not one of inference mode
 
 
 def decide(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: Method, chain: TransformChain,
@@ -83,10 +88,10 @@ def decide(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: 
     return Decided(decisions.coverage, sets.clone(), decisions.probabilities(logits), decisions.unknown(logits))
 
 
-def nearest_examples(support: Tensor, labels: Tensor, queries: Tensor, ways: int, chain: TransformChain,
+def nearest_examples(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: Method, chain: TransformChain,
                      count: int = 3) -> Tensor:
     """Rows [Q, count or fewer] of the support that are nearest to each query, nearest first: Euclidean distance of the
-    features that the method gets, after the transforms. What a person can look at, whatever the method did with it."""
+    features that the method gets, after the transforms. What a person can look at, whatever `method` does with it."""
     episode = chain(_episode(support, labels, queries, ways))
     distances = squared_euclidean(episode.query, episode.support)[0]
     return distances.sort(dim=1, stable=True).indices[:, :count]

@@ -41,6 +41,7 @@ class Resolved:
     method      not yet fitted to the base classes
     image_transform   from the stored images to what the method takes, for a bank of images
     notes       warnings a table must carry
+    title       what own data are called (`shown_name` of their bank), "" for others
     """
 
     run: Run
@@ -50,6 +51,7 @@ class Resolved:
     method: Method
     image_transform: Callable[[Tensor], Tensor] | None = None
     notes: tuple[str, ...] = ()
+    title: str = ""
 
 
 def resolve(run: Run, bank: FeatureBank | ImageBank | None = None, base_bank: FeatureBank | None = None, *,
@@ -118,10 +120,11 @@ def moved(thing: Any, device: torch.device) -> Any:
     return found
 
 
-def pretraining_notes(backbone: str, pretrained_on: str | None, dataset: str) -> tuple[str, ...]:
-    """The warning that a table must carry when the backbone has seen the evaluated kind of classes, or may have."""
+def pretraining_notes(backbone: str, pretrained_on: str | None, dataset: str, shown: str = "") -> tuple[str, ...]:
+    """The warning that a table must carry when the backbone has seen the evaluated kind of classes, or may have; `shown`:
+    what own data are called."""
     has = DATASETS[dataset].in_imagenet if dataset in DATASETS else "may contain"
-    return (f"{backbone} was pre-trained on {pretrained_on}, which {has} classes like those of {dataset}",) \
+    return (f"{backbone} was pre-trained on {pretrained_on}, which {has} classes like those of {shown or dataset}",) \
         if pretrained_on and has else ()
 
 
@@ -131,7 +134,7 @@ def _notes(backbone: str, pretrained_on: str | None, seen: list[dict], bank: Fea
     from fewshot.backbones.seen import leak_notes, present_classes  # loads backbones
 
     return (*leak_notes(backbone, seen, bank.name, bank.split, images, present_classes(bank)),
-            *pretraining_notes(backbone, pretrained_on, bank.name))
+            *pretraining_notes(backbone, pretrained_on, bank.name, bank.shown_name))
 
 
 def repetition_notes(bank: FeatureBank | ImageBank) -> tuple[str, ...]:
@@ -188,7 +191,8 @@ def _from_banks(run: Run, bank: FeatureBank | ImageBank, base_bank: FeatureBank 
                    "base": base_bank.content_hash if base_bank is not None and run.spec.needs_base else None}
         notes = _notes(values["backbone"], made_by.get("pretrained_on"), made_by.get("seen", []), bank,
                        made_by.get("images_sha256", ""))
-    return Resolved(run, run.record(**values), bank, base_bank, method, transform, notes + repetition_notes(bank))
+    return Resolved(run, run.record(**values), bank, base_bank, method, transform, notes + repetition_notes(bank),
+                    bank.shown_name if bank.title else "")
 
 
 def _from_images(run: Run, method: Method | None, source: FeatureSource, episodes: EpisodeList | None) -> Resolved:
@@ -219,7 +223,8 @@ def _from_images(run: Run, method: Method | None, source: FeatureSource, episode
     base = source.features(dataclasses.replace(subject, split="train")) if run.spec.needs_base else None
     values = {"weights": with_own(weights, own), "data": data, "base": base.provenance["images_sha256"] if base else None,
               "backbone_options": {**options_of_weights(subject, images), **run.backbone_options}}
-    return Resolved(run, run.record(**values), bank, base, method, transform, notes)
+    return Resolved(run, run.record(**values), bank, base, method, transform, notes,
+                    images.shown_name if images.title else "")
 
 
 def _instance_values(method: Method | None) -> dict[str, Any]:
@@ -229,7 +234,8 @@ def _instance_values(method: Method | None) -> dict[str, Any]:
     settings = getattr(method, "settings", method)  # a learner keeps them apart
     name = next((name for name in METHODS if METHODS[name] is type(settings)), None)
     values: dict[str, Any] = {} if name is None else {
-        "method": name, "parameters": {key: getattr(settings, key) for key in method_parameters(name)}}
+        "method": name,
+        "parameters": {**{key: getattr(settings, key) for key in method_parameters(name)}, **settings.recorded}}
     held = getattr(method, "backbone", None)
     if held is None or not hasattr(held, "weights_id"):
         return values

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewshot.core import provenance
 from fewshot.core.errors import FewshotError
+from fewshot.core.html import html_table
 from fewshot.core.registry import unknown_message
 from fewshot.evaluation.measures import summary_of
 from fewshot.evaluation.record import Record
@@ -33,6 +34,8 @@ class Result:
     versions, commit   software
     measures      what was measured beside accuracy: per episode `classes`, `class_correct` and `class_total` [E, N] (the
                   bank's classes, right answers and queries of each), and with metrics=True what `measures.py` lists
+    title         what own data are called, "flowers#3fa2c1": their folder or file and the beginning of a hash; no part of
+                  the record, whose data set is e.g. "folder"
     """
 
     record: Record
@@ -45,6 +48,7 @@ class Result:
     iterations: Tensor | None = None
     converged: Tensor | None = None
     measures: dict[str, Tensor] = field(default_factory=dict)
+    title: str = ""
     versions: dict = field(default_factory=provenance.versions)
     commit: str | None = field(default_factory=provenance.commit)
 
@@ -52,6 +56,11 @@ class Result:
     def protocol(self) -> str:
         """The protocol in a few words, such as "5-way 1-shot"."""
         return str(self.record.protocol)
+
+    @property
+    def data_name(self) -> str:
+        """The data set, own data by their title."""
+        return self.title or self.record.dataset
 
     @cached_property
     def accuracy(self) -> Interval:
@@ -89,7 +98,7 @@ class Result:
         summary = {"accuracy": self.accuracy.mean, "interval95": self.accuracy.half_width, "episodes": self.accuracy.n,
                    "interval_covers": self.accuracy.covers, "fingerprint": self.fingerprint, "seconds": self.seconds,
                    "setting": self.setting, "assumes": list(self.assumes), "notes": list(self.notes),
-                   "versions": self.versions, "commit": self.commit}
+                   "versions": self.versions, "commit": self.commit, **({"title": self.title} if self.title else {})}
         if self.converged is not None and self.iterations is not None:
             summary["converged"] = float(self.converged.double().mean())
             summary["iterations"] = float(self.iterations.double().mean())
@@ -102,16 +111,27 @@ class Result:
         kept = {key: summary[key] for key in ("fingerprint", "seconds", "setting", "versions", "commit")}
         return cls(record=record, correct=arrays.pop("correct"), iterations=arrays.pop("iterations", None),
                    converged=arrays.pop("converged", None), measures=arrays, assumes=tuple(summary["assumes"]),
-                   notes=tuple(summary["notes"]), **kept)
+                   notes=tuple(summary["notes"]), title=summary.get("title", ""), **kept)
 
     def __repr__(self) -> str:
-        return f"<{self.record.method} on {self.record.dataset}, {self.protocol}: {self.accuracy.percent()} %>"
+        return f"<{self.record.method} on {self.data_name}, {self.protocol}: {self.accuracy.percent()} %>"
+
+    def _repr_html_(self) -> str:
+        record, found, weights = self.record, self.accuracy, str(self.record.weights or "")
+        weights = weights[:8] if len(weights) >= 64 else weights  # a hash, or random:SEED
+        rows = [("accuracy", f"{found.percent()} %, {found.confidence:.0%} interval over {found.n:,} episodes"),
+                ("protocol", f"{self.protocol}, seed {record.seed}"),
+                ("data", f"{self.data_name}, split {record.split}"),
+                ("features", record.backbone + ("" if weights in ("", "none") else f", weights {weights}")),
+                ("setting", ", assumes ".join([self.setting, *self.assumes])),
+                ("run", f"{record.key}, commit {(self.commit or 'unknown')[:8]}, {self.seconds:.1f} s")]
+        return html_table(record.method, rows, below=self.notes)
 
 
 def compare(a: Result, b: Result, confidence: float = 0.95) -> Comparison:
     """Paired difference a - b; raises FewshotError when the results are not on the same episodes."""
     if a.fingerprint != b.fingerprint:
-        here, there = (f"{r.protocol}, {r.record.episodes} episodes, seed {r.record.seed}, data {r.record.dataset}"
+        here, there = (f"{r.protocol}, {r.record.episodes} episodes, seed {r.record.seed}, data {r.data_name}"
                        for r in (a, b))
         raise FewshotError(f"results are on different episodes ({here} against {there}); evaluate both with the same data, "
                            "protocol, seed and episodes")

@@ -59,8 +59,7 @@ class Run:
             if name not in known:
                 raise FewshotError(unknown_message("run setting", name, sorted({*known, "episodes", "seed", "protocol"})))
         subject = _changed(Subject() if subject is None else subject, settings, _SUBJECT)
-        if subject.dataset not in DATASETS:
-            raise FewshotError(unknown_message("dataset", subject.dataset, list(DATASETS)))
+        DATASETS[subject.dataset]  # raises for an unknown one
         protocol = _changed_protocol(EpisodicProtocol() if protocol is None else protocol, settings)
         for name, value in {"subject": subject, "spec": _changed_method(spec, settings), "episodes": episodes, "seed": seed,
                             "protocol": on_dataset(protocol, subject.dataset)}.items():

@@ -22,6 +22,9 @@ from fewshot.evaluation.progress import Parts
 from fewshot.evaluation.record import Record
 from fewshot.evaluation.result import Result
 
+_OLD = "-old"  # ends the name of a folder that was taken out of its place
+_TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
+
 
 class Store:
     """Results on disk, one folder a run: run.json, episodes.safetensors and, last, result.json.
@@ -92,6 +95,8 @@ class Store:
                 yield result
 
     def _folders(self) -> list[Path]:
+        for old in self.root.glob(f".*{_OLD}"):  # of a process that was killed
+            _put_back(old, self.root / old.name[1:].rsplit("-", 2)[0])
         return [path.parent for path in sorted(self.root.glob("*/run.json"))
                 if not path.parent.name.startswith(".") and (path.parent / "result.json").is_file()]
 
@@ -133,20 +138,35 @@ def kept_folder(file: str | Path) -> Path:
 
 
 def _put(folder: Path, place: Path) -> None:
-    """Move `folder` to `place`; what is there, perhaps put there this moment by another host, is taken out first."""
-    old = folder.with_name(f"{folder.name}-old")
-    for _ in range(100):
-        try:
-            os.replace(folder, place)
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(place, old)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            return
+    """Move `folder` to `place`; what is there, perhaps put there this moment by another host, is taken out first, and
+    deleted only when another result is in its place. A process that is killed between leaves it to be put back."""
+    old = folder.with_name(f"{folder.name}{_OLD}")
+    try:
+        for _ in range(100):
+            try:
+                os.replace(folder, place)
+            except OSError as error:
+                if error.errno not in _TAKEN:
+                    raise
+                shutil.rmtree(old, ignore_errors=True)  # an earlier one than that in the place
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(place, old)
+            else:
+                return
+    finally:
+        _put_back(old, place)
     raise OSError(errno.EBUSY, "other processes keep writing this result")
+
+
+def _put_back(old: Path, place: Path) -> None:
+    """Move the folder `old` that was taken out of `place` there again, or delete it where another one is there."""
+    try:
+        os.rename(old, place)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            shutil.rmtree(old, ignore_errors=True)
+        elif error.errno != errno.ENOENT:
+            raise
 
 
 def _write_json(path: Path, value: dict) -> None:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
+from fewshot.core.bars import tqdm
 from fewshot.core.checked import check_at_least, check_positive
 from fewshot.core.errors import FewshotError
 from fewshot.evaluation.run import Run

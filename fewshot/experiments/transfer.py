@@ -56,13 +56,15 @@ class Origin:
 
         "trained"   their classes made or chose the weights, or may have: the same images, the same split (or one of them
                     "all"), another split of the same collection (mini- and tieredImageNet, CIFAR-FS and FC100), or weights
-                    of a folder tested on a folder with other images. Accuracy on them is not few-shot accuracy
+                    of own images tested on own images of the same kind, which may share classes. Accuracy on them is not
+                    few-shot accuracy
         "similar"   pre-training saw classes like these (`Dataset.in_imagenet`)
         "within"    other classes of the same data set
         "across"    another data set
         """
         for name, part, images in self.data:
-            if images == content or (name == dataset and (part == split or "all" in (part, split) or name == "folder")):
+            own = name in DATASETS and DATASETS[name].state == "own images"  # whose name says little
+            if images == content or (name == dataset and (own or part == split or "all" in (part, split))):
                 return TRAINED
             if name != dataset and collection(name) and collection(name) == collection(dataset):
                 return TRAINED  # split in different ways: a test class of one may train the other
@@ -116,4 +118,4 @@ def domain_table(entries: Sequence[tuple[Origin, str, Result]], left_out: Sequen
 
 
 def _column(result: Result) -> str:
-    return f"{result.record.dataset}, {result.protocol}"
+    return f"{result.data_name}, {result.protocol}"

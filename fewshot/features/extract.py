@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fewshot.backbones.base import PRECISIONS, Backbone
 from fewshot.backbones.wrapped import as_backbone
+from fewshot.core.bars import tqdm
 from fewshot.core.checked import check_at_least
 from fewshot.core.errors import FewshotError
 from fewshot.core.provenance import versions
@@ -79,7 +79,7 @@ def embed(bank: ImageBank, backbone: Backbone | nn.Module | Callable[[Tensor], T
         found = _load(target, provenance)
         if found is not None:
             shutil.rmtree(shards, ignore_errors=True)
-            return found
+            return _titled(found, bank)
     dim = backbone.feature_dim * (cut.count if cut is not None and cut.kind == "keep" else 1)
     extract = functools.partial(_extract, bank, backbone, provenance, batch_size, device, shards, shard_batches, progress,
                                 cut, dim)
@@ -91,12 +91,12 @@ def embed(bank: ImageBank, backbone: Backbone | nn.Module | Callable[[Tensor], T
             _warn_unkept(target, error)
         else:
             shutil.rmtree(shards, ignore_errors=True)
-            return FeatureBank.load(target)
+            return _titled(FeatureBank.load(target), bank)
     features, at = torch.empty(len(bank), dim), 0
     for piece in extract():
         features[at : at + len(piece)] = piece
         at += len(piece)
-    return FeatureBank(features, bank.labels, bank.class_names, bank.name, bank.split, provenance)
+    return FeatureBank(features, bank.labels, bank.class_names, bank.name, bank.split, provenance, bank.title)
 
 
 def embed_episodes(episodes: Episodes, backbone: Backbone) -> Episodes:
@@ -116,7 +116,7 @@ def embed_episodes(episodes: Episodes, backbone: Backbone) -> Episodes:
     parts = [x for x in (episodes.support, episodes.query, episodes.unlabelled) if x is not None]
     sizes = [x.shape[1] for x in parts]
     images = torch.cat(parts, dim=1).flatten(0, 1)  # [E (S + Q + U), C, H, W]
-    features = backbone(_inputs(backbone, images)).unflatten(0, (len(episodes), -1))  # [E, S + Q + U, D]
+    features = backbone(network_input(backbone, images)).unflatten(0, (len(episodes), -1))  # [E, S + Q + U, D]
     support, query, *rest = features.split(sizes, dim=1)
     return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways,
                             text=episodes.text, unlabelled=rest[0] if rest else None)
@@ -166,8 +166,8 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
                             images = bank.images[done:high].to(where)
                             features[done - start : high - start] = _forward(backbone, images, crops, name, done, half)
                         _check_finite(features[done - start : high - start], bank, done, backbone)
-                        bar.update(high - done)
-                        done = high
+                        done, before = high, done  # first: a cell is most likely interrupted while a bar is shown
+                        bar.update(done - before)
                 except BaseException:  # Ctrl-C, too
                     keep(done)
                     raise
@@ -179,7 +179,7 @@ def _extract(bank: ImageBank, backbone: Backbone, provenance: dict, batch_size: 
         backbone.train(training)
 
 
-def _inputs(backbone: Backbone, images: Tensor) -> Tensor:
+def network_input(backbone: Backbone, images: Tensor) -> Tensor:
     """Transformed images in the dtype of the weights."""
     weight = next((value for value in backbone.parameters() if value.is_floating_point()), None)
     images = backbone.transform(images)
@@ -206,7 +206,7 @@ def _forward(backbone: Backbone, images: Tensor, crops: Crops | None, name: str,
     layout = torch.channels_last if half else torch.preserve_format
 
     def features(images: Tensor) -> Tensor:
-        return backbone(_inputs(backbone, images).to(memory_format=layout)).to(torch.float32)
+        return backbone(network_input(backbone, images).to(memory_format=layout)).to(torch.float32)
 
     if crops is None:
         return features(images)
@@ -224,6 +224,12 @@ def _load(path: Path, provenance: dict) -> FeatureBank | None:
         warnings.warn(f"{error}; extracting it again", stacklevel=3)
         return None
     return found if found.provenance == provenance else None
+
+
+def _titled(found: FeatureBank, bank: ImageBank) -> FeatureBank:
+    """`found`, just read, under the title of these images: they may have been embedded in a folder of another name."""
+    object.__setattr__(found, "title", bank.title)
+    return found
 
 
 def _keep(bank: FeatureBank, path: Path) -> None:

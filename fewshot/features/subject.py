@@ -37,7 +37,8 @@ class Subject:
                          kept with all settings written out
     """
 
-    dataset: str = setting("glyphs", "data set, see `fewshot data`; or the path of a folder of class folders", text(),
+    dataset: str = setting("glyphs", "data set, see `fewshot data`; torchvision:NAME, hf:NAME; or the path of a "
+                           "folder of class folders, a .csv, .tar or .parquet", text(),
                            shown=True)
     split: str = setting("test", "train, val, test or all (default: test; all for a folder without a split file)", _split,
                          shown=True)

@@ -17,12 +17,12 @@ from fewshot.core.arrays import as_array, as_tensor
 from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
-from fewshot.evaluation.decisions import COVERAGE, Decided, Decisions, check_coverage
+from fewshot.evaluation.decisions import COVERAGE, Decisions, check_coverage
 from fewshot.evaluation.one_episode import (
-    answer,
     decide,
     doubt,
     fitted_method,
+    logits_of,
     nearest_examples,
     parameters_of_own_data,
 )
@@ -30,9 +30,12 @@ from fewshot.features.extract import embed
 from fewshot.features.transforms import TransformChain
 from fewshot.methods.contract import Method
 
+Episode = tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, Method, TransformChain]  # what `logits_of` takes
+
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
-    """`fit` stores X as the support; `predict` answers all given X together, as the queries of one episode.
+    """`fit` stores X as the support, `partial_fit` adds to it; `predict` answers all given X together, as the queries of one
+    episode.
 
     With a transductive method (pt_map is one) an answer therefore depends on the other rows of the same call: splitting X
     into several calls changes it, and cross-validation scores each fold as one episode. It needs about 5 rows a class, and
@@ -77,102 +80,152 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> FewShotClassifier:
         """Store the support: X [S, D] or images, y [S] labels of any kind that sorts."""
+        rows, targets = self._checked(X, y, reset=True)
+        classes, labels = np.unique(targets, return_inverse=True)
+        if len(classes) < 2:
+            raise FewshotError(f"y holds only one class ({classes[0]!r}); a classifier needs at least 2")
+        return self._store(self._features(rows), labels, classes, False)
+
+    def partial_fit(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None) -> FewShotClassifier:
+        """Add to the support, or begin it: the answers are those of `fit` on all rows in their order (of images: up to
+        rounding, because what goes through the backbone together shows in the last bits).
+
+        classes   at the first call: all labels that there will be, as scikit-learn has it; later ones may repeat them. A
+                  class without a row so far has the probability 0. Left out at the first call, new classes may arrive with
+                  any call
+
+        Raises FewshotError for a label outside of `classes`, and for others in a later call.
+        """
+        first = not hasattr(self, "support_")
+        rows, targets = self._checked(X, y, reset=first)
+        given = None if classes is None else np.unique(as_array("classes", classes))
+        if not first and given is not None and not np.array_equal(given, self.classes_):
+            raise FewshotError(f"classes={given.tolist()}; the classes so far are {self.classes_.tolist()}, and a later "
+                               "call may leave them out or repeat them")
+        closed = given is not None if first else self._closed
+        known = given if given is not None else targets[:0] if first else self.classes_
+        if len(known) and (known.dtype.kind in "OUS") != (targets.dtype.kind in "OUS"):
+            raise FewshotError(f"y holds {targets.dtype} and the classes so far are {known.dtype}; give labels of one kind")
+        found = np.union1d(known, targets)
+        if closed and len(found) > len(known):
+            raise FewshotError(f"y holds {np.setdiff1d(targets, known).tolist()}, which are not among the classes of the "
+                               f"first call, {known.tolist()}; name them there, or leave classes out to let new ones arrive")
+        features = self._features(rows)
+        if not first:
+            features = np.concatenate([self.support_, features])
+            targets = np.concatenate([self.classes_[self.support_labels_], targets])
+        return self._store(features, np.searchsorted(found, targets), found, closed)
+
+    def _checked(self, X: ArrayLike, y: ArrayLike, reset: bool) -> tuple[NDArray, NDArray]:
+        """X and y as arrays of one length; reset: of a new support, whose shape others must have."""
         if self.backbone is None:
-            rows, targets = validate_data(self, X, y, dtype=(np.float64, np.float32))
+            rows, targets = validate_data(self, X, y, dtype=(np.float64, np.float32), reset=reset)
             rows = as_array("X", rows)
         else:
-            rows, targets = self._images(X, reset=True), column_or_1d(y, warn=True)
+            rows, targets = self._images(X, reset=reset), column_or_1d(y, warn=True)
             if len(rows) != len(targets):
                 raise FewshotError(f"{len(rows)} images and {len(targets)} labels; give one label per image")
         check_classification_targets(targets)
-        self.classes_, labels = np.unique(targets, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise FewshotError(f"y holds only one class ({self.classes_[0]!r}); a classifier needs at least 2")
-        self.support_, self.support_labels_ = self._features(rows), labels.astype(np.int64)
-        self.base_ = None if self.base is None else self._base(as_array("base", self.base))
-        self._fitted()  # a wrong hyper-parameter is named now
-        if isinstance(self.decisions, Decisions) and (doubtful := self.decisions.doubt(torch.tensor(self.support_labels_),
-                                                                                       len(self.classes_))):
-            warnings.warn(doubtful, stacklevel=2)
+        return rows, targets
+
+    def _store(self, features: NDArray, labels: NDArray, classes: NDArray, closed: bool) -> FewShotClassifier:
+        base = None if self.base is None else self._base(as_array("base", self.base), features)
+        self._fitted(base)  # a wrong hyper-parameter is named now
+        self.support_, self.support_labels_, self.base_ = features, labels.astype(np.int64), base
+        self.classes_, self._closed = classes, closed
         return self
 
     def predict(self, X: ArrayLike) -> NDArray:
         """Labels [n] of X [n, D] or images [n, C, H, W]: one episode."""
-        chosen = self.predict_proba(X).argmax(1)
+        chosen = self._logits(X).argmax(1)
         return self.classes_[chosen]
 
     def predict_proba(self, X: ArrayLike) -> NDArray:
         """Probabilities [n, N] in the order of classes_: the softmax of the method's logits, calibrated where `decisions`
-        say how."""
-        features = self._asked(X)
-        if not len(features):
-            return np.empty((0, len(self.classes_)), dtype=self.support_.dtype)
-        fitted = self._fitted()
-        # Of a single row the method itself says so.
-        if len(features) > 1 and (doubtful := doubt(*fitted, len(features), len(self.classes_))):
-            warnings.warn(f"{self.method}: {doubtful}", stacklevel=2)
-        episode = *self._support(), torch.tensor(features), len(self.classes_), *fitted
-        decided = decide(*episode, self.decisions) if isinstance(self.decisions, Decisions) else None
-        calibrated = None if decided is None else decided.probabilities
-        return (answer(*episode) if calibrated is None else calibrated).numpy()
+        are those of validation episodes."""
+        logits = torch.tensor(self._logits(X))
+        found = self.decisions.probabilities(logits) if isinstance(self.decisions, Decisions) else logits.softmax(1)
+        return found.numpy()
+
+    def decision_function(self, X: ArrayLike) -> NDArray:
+        """The method's logits [n, N] in the order of classes_; of two classes, as scikit-learn has it, those of the second
+        less those of the first, [n]. A class without a row (`partial_fit`) has minus infinity."""
+        logits = self._logits(X)
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def predict_set(self, X: ArrayLike) -> NDArray:
         """bool [n, N] in the order of classes_: the classes in the set of each row, which holds the true class at the rate
-        of `decisions`; a set may be empty.
+        of `decisions`; a set may be empty. A class without a row (`partial_fit`) is in none.
 
         Raises FewshotError where sets cannot be had from the support: without a class of 2 examples, and for a transductive
         answer. With fewer examples than coverage / (1 - coverage) such a set holds all classes.
         """
-        found = self._decided(X)
+        seen, episode = self._episode(X)
+        sets = np.zeros((len(episode[2]), len(self.classes_)), dtype=bool)
+        if not len(sets):
+            return sets
+        if isinstance(self.decisions, Decisions) and (doubtful := self.decisions.doubt(episode[1], len(seen))):
+            warnings.warn(doubtful, stacklevel=2)
+        found = decide(*episode, self.decisions)
         if found is None:
             raise FewshotError("sets from the support alone need an inductive method and a class of 2 examples or more; "
                                "give decisions=, chosen on validation episodes (fewshot.choose_decisions)")
-        return found.sets.numpy()
+        sets[:, seen] = found.sets.numpy()
+        return sets
 
     def is_unknown(self, X: ArrayLike) -> NDArray:
-        """bool [n]: whether a row seems to be of none of classes_. Raises FewshotError unless `decisions` are given."""
-        found = self._decided(X)
-        if found is None or found.unknown is None:
-            raise FewshotError('"unknown" needs a threshold chosen on validation episodes; give decisions='
-                               "fewshot.choose_decisions(run)")
-        return found.unknown.numpy()
+        """bool [n]: whether a row seems to be of none of classes_. Raises FewshotError unless `decisions` are those of
+        validation episodes."""
+        if not isinstance(self.decisions, Decisions):
+            raise FewshotError(f"decisions={self.decisions!r}; unknown rows are told by a threshold chosen on validation "
+                               "episodes, decisions=fewshot.choose_decisions(run)")
+        return self.decisions.unknown(torch.tensor(self._logits(X))).numpy()
 
     def nearest_examples(self, X: ArrayLike, count: int = 3) -> NDArray:
-        """Positions [n, count or fewer] in the support of the examples nearest to each row, nearest first, after the
+        """Positions [n, count or fewer] in support_ of the examples nearest to each row, nearest first, after the
         transforms."""
         count = check_integer("count", count, 1)
-        features = self._asked(X)
-        if not len(features):
+        _, episode = self._episode(X)
+        if not len(episode[2]):
             return np.empty((0, min(count, len(self.support_))), dtype=np.int64)
-        found = nearest_examples(*self._support(), torch.tensor(features), len(self.classes_), self._fitted()[1], count)
-        return found.numpy()
+        return nearest_examples(*episode, count).numpy()
 
-    def _decided(self, X: ArrayLike) -> Decided | None:
-        features = self._asked(X)
-        if not len(features):
-            none = torch.zeros(0, len(self.classes_), dtype=torch.bool)
-            return Decided(COVERAGE, none, none, none.any(1) if isinstance(self.decisions, Decisions) else None)
-        return decide(*self._support(), torch.tensor(features), len(self.classes_), *self._fitted(), self.decisions)
+    def _logits(self, X: ArrayLike) -> NDArray:
+        """[n, N]"""
+        seen, episode = self._episode(X)
+        rows, method, chain = len(episode[2]), *episode[4:]
+        if not rows:
+            return np.empty((0, len(self.classes_)), dtype=self.support_.dtype)
+        # Of a single row the method itself says so.
+        if rows > 1 and (doubtful := doubt(method, chain, rows, len(seen))):
+            warnings.warn(f"{self.method}: {doubtful}", stacklevel=3)
+        found = logits_of(*episode).numpy()
+        logits = np.full((rows, len(self.classes_)), -np.inf, dtype=found.dtype)
+        logits[:, seen] = found
+        return logits
 
-    def _support(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.tensor(self.support_), torch.tensor(self.support_labels_)
-
-    def _asked(self, X: ArrayLike) -> NDArray:
-        """Features of rows that are asked about."""
+    def _episode(self, X: ArrayLike) -> tuple[NDArray, Episode]:
+        """Positions in classes_ of the classes of the support, and what the rows of X are asked with."""
         check_is_fitted(self)
         if self.backbone is None:
             rows = as_array("X", validate_data(self, X, dtype=(np.float64, np.float32), reset=False, ensure_min_samples=0))
         else:
             rows = self._images(X, reset=False)
-        return self._features(rows).astype(self.support_.dtype, copy=False) if len(rows) else rows
+        seen, labels = np.unique(self.support_labels_, return_inverse=True)
+        if len(rows) and len(seen) < 2:
+            raise FewshotError(f"the support holds only one class so far ({self.classes_[seen[0]]!r}); add rows of another "
+                               "with partial_fit")
+        features = self._features(rows).astype(self.support_.dtype, copy=False) if len(rows) else rows
+        return seen, (torch.tensor(self.support_), torch.tensor(labels), torch.tensor(features), len(seen),
+                      *self._fitted(self.base_))
 
-    def _fitted(self) -> tuple[Method, TransformChain]:
-        """(method, transforms), with the statistics of the base classes where they need them."""
-        base = None
-        if self.base_ is not None:
-            base = FeatureBank(as_tensor("base", self.base_), torch.zeros(len(self.base_), dtype=torch.int64), name="base",
+    def _fitted(self, base: NDArray | None) -> tuple[Method, TransformChain]:
+        """(method, transforms), with the statistics of the base classes [M, D] where they need them."""
+        bank = None
+        if base is not None:
+            bank = FeatureBank(as_tensor("base", base), torch.zeros(len(base), dtype=torch.int64), name="base",
                                split="train")
-        method, chain = fitted_method(self.method, self.method_parameters or {}, self.transforms, base)
+        method, chain = fitted_method(self.method, self.method_parameters or {}, self.transforms, bank)
         if isinstance(self.decisions, Decisions):
             self.decisions.check(self.method, parameters_of_own_data(self.method, self.method_parameters or {}), str(chain),
                                  None if self.backbone is None else self.backbone_.weights_id)
@@ -180,10 +233,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             check_coverage(self.decisions, "decisions")
         return method, chain
 
-    def _base(self, base: NDArray) -> NDArray:
-        values = self._features(base).astype(self.support_.dtype, copy=False)
-        if values.ndim != 2 or not len(values) or values.shape[1] != self.support_.shape[1]:
-            raise FewshotError(f"base has shape {values.shape}; expected [M, {self.support_.shape[1]}], as X")
+    def _base(self, base: NDArray, support: NDArray) -> NDArray:
+        values = self._features(base).astype(support.dtype, copy=False)
+        if values.ndim != 2 or not len(values) or values.shape[1] != support.shape[1]:
+            raise FewshotError(f"base has shape {values.shape}; expected [M, {support.shape[1]}], as X")
         return values
 
     def _features(self, X: NDArray) -> NDArray:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from fewshot.core.html import html_table, picture
 from fewshot.data.banks import ImageBank
 from fewshot.evaluation.decisions import Decided
 
 LOW = 0.5  # probability below which an answer is marked
+_ROWS, _SIDE = 20, 48  # images in a notebook, and pixels of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,8 +30,9 @@ class Answers:
     notes           what a reader must know, one sentence each
     unreadable      file -> why it could not be read
     repeated        file -> the support file with the same pixels
-    support         ImageBank of the examples;  images: uint8 [Q, C, H, W] as the backbone saw them
-    nearest         [Q, 3] rows of the support that are nearest to each image, nearest first (fewer where it has fewer)
+    support         ImageBank of the examples, None where only their features are kept
+    images          uint8 [Q, C, H, W] as the backbone saw them
+    nearest         [Q] of tuples: the files of the 3 examples nearest to each image, nearest first
     decided         sets, calibrated probabilities and "unknown", as far as they are known; None: nothing is
     """
 
@@ -40,10 +44,10 @@ class Answers:
     notes: tuple[str, ...]
     unreadable: dict[str, str]
     repeated: dict[str, str]
-    support: ImageBank
+    support: ImageBank | None
     images: Tensor
-    nearest: Tensor
-    decided: Decided | None = None
+    nearest: tuple[tuple[str, ...], ...] = dataclasses.field(default=(), kw_only=True)
+    decided: Decided | None = dataclasses.field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -58,9 +62,14 @@ class Answers:
         return tuple(self.class_names[label] for label in self.probabilities.argmax(1).tolist())
 
     @property
+    def believed(self) -> Tensor:
+        """[Q, N] the calibrated probabilities where they are known, else those of the method."""
+        return self.probabilities if self.calibrated is None else self.calibrated
+
+    @property
     def confidence(self) -> Tensor:
-        """[Q] probability of the predicted class."""
-        return self.probabilities.amax(1)
+        """[Q] probability of the predicted class, of those `believed`."""
+        return self.believed.amax(1)
 
     @property
     def calibrated(self) -> Tensor | None:
@@ -77,26 +86,33 @@ class Answers:
         """Whether one image seems to be of no class of the support; None where that is not known."""
         return None if self.decided is None or self.decided.unknown is None else bool(self.decided.unknown[row])
 
-    def examples_near(self, row: int) -> list[int]:
-        """Rows of the support nearest to one image."""
-        return self.nearest[row].tolist()
+    def _repr_html_(self) -> str:
+        """The images of which the method is least sure."""
+        order = self.confidence.argsort(stable=True)[:_ROWS].tolist()
+        rows = [(self.files[row], picture(self.images[row], _SIDE, self.files[row]), self.predicted[row],
+                 f"{100 * float(self.confidence[row]):.1f} %") for row in order]
+        which = f", the {_ROWS} least certain ones below" if len(self) > _ROWS else ""
+        unread = [f"{file} could not be read: {why}" for file, why in self.unreadable.items()]
+        return html_table(f"{len(self)} images, {len(self.class_names)} classes; {self.description}, {self.setting}{which}",
+                          rows, ("file", "image", "class", "probability"), [*self.notes, *unread])
 
     def to_csv(self) -> str:
         """file, predicted, probability, note, what was decided (empty where it is not known), the files of the nearest
         examples, then p(class) of every class; sorted by file, unreadable ones included.
 
-        calibrated   probability of the predicted class;  set: its classes, separated by "/", which no name contains
+        probability   the method's own of the predicted class, as p(class) is;  calibrated: that class again, calibrated
+        set   its classes, separated by "/", which no name of a folder contains
         """
-        files, near = self.support.files or (), self.nearest.shape[1]
+        near = len(self.nearest[0]) if self.nearest else 0
         rows = []
-        for row, ((file, name, value), every) in enumerate(zip(self, self.probabilities.tolist(), strict=True)):
+        for row, ((file, name, _), every) in enumerate(zip(self, self.probabilities.tolist(), strict=True)):
             note = f"same pixels as support {self.repeated[file]}" if file in self.repeated else ""
             members, unknown = self.set_of(row), self.is_unknown(row)
             calibrated = "" if self.calibrated is None else f"{float(self.calibrated[row].amax()):.6f}"
-            rows.append([file, name, f"{value:.6f}", note, calibrated,
+            rows.append([file, name, f"{max(every):.6f}", note, calibrated,
                          *(("", "") if members is None else (str(len(members)), "/".join(members))),
                          "" if unknown is None else "yes" if unknown else "no",
-                         *(files[example] for example in self.examples_near(row)), *(f"{p:.6f}" for p in every)])
+                         *(self.nearest[row] if near else ()), *(f"{p:.6f}" for p in every)])
         rows += [[file, "", "", f"unreadable: {why}", *[""] * (4 + near + len(self.class_names))]
                  for file, why in self.unreadable.items()]
         text = io.StringIO()

@@ -23,6 +23,7 @@ from fewshot.episodes.types import Episodes
 
 if TYPE_CHECKING:
     from fewshot.data.banks import FeatureBank
+    from fewshot.ops.point_classifier import PointClassifier
 
 METHODS: Registry[type[Method]] = Registry("method")
 
@@ -137,7 +138,7 @@ class Method(abc.ABC):
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
-        for name in ("__call__", "forward", "refine", "reduce"):
+        for name in ("__call__", "forward", "refine", "reduce", "point_classifier"):
             if name in cls.__dict__:
                 setattr(cls, name, _takes_its_inputs(cls.__dict__[name]))
         if "fit" in cls.__dict__:
@@ -152,9 +153,21 @@ class Method(abc.ABC):
         """Stored hyper-parameters under the names that they have today."""
         return {cls.renamed.get(name, name): value for name, value in parameters.items()}
 
+    @property
+    def recorded(self) -> Mapping[str, object]:
+        """Hyper-parameters, name -> value, that a record keeps in another form than they may be given in."""
+        return {}
+
     def fit(self, base_bank: FeatureBank) -> Method:
         """A copy that knows the statistics of the base classes; methods without any return themselves."""
         return self
+
+    def point_classifier(self, episodes: Episodes) -> PointClassifier:
+        """The method fitted to the support of a single episode, E=1, as arithmetic on one query [D]; the queries are not
+        looked at. What `fewshot export` writes. Raises FewshotError for methods that do not say how."""
+        known = [name for name in METHODS if METHODS[name].point_classifier is not Method.point_classifier]
+        raise FewshotError(f"{type(self).__name__} does not reduce to a classifier of one image at a time that could be "
+                           f"written to a file; choose one of {', '.join(known)}")
 
     def without_network(self) -> FewshotError:
         """What to raise where a method that needs a backbone is called without one."""

@@ -13,6 +13,7 @@ from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, Refinement, TwoStageMethod, fitted
 from fewshot.ops.features import NORMS, normalise_episodes
 from fewshot.ops.linear import fit_logistic
+from fewshot.ops.point_classifier import PointClassifier, by_products
 from fewshot.ops.span import to_support_span
 
 
@@ -59,3 +60,8 @@ class LogisticRegression(BaseMean, TwoStageMethod):
         model = fit_logistic(reduced.support, reduced.support_labels, reduced.ways, self.C, self.max_iterations,
                              self.tolerance)
         return Refinement(model(reduced.query), None, model.iterations, model.converged)
+
+    def point_classifier(self, episodes: Episodes) -> PointClassifier:
+        e = normalise_episodes(episodes, self.norm, self.base_mean)
+        fit = fit_logistic(e.support, e.support_labels, e.ways, self.C, self.max_iterations, self.tolerance)
+        return by_products(fit, 1.0, self.norm, self.base_mean)

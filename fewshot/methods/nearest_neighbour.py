@@ -11,6 +11,7 @@ from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Method
 from fewshot.ops.class_reductions import class_maximum
 from fewshot.ops.distances import cosine, squared_euclidean
+from fewshot.ops.point_classifier import PointClassifier, by_cosine, by_distance
 
 
 @METHODS.register("nearest_neighbour")
@@ -37,3 +38,7 @@ class NearestNeighbour(Method):
         else:
             distances = squared_euclidean(episodes.query, episodes.support)
         return class_maximum(-distances, episodes.support_labels, episodes.ways)  # [E, Q, N]
+
+    def point_classifier(self, episodes: Episodes) -> PointClassifier:
+        by = by_cosine if self.metric == "cosine" else by_distance
+        return by(episodes.support[0], episodes.support_labels[0], episodes.ways, 1.0)

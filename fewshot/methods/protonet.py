@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Method
 from fewshot.ops.distances import squared_euclidean
+from fewshot.ops.point_classifier import PointClassifier, by_distance
 from fewshot.ops.prototypes import prototypes
 
 
@@ -32,3 +34,7 @@ class ProtoNet(Method):
     def __call__(self, episodes: Episodes) -> Tensor:
         distances = squared_euclidean(episodes.query, prototypes(episodes), episodes.query_lengths)
         return distances.div_(-self.temperature)  # [E, Q, N]
+
+    def point_classifier(self, episodes: Episodes) -> PointClassifier:
+        classes = torch.arange(episodes.ways, device=episodes.support.device)
+        return by_distance(prototypes(episodes)[0], classes, episodes.ways, 1 / self.temperature)

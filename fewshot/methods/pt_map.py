@@ -80,7 +80,7 @@ class PTMAP(TwoStageMethod):
             target = torch.baddbmm(support_sums, found.plan.transpose(1, 2), query) / counts
             means = means + self.step_size * (target - means)
             # Potentials follow the prototypes, which move steadily: going on by the last change is nearly right.
-            start = found.potentials if earlier is None else torch.lerp(earlier, found.potentials, 1.8)
+            start = found if earlier is None else found._replace(potentials=torch.lerp(earlier, found.potentials, 1.8))
             earlier, found = found.potentials, self._assign(query, means, start)
             converged = converged & found.converged
             if history:
@@ -90,8 +90,8 @@ class PTMAP(TwoStageMethod):
         return Refinement(logits, means, steps, converged, trace if history else None,
                           reduced if history else None)
 
-    def _assign(self, query: Tensor, means: Tensor, start: Tensor | None = None) -> Transport:
-        """The plan for prototypes [E, N, D], from the potentials `start` [E, N]."""
+    def _assign(self, query: Tensor, means: Tensor, start: Transport | None = None) -> Transport:
+        """The plan for prototypes [E, N, D], from that of similar ones."""
         # |z|^2 is the same for every class, and a plan with given row sums does not depend on it. The product is several
         # times faster with the few classes in front.
         cost = torch.baddbmm(means.square().sum(-1, keepdim=True), means, query.transpose(1, 2), alpha=-2).transpose(1, 2)

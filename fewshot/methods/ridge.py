@@ -12,6 +12,7 @@ from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, Method, fitted
 from fewshot.ops.features import NORMS, normalise_episodes
 from fewshot.ops.linear import fit_ridge
+from fewshot.ops.point_classifier import PointClassifier, by_products
 
 
 @METHODS.register("ridge")
@@ -49,3 +50,8 @@ class Ridge(BaseMean, Method):
     def __call__(self, episodes: Episodes) -> Tensor:
         e = normalise_episodes(episodes, self.norm, self.base_mean)
         return self.scale * fit_ridge(e.support, e.support_labels, e.ways, self.regularisation, self.intercept)(e.query)
+
+    def point_classifier(self, episodes: Episodes) -> PointClassifier:
+        e = normalise_episodes(episodes, self.norm, self.base_mean)
+        fit = fit_ridge(e.support, e.support_labels, e.ways, self.regularisation, self.intercept)
+        return by_products(fit, self.scale, self.norm, self.base_mean)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fewshot.core.checked import check_choice
@@ -12,6 +13,7 @@ from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, BaseMean, Method, fitted
 from fewshot.ops.distances import cosine, squared_euclidean
 from fewshot.ops.features import NORMS, normalise_episodes
+from fewshot.ops.point_classifier import PointClassifier, by_cosine, by_distance
 from fewshot.ops.prototypes import prototypes
 
 
@@ -49,3 +51,8 @@ class SimpleShot(BaseMean, Method):
         if self.metric == "cosine":
             return self.scale * cosine(e.query, means)
         return -self.scale * squared_euclidean(e.query, means)
+
+    def point_classifier(self, episodes: Episodes) -> PointClassifier:
+        means = prototypes(normalise_episodes(episodes, self.norm, self.base_mean))[0]
+        by, classes = by_cosine if self.metric == "cosine" else by_distance, torch.arange(len(means), device=means.device)
+        return by(means, classes, len(means), self.scale, self.norm, self.base_mean)

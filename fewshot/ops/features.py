@@ -38,6 +38,8 @@ def power_transform(x: Tensor, beta: float, epsilon: float = 1e-6) -> Tensor:
     # In place: a fresh array of this size costs more than the arithmetic.
     power = x.abs().add_(epsilon)
     power = power.sqrt_() if beta == 0.5 else power.pow_(beta)
+    if torch.compiler.is_exporting():  # a graph cannot look at the values first
+        return torch.where(x < 0, -power, power)
     # copysign is several times faster than torch.where; -0.0 counts as positive.
     return power.copysign_(x + 0.0) if bool((x < 0).any()) else power
 

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from fewshot.core.checked import check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.ops.second_order import twice_differentiable
 
+T = TypeVar("T")
 Tensors = dict[str, Tensor]
 BATCH_NORM_MODES = ("batch", "running", "per_step")
 
@@ -91,16 +93,8 @@ def call_each(network: nn.Module, stacked: Tensors, shared: Tensors, statistics:
         return output, statistics
 
     if vectorise:
-        # "different": dropout must not drop the same units in every episode.
-        together = functools.partial(vmap(call, randomness="different"), stacked, statistics, images)
-        try:
-            return together()
-        except RuntimeError as error:
-            if re.search("vmap|batching rule", str(error), re.IGNORECASE):
-                reason = str(error).partition(". ")[0]
-                raise FewshotError(f"{_failing_layer(network, together)} cannot compute all episodes at once ({reason}); "
-                                   "choose vectorise=False, which takes one after the other") from error
-            raise
+        return all_at_once(network, call, (stacked, statistics, images),
+                           "choose vectorise=False, which takes one after the other")
     stacked, statistics = ({name: value.squeeze(0) for name, value in group.items()} for group in (stacked, statistics))
     images = images.squeeze(0)
     if images.ndim == 4 and images.device.type == "cpu":
@@ -109,6 +103,23 @@ def call_each(network: nn.Module, stacked: Tensors, shared: Tensors, statistics:
         images = images.to(memory_format=torch.channels_last)
     output, statistics = call(stacked, statistics, images)
     return output.unsqueeze(0), {name: value.unsqueeze(0) for name, value in statistics.items()}
+
+
+def all_at_once(network: nn.Module, call: Callable[..., T], arguments: tuple, remedy: str, in_dims: Any = 0) -> T:
+    """`torch.func.vmap` of `call`, which runs `network`, on the `arguments` along the axes `in_dims`.
+
+    Raises FewshotError, naming the layer and the `remedy`, where one cannot be vectorised.
+    """
+    # "different": dropout must not drop the same units in every episode.
+    together = functools.partial(vmap(call, in_dims, randomness="different"), *arguments)
+    try:
+        return together()
+    except RuntimeError as error:
+        if re.search("vmap|batching rule", str(error), re.IGNORECASE):
+            reason = str(error).partition(". ")[0]
+            raise FewshotError(f"{_failing_layer(network, together)} cannot compute all episodes at once ({reason}); "
+                               f"{remedy}") from error
+        raise
 
 
 def _failing_layer(network: nn.Module, call: Callable[[], object]) -> str:

@@ -7,7 +7,8 @@ removed from the batch, so its plan does not depend on its batch mates.
 
 POT's batch solvers (ot.batch.solve_batch, bregman_log_projection_batch; 0.9.7) were checked and are not used: they stop
 when the worst item of the batch has converged (every tenth iteration), so an item's plan depends on the others, and
-they return one iteration count and no flag per item. The single-problem solvers of POT are the reference in the tests.
+they return one iteration count and no flag per item. The single-problem solvers of POT are the reference in the tests,
+which alone need it.
 """
 
 from __future__ import annotations
@@ -21,60 +22,74 @@ from fewshot.core.checked import check_choice
 from fewshot.core.errors import FewshotError
 
 LINEAR_RANGE = 200.0  # exp(+-3 * 200) is still finite in float64
-_MANY = 1 << 30  # products of a Hessian from which on plans of float32 costs are computed in float32
+_MANY = 256  # classes from which on a Hessian costs so much more than a plan that its factors serve several steps
 STOPS = ("marginal", "row_sums", "potentials")
 
 
 class Transport(NamedTuple):
-    """plan [E, Q, N] in the dtype of the cost, iterations [E] int64, converged [E], potentials g [E, N] float64."""
+    """plan [E, Q, N] in the dtype of the cost, iterations [E] int64, converged [E], potentials g [E, N] float64; with many
+    classes also the factors (LU [E, N, N], pivots [E, N]) of the Hessians at the end, for the start of a similar problem."""
 
     plan: Tensor
     iterations: Tensor
     converged: Tensor
     potentials: Tensor
+    factors: tuple[Tensor, Tensor] | None = None
 
 
 @torch.no_grad()
 def entropic_plan(cost: Tensor, row_marginals: Tensor, col_marginals: Tensor, reg: float, tolerance: float = 1e-9,
-                  max_iterations: int = 200, start: Tensor | None = None) -> Transport:
+                  max_iterations: int = 200, start: Transport | None = None) -> Transport:
     """The limit of Sinkhorn's iteration, found by Newton steps on the N column potentials.
 
     cost [E, Q, N], row_marginals [E, Q], col_marginals [E, N] (equal totals; zeros allowed), reg > 0. Given g, the best
     f has a closed form (a softmax over N); what is left is convex and smooth in g, with gradient column sums minus
     col_marginals. A handful of N x N solves then replaces the hundreds to tens of thousands of matrix scalings that
     Sinkhorn needs at small reg. Row sums of the plan are exact; an episode has converged when no column sum is off by
-    more than `tolerance` times the total mass. `start` [E, N]: potentials of a similar problem, to begin from.
+    more than `tolerance` times the total mass. `start`: what was found for a similar problem, to begin from.
 
     Damping: the objective is generalised self-concordant (its third derivative along d is at most range(d) / reg times
     the second), for which the step log(1 + s) / s with s = range(d) / reg decreases it without a line search
     (Sun and Tran-Dinh 2019, arXiv:1703.04599). A cold start at small reg begins with a larger one and lowers
     it by 4 each time the columns are roughly right.
+
+    A Hessian takes Q N^2 products, a plan Q N exponentials. With many classes a step therefore keeps the factors of an
+    earlier Hessian, that of `start` at first, as long as every step leaves at most a fifth of the residual and moves the
+    potentials little: that property also bounds by how much a Hessian changes then (by exp(s)), and with it the error.
     """
     rows, cols = _checked(cost, row_marginals, col_marginals, reg)
     total = rows.sum(-1, keepdim=True)
     cols = cols * (total / cols.sum(-1, keepdim=True))
     episodes, queries, ways = cost.shape
-    # With many classes the arrays are large. What counts are the potentials and the column sums, which stay in float64.
-    many = cost.dtype == torch.float32 and queries * ways**2 > _MANY
-    dtype = torch.float32 if many else torch.float64
-    tolerance = max(tolerance, 16 * torch.finfo(dtype).eps * float((cols / total).max())) if many else tolerance
-    scores = -cost.to(dtype).transpose(1, 2)  # [E, N, Q]
-    scores = (scores - scores.amax(1, keepdim=True)).masked_fill((cols == 0).unsqueeze(-1), -torch.inf).contiguous()
-    g = torch.zeros_like(cols) if start is None else start.double().clone()
+    many = ways >= _MANY
+    scores = -cost.double()
+    scores = (scores - scores.amax(2, keepdim=True)).masked_fill((cols == 0).unsqueeze(1), -torch.inf)
+    # [E, N, Q] in any case; in memory the longer axis comes last, which is several times faster for a softmax over classes.
+    scores = scores.contiguous().transpose(1, 2) if many else scores.transpose(1, 2).contiguous()
+    g = torch.zeros_like(cols) if start is None else start.potentials.double().clone()
     level = torch.full_like(total, reg)
     if start is None:
         low, high = cost.double().flatten(1).aminmax(dim=1)
         level = ((high - low).unsqueeze(1) / 20).clamp_min(reg)  # [E, 1]
-    result = Transport(torch.empty(episodes, ways, queries, dtype=dtype, device=cost.device),
-                       torch.full((episodes,), max_iterations, device=cost.device),
-                       torch.zeros(episodes, dtype=torch.bool, device=cost.device), torch.empty_like(g))
+    scores = scores.div_(level.unsqueeze(-1))
+    factors, before = None, torch.zeros_like(total)  # the residual before the last step; 0: the factors are not to be used
+    if many and start is not None and start.factors is not None:
+        factors, before = (start.factors[0].clone(), start.factors[1].clone()), torch.full_like(total, torch.inf)
+    elif many:  # those of the identity
+        pivots = torch.arange(1, ways + 1, dtype=torch.int32, device=cost.device)
+        factors = torch.diag_embed(torch.ones_like(cols)), pivots.repeat(episodes, 1)
+    result = Transport(torch.empty_like(scores), torch.full((episodes,), max_iterations, device=cost.device),
+                       torch.zeros(episodes, dtype=torch.bool, device=cost.device), torch.empty_like(g), factors)
     alive = torch.arange(episodes, device=cost.device)
-    rows = rows.to(dtype).unsqueeze(1)  # [E, 1, Q]
+    rows = rows.unsqueeze(1)  # [E, 1, Q]
     for step in range(max_iterations + 1):
-        exponents = (scores + g.to(dtype).unsqueeze(-1)).div_(level.to(dtype).unsqueeze(-1))
-        share = torch.softmax(exponents, dim=1)  # [E, N, Q]
-        mass = share * rows
-        sums = mass.sum(-1, dtype=torch.float64)  # [E, N]
+        exponents = scores + (g / level).unsqueeze(-1)
+        if many:  # each pass over an array of that size counts
+            share = torch.softmax(exponents.transpose(1, 2), 2).transpose(1, 2)  # [E, N, Q]
+            sums = (share @ rows.transpose(1, 2)).squeeze(-1)  # [E, N]
+        else:
+            share = torch.softmax(exponents, 1)
+            sums = (mass := share * rows).sum(-1)
         gap = cols - sums
         residual = gap.abs().amax(-1, keepdim=True) / total
         done = ((residual <= tolerance) & (level <= reg)).squeeze(1)
@@ -82,24 +97,41 @@ def entropic_plan(cost: Tensor, row_marginals: Tensor, col_marginals: Tensor, re
         if last or bool(done.any()):
             leave = torch.ones_like(done) if last else done
             gone = alive[leave]
-            result.plan[gone], result.potentials[gone], result.converged[gone] = mass[leave], g[leave], done[leave]
-            result.iterations[gone] = step
+            result.plan[gone] = share[leave].mul_(rows[leave]) if many else mass[leave]
+            result.potentials[gone], result.converged[gone], result.iterations[gone] = g[leave], done[leave], step
             if bool(leave.all()):
                 break
             stay = ~leave
-            alive, scores, rows, cols, total, g, level, mass, share, sums, gap, residual = (
-                x[stay] for x in (alive, scores, rows, cols, total, g, level, mass, share, sums, gap, residual))
-        pairs = (mass @ share.transpose(1, 2)).double()  # [E, N, N]
-        # In float32 its rows sum to `sums` to rounding only, which would make the matrix singular or indefinite.
-        diagonal = pairs.sum(-1) + 1e-6 * sums.amax(-1, keepdim=True) if many else sums + 1e-14 * total
-        hessian = torch.diag_embed(diagonal) - pairs  # times 1 / level
-        # g is determined up to a constant: fixing that direction makes the matrix invertible.
-        hessian += (total / ways**2).unsqueeze(-1)
-        direction = torch.linalg.solve_ex(hessian, gap.unsqueeze(-1)).result.squeeze(-1).masked_fill(cols == 0, 0)
+            alive, scores, rows, cols, total, g, level, before, share, sums, gap, residual = (
+                x[stay] for x in (alive, scores, rows, cols, total, g, level, before, share, sums, gap, residual))
+            if not many:
+                mass = mass[stay]
+        if factors is None:
+            direction = torch.linalg.solve_ex(_hessian(mass, share, sums, total), gap.unsqueeze(-1)).result
+        else:
+            stale = (residual > 0.2 * before).squeeze(1)
+            if bool(stale.any()):
+                mass = share[stale] * rows[stale]
+                made = torch.linalg.lu_factor_ex(_hessian(mass, share[stale], sums[stale], total[stale]))
+                for kept, new in zip(factors, made, strict=False):
+                    kept[alive[stale]] = new
+            lu, pivots = factors if len(alive) == episodes else (factors[0][alive], factors[1][alive])
+            direction = torch.linalg.lu_solve(lu, pivots, gap.unsqueeze(-1))
+        direction = direction.squeeze(-1).masked_fill(cols == 0, 0)
         size = (direction.amax(-1, keepdim=True) - direction.amin(-1, keepdim=True)).clamp_min(1e-300)
         g = g + level * direction * (torch.log1p(size) / size)
-        level = torch.where(residual < 0.05, (level / 4).clamp_min(reg), level)
+        lower = torch.where(residual < 0.05, (level / 4).clamp_min(reg), level)
+        before = residual.masked_fill((size > 0.5) | (lower < level), 0)
+        if bool((lower < level).any()):
+            scores, level = scores * (level / lower).unsqueeze(-1), lower
     return result._replace(plan=result.plan.transpose(1, 2).to(cost.dtype))
+
+
+def _hessian(mass: Tensor, share: Tensor, sums: Tensor, total: Tensor) -> Tensor:
+    """Second derivatives [E, N, N] with respect to the column potentials, times the regularisation."""
+    hessian = torch.diag_embed(sums + 1e-14 * total) - mass @ share.transpose(1, 2)
+    # Potentials are determined up to a constant: fixing that direction makes the matrix invertible.
+    return hessian.add_((total / sums.shape[1] ** 2).unsqueeze(-1))
 
 
 @torch.no_grad()
@@ -223,7 +255,7 @@ def free_columns(cost: Tensor, query_prior: str | Tensor | tuple[float, ...]) ->
 
 
 def assignment(cost: Tensor, reg: float, query_prior: str | Tensor | tuple[float, ...],
-               start: Tensor | None = None) -> Transport:
+               start: Transport | None = None) -> Transport:
     """Soft assignment of queries to classes, rows summing to 1, from cost [E, Q, N].
 
     With query_prior="unknown" the columns are free and the plan is softmax(-cost / reg) over N; otherwise it is the

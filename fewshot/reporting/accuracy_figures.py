@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib
+import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from fewshot.core.errors import FewshotError
@@ -42,6 +42,13 @@ STYLE = {
     "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.6, "lines.markersize": 5.5,
     "errorbar.capsize": 3, "pdf.fonttype": 42, "svg.fonttype": "none",
 }
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that a notebook shows, also without `%matplotlib inline`."""
+
+    def _repr_png_(self) -> bytes:
+        return figure_bytes(self, dpi=100)
 
 
 def axes_of_protocols() -> dict[str, str]:
@@ -194,7 +201,7 @@ def training_curve(history: Sequence[dict], smoothing: float = 0.9) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
+def save_figure(figure: matplotlib.figure.Figure, path: str | Path) -> tuple[Path, Path]:
     """Write `path`.png and `path`.pdf, each complete or absent; equal figures give equal bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +213,8 @@ def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
     return written[0], written[1]
 
 
-def figure_bytes(figure: Figure, suffix: str = "png", metadata: dict | None = None, dpi: float = 200) -> bytes:
+def figure_bytes(figure: matplotlib.figure.Figure, suffix: str = "png", metadata: dict | None = None,
+                 dpi: float = 200) -> bytes:
     """The figure as the content of a file, without the time at which it was made: equal figures give equal bytes."""
     buffer = io.BytesIO()
     if suffix == "pdf":
@@ -219,8 +227,8 @@ def figure_bytes(figure: Figure, suffix: str = "png", metadata: dict | None = No
 
 def _place(result: Result, results: list[Result]) -> tuple[str, ...]:
     """Data set and split, for a title, where they vary."""
-    several = len({(r.record.dataset, r.record.split) for r in results}) > 1
-    return (f"{result.record.dataset} ({result.record.split})",) if several else ()
+    several = len({(r.data_name, r.record.split) for r in results}) > 1
+    return (f"{result.data_name} ({result.record.split})",) if several else ()
 
 
 def _look(i: int) -> dict:

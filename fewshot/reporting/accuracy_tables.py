@@ -100,10 +100,14 @@ def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[
         notes += [f"{size} episodes: {_subject([r for r in results if len(r.correct) == size], results)}." for size in sizes]
     untrained = sorted({result_field(r, "backbone") for r in results if str(r.record.weights).startswith("random:")})
     notes += [f"Untrained weights: {_join(untrained)}."] if untrained else []
-    sets = sorted({f"{r.record.dataset}, split {r.record.split}" for r in results})
-    queries, seeds = sorted({r.record.queries for r in results}), sorted({r.record.seed for r in results})
+    sets = sorted({f"{r.data_name}, split {r.record.split}" for r in results})
+    queries, seeds = (sorted({getattr(r.record, name) for r in some}) for name, some in (
+        ("queries", results), ("seed", [r for r in results if not r.record.episode_list])))
     average = "" if all(r.record.query_distribution == "balanced" for r in results) else " (a mean where not balanced)"
-    notes.append(f"Data: {'; '.join(sets)}. Queries per class: {_join(queries)}{average}. Episode seed {_join(seeds)}.")
+    lists = sorted({r.record.episode_list[:12] for r in results if r.record.episode_list})
+    drawn = [f"Episode seed {_join(seeds)}."] if seeds else []
+    drawn += [f"Episodes of a file, fingerprint {_join(lists)}."] if lists else []
+    notes.append(f"Data: {'; '.join(sets)}. Queries per class: {_join(queries)}{average}. {' '.join(drawn)}")
     for protocol in sorted({r.protocol for r in results}, key=natural):
         if len({r.fingerprint for r in results if r.protocol == protocol}) > 1:
             notes.append(f"{protocol}: results are on different episodes; only those on the same ones are compared.")
@@ -113,6 +117,10 @@ def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[
     assumptions = sorted({what for r in results for what in r.assumes})
     notes += [f"Assuming {what}: {_join(sorted({r.record.method for r in results if what in r.assumes}))}."
               for what in assumptions]
+    told = sorted({r.record.method for r in results if "balanced queries" in r.assumes and r.record.queries == 1
+                   and r.record.query_distribution == "balanced"})
+    if told:
+        notes.append(f"Using that every class has exactly one query, which other methods are not told: {_join(told)}.")
     uneven = {r.record.method for r in results if r.record.query_distribution != "balanced"}
     lacking = sorted({r.record.method for r in results if r.setting == "transductive"} - uneven)
     notes += [f"Transductive, evaluated with balanced queries only: {', '.join(lacking)}."] if lacking else []

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from fewshot.core.errors import FewshotError
-from fewshot.reporting.accuracy_figures import GREEN, RED, shortened, styled
+from fewshot.reporting.accuracy_figures import GREEN, RED, Figure, shortened, styled
 
 Images = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence[int]

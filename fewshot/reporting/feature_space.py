@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from torch import Tensor
@@ -21,7 +20,7 @@ from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import IterativeMethod, Method, Refinement
 from fewshot.ops.distances import squared_euclidean
 from fewshot.ops.prototypes import prototypes
-from fewshot.reporting.accuracy_figures import BLACK, COLOURS, GREY, MARKERS, figure_bytes, shortened, styled
+from fewshot.reporting.accuracy_figures import BLACK, COLOURS, GREY, MARKERS, Figure, figure_bytes, shortened, styled
 from fewshot.reporting.episode_figure import Labels
 
 KINDS = ("pca", "tsne")

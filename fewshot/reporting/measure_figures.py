@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.colors import Normalize, PowerNorm
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from fewshot.core.errors import FewshotError
@@ -27,7 +26,16 @@ from fewshot.evaluation.run import Run
 from fewshot.features.source import FeatureSource, backbone_for
 from fewshot.features.subject import Subject
 from fewshot.methods.contract import IterativeMethod, Method
-from fewshot.reporting.accuracy_figures import BLUE, COLOURS, GREY, ORANGE, accuracy_against, axes_of_protocols, styled
+from fewshot.reporting.accuracy_figures import (
+    BLUE,
+    COLOURS,
+    GREY,
+    ORANGE,
+    Figure,
+    accuracy_against,
+    axes_of_protocols,
+    styled,
+)
 from fewshot.reporting.episode_figure import episode_figure
 from fewshot.reporting.feature_space import movement_figure, projection_figure
 from fewshot.reporting.naming import unique_results
@@ -46,7 +54,7 @@ def sweeps(results: Iterable[Result]) -> dict[str, tuple[Figure, str]]:
             known = settings_of(protocol)
             if axis in known and not known[axis].unused(protocol):
                 others = [str(value) for name, value in protocol.settings().items() if name != axis]
-                line = record.dataset, record.split, record.backbone, record.method, *others
+                line = result.data_name, record.split, record.backbone, record.method, *others
                 lines[line].append(result)
         swept = [r for line in lines.values() if len({getattr(r.record, axis) for r in line}) > 1 for r in line]
         if swept:

@@ -72,7 +72,7 @@ def ranks_table(results: Iterable[Result]) -> Table:
     for group in groups.values():
         if missing := [name for name in names if name not in group]:
             one = next(iter(group.values()))
-            raise FewshotError(f"no result of {missing[0]} on {one.record.dataset}, {one.protocol}, seed "
+            raise FewshotError(f"no result of {missing[0]} on {one.data_name}, {one.protocol}, seed "
                                f"{one.record.seed}; ranks need every method on the same episodes of every protocol")
     if len(groups) == 1:
         values = np.stack([next(iter(groups.values()))[name].correct.numpy() for name in names])

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from fewshot.core.errors import FewshotError
-from fewshot.core.frozen import frozen
+from fewshot.core.frozen import frozen, plain
 from fewshot.core.registry import unknown_message
 from fewshot.core.settings import settings_of
 from fewshot.episodes.protocol import protocol_settings
@@ -20,6 +20,7 @@ from fewshot.features.subject import Subject
 from fewshot.methods.contract import METHODS, method_parameters
 
 _SUBJECT, _METHOD = settings_of(Subject), settings_of(MethodSpec)
+_SHORT = 60  # characters of a dictionary that a label has room for
 
 
 def in_protocol() -> tuple[str, ...]:
@@ -52,6 +53,8 @@ def result_field(result: Result, name: str) -> str:
     known = [*_SUBJECT, *_METHOD, *protocol_settings(), "episodes", "seed", *IDENTITIES, "protocol", "setting"]
     if name not in known:
         raise FewshotError(unknown_message("table field", name, known))
+    if name == "dataset":
+        return result.data_name
     value = getattr(record, name)
     if name == "parameters":
         defaults = method_parameters(record.method) if record.method in METHODS else {}
@@ -121,8 +124,8 @@ def natural(text: str) -> list:
 
 def _with_name(result: Result, name: str) -> str:
     text = result_field(result, name)
-    plain = name in ("parameters", "setting", "protocol") or text.startswith("untrained")
-    return text if plain else f"{name.replace('_', ' ')} {text}"
+    says_itself = name in ("parameters", "setting", "protocol") or text.startswith("untrained")
+    return text if says_itself else f"{name.replace('_', ' ')} {text}"
 
 
 def parameter_text(values: dict) -> str:
@@ -131,7 +134,9 @@ def parameter_text(values: dict) -> str:
 
 
 def _short(value: object) -> str:
-    """Learned values are dozens of numbers: a label has room for their digest only (the run holds them in full)."""
-    if not isinstance(value, dict):
-        return str(value)
+    """Of dictionaries, those of settings are shown. Learned values are dozens of numbers: a label has room for their digest
+    only (the run holds them in full)."""
+    text = str(plain(value)) if isinstance(value, dict) else str(value)
+    if not isinstance(value, dict) or len(text) <= _SHORT:
+        return text
     return "#" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:6]

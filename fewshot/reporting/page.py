@@ -86,7 +86,7 @@ def write_report(path: str | Path, *, title: str, results: Iterable[Result],
 
 def _subtitle(results: list[Result]) -> str:
     episodes = sum(len(r.correct) for r in results)
-    sets = sorted({f"{r.record.dataset} ({r.record.split})" for r in results}, key=natural)
+    sets = sorted({f"{r.data_name} ({r.record.split})" for r in results}, key=natural)
     written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     counted = "1 result" if len(results) == 1 else f"{len(results)} results"
     return f"{counted} on {', '.join(sets)}, {episodes:,} episodes in all. Written {written}."
@@ -98,12 +98,12 @@ def _comparisons(results: list[Result]) -> list[str]:
     for result in results:
         groups[result.fingerprint].append(result)
     parts = []
-    several = len({(r.record.dataset, r.record.split) for r in results}) > 1
+    several = len({(r.data_name, r.record.split) for r in results}) > 1
     unlike = len({r.record.queries for r in results}) > 1
-    order = sorted(groups.values(), key=lambda g: natural(f"{g[0].record.dataset} {g[0].protocol} {g[0].record.queries}"))
+    order = sorted(groups.values(), key=lambda g: natural(f"{g[0].data_name} {g[0].protocol} {g[0].record.queries}"))
     for group in order:
         if len(group) > 1:
-            place = f"{group[0].record.dataset} ({group[0].record.split}), " if several else ""
+            place = f"{group[0].data_name} ({group[0].record.split}), " if several else ""
             best = sorted(group, key=lambda r: -r.accuracy.mean)[:_MATRIX]
             queries = f", {group[0].record.queries} queries a class" if unlike else ""
             heading = f"{place}{group[0].protocol}{queries}, {len(group[0].correct)} episodes"
@@ -178,9 +178,9 @@ def _episodes(results: list[Result], source: FeatureSource | None, weights: Mapp
         best.setdefault(result.fingerprint, result)
     labels = dict(zip((r.record.key for r in results), distinct_labels(results, in_protocol()), strict=True))
     parts = ["<h2>Episodes</h2>"]
-    chosen = sorted(best.values(), key=lambda r: natural(f"{r.record.dataset} {r.protocol}"))
+    chosen = sorted(best.values(), key=lambda r: natural(f"{r.data_name} {r.protocol}"))
     for result in chosen[:_DRAWN]:
-        parts.append(f"<h3>{escape(f'{labels[result.record.key]} on {result.record.dataset}, {result.protocol}')}</h3>")
+        parts.append(f"<h3>{escape(f'{labels[result.record.key]} on {result.data_name}, {result.protocol}')}</h3>")
         try:
             parts += [_figure(name, figure, caption) for name, figure, caption in drawn_episodes(result, source, weights)]
         except FewshotError as error:

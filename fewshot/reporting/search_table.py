@@ -23,9 +23,9 @@ def search_table(found: TuneResult) -> Table:
                       None if i == order[0] else Cell(gap.mean, gap.half_width, "", results[i].record.key)))
         records.append({**tried[i], "role": role, **candidate_numbers(results[i], gaps[i])})
     first = results[0].record
-    notes = [f"{first.method} on {first.dataset}, split {first.split}, {first.protocol}: accuracy in percent ± half width "
-             f"of the 95 % interval over {first.episodes} episodes, seed {first.seed}; the second column is the paired "
-             "difference to the highest mean. Intervals cover episode sampling only.",
+    notes = [f"{first.method} on {results[0].data_name}, split {first.split}, {first.protocol}: accuracy in percent ± "
+             f"half width of the 95 % interval over {first.episodes} episodes, seed {first.seed}; the second column is the "
+             "paired difference to the highest mean. Intervals cover episode sampling only.",
              f"Chosen: {reason}.",
              "The chosen accuracy was selected on these episodes, so it is optimistic: evaluate on the test classes."]
     failed = {i: int((~r.converged).sum()) for i, r in enumerate(results) if r.converged is not None}

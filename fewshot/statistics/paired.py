@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from fewshot.core.errors import FewshotError
+from fewshot.core.html import html_table
 from fewshot.statistics.intervals import Interval, as_values, mean_interval
 
 
@@ -34,6 +35,18 @@ class Comparison:
     def probability(self) -> float:
         """That a beats b on an episode, ties counted half."""
         return self.better + self.ties / 2
+
+    def _repr_html_(self) -> str:
+        found = self.difference
+        verdict = "distinguishable" if self.significant else "not distinguishable"
+        return html_table("a against b on the same episodes", [
+            ("difference a - b", f"{found.percent()} percentage points, {found.confidence:.0%} interval: {verdict}"),
+            ("p-value", f"{_p_text(self.p_value)}, two-sided paired t-test"),
+            ("episodes", f"{found.n:,}: a better on {self.better:.1%}, equal on {self.ties:.1%}")])
+
+
+def _p_text(value: float) -> str:
+    return f"{value:.2g}" if value >= 1e-4 else "below 0.0001"
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Comparison:

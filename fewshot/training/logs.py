@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from fewshot.core.bars import tqdm
 from fewshot.core.files import write_atomically
 from fewshot.statistics import Interval
 from fewshot.training.types import Scored

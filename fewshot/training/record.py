@@ -64,6 +64,8 @@ class TrainResult:
             found = f"validation accuracy {self.validation.percent()} % ({self.validation.n} episodes)"
         return f"{self.steps} steps ({self.stopped}); weights of step {self.best_step}, {found}: {self.weights}"
 
+    __repr__ = __str__  # the networks would fill the screen
+
 
 def identify(config: LoopConfig, train_bank: ImageBank, val_bank: ImageBank | None, learner: Trained) -> dict:
     """What must be equal for a run to be continued, as plain JSON values: settings, data, and initial weights."""

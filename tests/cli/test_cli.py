@@ -217,6 +217,16 @@ def test_episodes_are_saved_shown_and_evaluated_elsewhere(tmp_path, run, feature
     assert "same items" in mistake("eval", "--features", "other.safetensors", "--episode-file", "list.safetensors")
 
 
+def test_published_lists_are_imported(tmp_path, run, features, mistake):
+    rows = [{"support": [0, 12], "query": [1, 13]}, {"support": [24, 12], "query": [25, 13]}]
+    Path("list.json").write_text(json.dumps(rows))
+    code, out, _ = run("episodes", "import", "list.json", "--features", features, "--out", "list.safetensors")
+    assert code == 0 and "wrote list.safetensors: 2 episodes, 2-way 1-shot, fingerprint" in out
+    code, out, _ = run("eval", "--features", features, "--episode-file", "list.safetensors")
+    assert code == 0 and "2-way 1-shot" in out and "Episodes of a file, fingerprint" in out
+    assert "no list of episodes at lost" in mistake("episodes", "import", "lost", "--features", features, "--out", "x")
+
+
 def stored(folder):
     for path in sorted(folder.glob("store/*/run.json")):
         yield path.parent.name, {"run": json.loads(path.read_text())}
@@ -224,11 +234,20 @@ def stored(folder):
 
 def test_embedding_then_evaluating_the_file(tmp_path, run):
     images_in(tmp_path / "mine")
-    code, out, _ = run("embed", "--dataset", "mine", "--backbone", "pixels", "--out", "bank.safetensors")
+    code, out, err = run("embed", "--dataset", "mine", "--backbone", "pixels", "--out", "bank.safetensors")
     assert code == 0 and out == "wrote bank.safetensors: 36 x 21168\n"
+    (name,) = re.findall(r"(?:^|\r)(mine#[0-9a-f]{6}), all: 4 classes, 36 images, 9 each$", err, re.MULTILINE)
     code, out, _ = run("eval", "--features", "bank.safetensors", "--ways", "3", "--queries", "3", "--shots", "1",
                        "--episodes", "20")
-    assert code == 0 and "folder, split all" in out and "pixels" in out
+    assert code == 0 and f"Data: {name}, split all" in out and "pixels" in out
+    # The same images by their path, and in a renamed folder: one key, the name of today.
+    images, again = ["eval", "--backbone", "pixels", "--ways", "3", "--queries", "3", "--shots", "1", "--episodes", "20"], []
+    for place in ("mine", "renamed"):
+        Path("mine").rename(place)
+        again.append(json.loads(run(*images, "--dataset", f"./{place}", "--json", "-")[1])[0])
+        Path(place).rename("mine")
+    assert [found["title"] for found in again] == [name, name.replace("mine", "renamed")]
+    assert again[0]["key"] == again[1]["key"] and again[0]["run"]["dataset"] == "folder"
 
 
 def test_easy_from_the_command_line(tmp_path, run):
@@ -237,23 +256,27 @@ def test_easy_from_the_command_line(tmp_path, run):
     (tmp_path / "splits.csv").write_text("filename,label,split\n" + "\n".join(
         f"class{n}/{i}.png,class{n},{'train' if n < 4 else 'test'}" for n in range(8) for i in range(9)))
     for split in ("train", "test"):
-        for number, backbone in enumerate(("conv4", "resnet12")):
+        for number, backbone in enumerate(("conv4", "pixels")):
             code, out, err = run("embed", "--dataset", "mine", "--data-option", "splits=splits.csv", "--split", split,
-                                 "--backbone", backbone, "--weights", "random", "--crops", f"mean(3,seed={number})", "--out",
-                                 f"{split}{number}.safetensors")
+                                 "--backbone", backbone, *["--weights", "random"][: 2 * (backbone == "conv4")], "--crops",
+                                 f"mean(3,seed={number})", "--out", f"{split}{number}.safetensors")
             assert code == 0, err
         code, out, err = run("join", f"{split}0.safetensors", f"{split}1.safetensors", "--out", f"{split}.safetensors")
         assert code == 0 and "36 x " in out, err
     code, out, err = run("eval", "--features", "test.safetensors", "--base-features", "train.safetensors", "--method",
                          "simple_shot,soft_kmeans", "--ways", "3", "--queries", "3", "--shots", "1", "--episodes", "20")
-    assert code == 0 and "conv4 + resnet12" in out and "soft_kmeans" in out, err
+    assert code == 0 and "conv4 + pixels" in out and "soft_kmeans" in out, err
 
 
 @pytest.mark.parametrize("how", [["--dataset", "mine"], ["--dataset", "folder", "--data-root", "mine"]])
 def test_own_images_in_one_flag(tmp_path, run, how):
     images_in(tmp_path / "mine")
     code, out, _ = run(*EVAL, *how, "--ways", "3", "--shots", "1")
-    assert code == 0 and "folder, split all" in out
+    assert code == 0 and re.search(r"Data: mine#[0-9a-f]{6}, split all\.", out) and str(tmp_path) not in out
+    assert run("report", "--no-images")[0] == 0
+    page = Path("report.html").read_text()
+    assert re.search(r"1 result on mine#[0-9a-f]{6} \(all\)", page) and str(tmp_path) not in page
+    assert "# PLACE: mine, a folder that holds one folder of images per class" in page and "--data-root PLACE" in page
 
 
 def test_own_images_with_splits(tmp_path, run):
@@ -262,7 +285,7 @@ def test_own_images_with_splits(tmp_path, run):
     (tmp_path / "splits.csv").write_text("\n".join(["class,split", *rows]))
     code, out, _ = run(*EVAL, "--dataset", "./mine", "--data-option", "splits=splits.csv", "--ways", "3", "--shots", "1",
                        "--method", "simple_shot")
-    assert code == 0 and "folder, split test" in out
+    assert code == 0 and re.search(r"mine#[0-9a-f]{6}, split test", out)
 
 
 def test_lists(run):
@@ -486,10 +509,19 @@ def test_a_terminated_extraction_keeps_what_it_has(tmp_path, run, monkeypatch):
 def test_one_line_says_what_is_evaluated(tmp_path, run, features):
     images_in(tmp_path / "own")
     small = ["--backbone", "pixels", "--ways", "3", "--shots", "1", "--queries", "3", "--episodes", "10"]
-    assert "folder, all: 4 classes, 36 images, 9 each" in run("eval", "--dataset", "own/", *small)[2].splitlines()
+    err = run("eval", "--dataset", "own/", *small)[2]
+    assert re.search("(?:^|\r)own#[0-9a-f]{6}, all: 4 classes, 36 images, 9 each$", err, re.MULTILINE)
     (tmp_path / "own" / "class0" / "0.png").unlink()
     code, out, err = run("eval", "--dataset", "own/", *small, "--json", "-")
-    assert "folder, all: 4 classes, 35 images, 8 to 9 each" in err.splitlines() and json.loads(out)
+    assert re.search("(?:^|\r)own#[0-9a-f]{6}, all: 4 classes, 35 images, 8 to 9 each$", err, re.MULTILINE)
+    assert json.loads(out)
+    learned = run(*TRAIN[:2], "1", *TRAIN[3:], "--backbone", "conv4", "--backbone-option", "width=4")[2]
+    tuned = run("tune", "--backbone", "pixels", "--grid", "temperature=1,2", "--episodes", "10")[2]
+    for split, err in {"train": learned, "val": tuned}.items():
+        assert re.search(rf"(?:^|\r)glyphs, {split}: \d+ classes, [\d,]+ images, [\d to]+ each$", err, re.MULTILINE), err
+    for command in (["embed", "--backbone", "pixels", "--out", "x.safetensors"],
+                    ["tune", "--backbone", "pixels", "--grid", "temperature=1,2", "--episodes", "10"]):
+        assert " classes, " not in run("--quiet", *command)[2]
 
 
 def test_what_cannot_be_is_found_before_images_are_embedded(tmp_path, run, monkeypatch):

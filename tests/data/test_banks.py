@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -15,7 +17,7 @@ import torch
 
 from fewshot.core.errors import FewshotError
 from fewshot.data import bank_files
-from fewshot.data.banks import FeatureBank, ImageBank
+from fewshot.data.banks import FeatureBank, ImageBank, concatenate
 
 
 def bank(**changes):
@@ -282,3 +284,22 @@ def test_lengths_are_those_of_gathered_rows(monkeypatch):
     assert torch.equal(bank.lengths[rows], torch.linalg.vector_norm(bank.take(rows), dim=-1))
     monkeypatch.setattr("fewshot.data.bank_files.MAP_BYTES", 1000)
     assert FeatureBank(features, torch.arange(300) % 5).lengths is None, "a few episodes of a large file do not read all"
+
+
+def test_features_from_a_file_have_a_title_that_is_no_part_of_what_they_are(tmp_path):
+    made = {name: FeatureBank(torch.eye(4), [0, 0, 1, 1], name=name) for name in ("custom", "folder", "flowers")}
+    titles = {name: FeatureBank.load(bank.save(tmp_path / "mine.safetensors")).title for name, bank in made.items()}
+    assert titles == {"custom": "mine", "folder": "mine", "flowers": "flowers"}
+    of_set = dataclasses.replace(made["flowers"], provenance={"dataset": "flowers"})
+    assert FeatureBank.load(of_set.save(tmp_path / "of_set.safetensors")).shown_name == "flowers"
+    titled = dataclasses.replace(made["folder"], title="roses")
+    read = FeatureBank.load(titled.save(tmp_path / "other.safetensors"))
+    assert read.title == "roses" and re.fullmatch("roses#[0-9a-f]{6}", read.shown_name)
+    assert read.identity == made["folder"].identity and read.content_hash == made["folder"].content_hash
+    both = concatenate([read, dataclasses.replace(read, features=2 * read.features)])
+    assert both.shown_name == read.shown_name
+
+
+def test_features_of_other_programs_are_called_by_their_file(tmp_path):
+    np.savez(tmp_path / "birds.npz", features=np.eye(4, dtype=np.float32), labels=[0, 0, 1, 1])
+    assert re.fullmatch("birds#[0-9a-f]{6}", FeatureBank.load(tmp_path / "birds.npz").shown_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -266,4 +267,14 @@ def test_mixed_files_are_evaluated_from_the_command_line(tmp_path, capsys, monke
     for extra in ([], ["--data-option", "channels=1"]):
         app(["--quiet", "eval", "--dataset", "own/", "--backbone", "pixels", "--episodes", "10", "--shots", "1", *extra],
             standalone_mode=False)
-        assert "folder, split all" in " ".join(capsys.readouterr().out.split())
+        assert re.search("own#[0-9a-f]{6}, split all", " ".join(capsys.readouterr().out.split()))
+
+
+def test_it_is_called_by_its_folder_and_what_it_holds(own, tmp_path):
+    bank = load(own)
+    assert bank.name == "folder" and bank.title == own.name and str(tmp_path) not in bank.shown_name
+    assert bank.shown_name == f"{own.name}#{bank.content_hash[:6]}"
+    moved = own.rename(tmp_path / "moved")
+    assert load(moved).title == "moved" and load(moved).content_hash == bank.content_hash
+    (tmp_path / "flowers").mkdir()
+    assert load(moved.rename(tmp_path / "flowers" / "test")).title == "flowers-test", "a split names no data set"

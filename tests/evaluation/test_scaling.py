@@ -101,6 +101,19 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, small, stopping):
     assert [path.name for path in tmp_path.iterdir()] == [whole.record.key], "parts are removed when the result is there"
 
 
+def test_an_interrupted_run_keeps_what_it_has_at_once(tmp_path, small, stopping, monkeypatch):
+    """Not only what was written at the last of the times at which parts are written."""
+    monkeypatch.setattr("fewshot.evaluation.progress.EVERY", 1e9)
+    bank = toy_bank()
+    _, before = stopping(bank, Store(tmp_path), 9)
+    (part,) = parts_of(tmp_path)
+    start, stop = map(int, part.stem.split("-"))
+    assert start == 0 < stop <= sum(before) < stop + 12, "all whole units"
+    result, after = stopping(bank, Store(tmp_path))
+    assert sum(after) == RUN.episodes - stop
+    assert_same(result, evaluate(RUN, bank))
+
+
 def test_short_runs_keep_no_parts(tmp_path, stopping):
     stopping(toy_bank(), Store(tmp_path), 1)
     assert not parts_of(tmp_path)

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import warnings
 
 import pytest
@@ -50,6 +51,52 @@ def test_a_later_result_takes_the_place_of_an_earlier_one(tmp_path):
     store.save(first)
     place = store.save(dataclasses.replace(first, seconds=first.seconds + 1))
     assert store.load(first.record).seconds == first.seconds + 1 and list(tmp_path.iterdir()) == [place]
+
+
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_result(tmp_path):
+    """A forked process ends itself before its first, second, ... operation on a file, without any clean-up."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs processes that fork")
+    first = result()
+    second = dataclasses.replace(first, seconds=first.seconds + 1)
+    events, found, step, killed = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}, [], 0, True
+    while killed:
+        store = Store(tmp_path / str(step))
+        store.save(first)
+        child = os.fork()
+        if child == 0:
+            left = iter(range(step))
+            sys.addaudithook(lambda event, _, left=left: event in events and next(left, None) is None and os._exit(9))
+            try:
+                store.save(second)
+            finally:
+                os._exit(0)
+        killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        loaded = Store(store.root).load(first.record)
+        found.append(None if loaded is None else loaded.seconds - first.seconds)
+        assert [one.seconds for one in Store(store.root)] == [loaded.seconds]
+        assert not list(store.root.glob(".*-old")), "what was taken out is put back or deleted"
+        step += 1
+    assert found == sorted(found) and found[0] == 0 and found[-1] == 1, found
+    assert found.count(0) > 5 and found.count(1) > 3
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_failure_to_put_a_result_in_its_place_keeps_the_earlier_one(tmp_path, monkeypatch, at):
+    first, store, calls, replace = result(), Store(tmp_path), [], os.replace
+    place = store.save(first)
+
+    def failing(source, target):
+        if (target == place) or (source == place):
+            calls.append(source)
+            if len(calls) > at:  # the first finds the place taken, the second empties it, the third would fill it
+                raise OSError(errno.EIO, "broken disk")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(FewshotError, match="broken disk"):
+        store.save(dataclasses.replace(first, seconds=first.seconds + 1))
+    assert store.load(first.record).seconds == first.seconds and list(tmp_path.iterdir()) == [place]
 
 
 def test_parts_lie_beside_the_result_with_the_software_that_made_them(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import fewshot
 from fewshot.backbones import create_backbone
 from fewshot.methods import create_method
 from tests.methods.image_episodes import episodes_of_images
@@ -69,3 +70,43 @@ def test_its_own_backbone_adapts_here():
     loss, logits = learner.loss(episodes, labels)
     loss.backward()
     assert logits.shape == (2, 8, 4) and all(p.grad.isfinite().all() for p in learner.parameters())
+
+
+# -- fewshot.adapt, on a network that is no classifier -----------------------------------------------------------------
+
+
+def regression():
+    """(module, loss, support, query), in float64."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    support, query = ((torch.randn(6, 3).double(), torch.randn(6, 2).double()) for _ in range(2))
+    return module, lambda model, batch: F.mse_loss(model(batch[0]), batch[1]), support, query
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_adapt_is_clone_and_adapt(first_order):
+    module, loss, support, query = regression()
+    maml = l2l.algorithms.MAML(copy.deepcopy(module), lr=0.3, first_order=first_order)
+    learner = maml.clone()
+    for _ in range(3):
+        learner.adapt(loss(learner, support))
+    expected = loss(learner, query)
+    expected.backward()
+    found = loss(fewshot.adapt(module, loss, support, steps=3, learning_rate=0.3, first_order=first_order), query)
+    found.backward()
+    torch.testing.assert_close(found, expected, atol=1e-15, rtol=0)
+    torch.testing.assert_close([value.grad for value in module.parameters()], [value.grad for value in maml.parameters()],
+                               atol=1e-14, rtol=0)
+
+
+def test_adapt_with_learned_rates_is_meta_sgd():
+    module, loss, support, query = regression()
+    algorithm = l2l.algorithms.MetaSGD(copy.deepcopy(module), lr=0.3)
+    learner = algorithm.clone()
+    learner.adapt(loss(learner, support))
+    loss(learner, query).backward()
+    rates = {name: torch.full_like(value, 0.3).requires_grad_() for name, value in module.named_parameters()}
+    loss(fewshot.adapt(module, loss, support, learning_rate=rates), query).backward()
+    torch.testing.assert_close([rate.grad for rate in rates.values()], [lr.grad for lr in algorithm.lrs], atol=1e-14, rtol=0)
+    torch.testing.assert_close([value.grad for value in module.parameters()],
+                               [value.grad for value in algorithm.module.parameters()], atol=1e-14, rtol=0)

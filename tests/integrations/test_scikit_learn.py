@@ -102,6 +102,64 @@ def test_inside_scikit_learn(blobs):
     assert np.array_equal(pickle.loads(pickle.dumps(fitted)).predict_proba(X), fitted.predict_proba(X))
 
 
+@pytest.mark.parametrize("order", [np.arange(30), np.argsort(np.arange(30) % 3), np.arange(30)[::-1]],
+                         ids=["mixed", "class by class", "backwards"])
+def test_a_support_that_comes_in_pieces_answers_as_one_that_comes_at_once(blobs, order):
+    X, y = blobs[0][order], np.array(["late", "a", "b2"])[blobs[1]][order]
+    pieces, whole = FewShotClassifier("ridge"), FewShotClassifier("ridge").fit(X, y)
+    for part in np.array_split(np.arange(30), 7):
+        pieces.partial_fit(X[part], y[part])
+    assert list(pieces.classes_) == list(whole.classes_) == ["a", "b2", "late"]
+    assert np.array_equal(pieces.decision_function(blobs[0]), whole.decision_function(blobs[0]))
+    assert np.array_equal(pieces.fit(X[:9], y[:9]).support_, X[:9]), "fit begins anew"
+    assert len(pieces.partial_fit(X[9:], y[9:]).support_) == 30, "and is added to"
+
+
+def test_declared_classes_are_all_that_there_will_be(blobs):
+    X, y = blobs
+    model = FewShotClassifier().partial_fit(X[y < 2], y[y < 2], classes=[2, 0, 1, 3])
+    assert list(model.classes_) == [0, 1, 2, 3]
+    found, plain = model.predict_proba(X), FewShotClassifier().fit(X[y < 2], y[y < 2]).predict_proba(X)
+    assert np.array_equal(found[:, :2], plain) and (found[:, 2:] == 0).all()
+    assert np.isneginf(model.decision_function(X)[:, 2:]).all()
+    before = model.predict_proba(X)
+    with pytest.raises(FewshotError, match=r"y holds \[7\], which are not among the classes of the first call"):
+        model.partial_fit(X[:3], [0, 7, 1])
+    with pytest.raises(FewshotError, match=r"classes=\[0, 1\]; the classes so far are \[0, 1, 2, 3\]"):
+        model.partial_fit(X[:3], y[:3], classes=[0, 1])
+    with pytest.raises(FewshotError, match="give labels of one kind"):
+        model.partial_fit(X[:2], ["0", "1"])
+    assert np.array_equal(model.predict_proba(X), before), "a refused call changes nothing"
+    model.partial_fit(X[y == 2], y[y == 2], classes=[0, 1, 2, 3])
+    assert (model.predict(X) == y).mean() > 0.9
+
+
+def test_a_first_call_may_bring_one_class_and_a_wrong_one_nothing(blobs):
+    X, y = blobs
+    model = FewShotClassifier().partial_fit(X[y == 1], y[y == 1])
+    with pytest.raises(FewshotError, match="holds only one class so far .*partial_fit"):
+        model.predict(X)
+    both = y < 2
+    assert (model.partial_fit(X[y == 0], y[y == 0]).predict(X[both]) == y[both]).mean() > 0.9
+    wrong = FewShotClassifier("simple_shot", {"norm": "cl2n"})
+    with pytest.raises(FewshotError, match="needs statistics of the base classes"):
+        wrong.partial_fit(X[:30], y[:30])
+    wrong.set_params(base=X[:10]).partial_fit(X[30:], y[30:])
+    assert len(wrong.support_) == 30
+
+
+def test_decision_values_are_the_logits_of_the_method(blobs):
+    X, y = blobs
+    episodes = Episodes(torch.tensor(X[None, :30]), torch.tensor(y[None, :30]), torch.tensor(X[None]), 3)
+    logits = create_method("protonet", temperature=4.0)(episodes)[0].numpy()
+    model = FewShotClassifier(method_parameters={"temperature": 4.0}).fit(X[:30], y[:30])
+    assert np.array_equal(model.decision_function(X), logits) and model.decision_function(X[:0]).shape == (0, 3)
+    pair = y < 2
+    model.fit(X[pair], y[pair])
+    values, p = model.decision_function(X), model.predict_proba(X)
+    assert values.shape == (60,) and np.allclose(values, np.log(p[:, 1]) - np.log(p[:, 0]), atol=1e-6)
+
+
 def images(classes=3, each=6, channels=3):
     generator = np.random.default_rng(0)
     y = np.arange(classes).repeat(each)

@@ -257,7 +257,7 @@ def test_the_sheet_needs_nothing_from_outside_and_escapes(made):
 
 
 def test_a_sheet_of_very_many_images_shows_the_least_confident(made, monkeypatch):
-    monkeypatch.setattr("fewshot.labelling.contact_sheet._SHOWN", 4)
+    monkeypatch.setattr("fewshot.labelling.contact_sheet.SHOWN", 4)
     page = Page(sheet(made, 0.5))
     shown = sorted(int(item["data-row"]) for item in page.all("li") if "data-row" in item)
     assert shown == sorted(made.confidence.argsort(stable=True)[:4].tolist())

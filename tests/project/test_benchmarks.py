@@ -147,3 +147,12 @@ def test_a_method_that_does_not_fit_the_features_is_named(tmp_path):
     benchmark("transductive.py", "--methods", "soft_kmeans", "cosoc", "--rounds", 1, "--seconds", 0.01, "--write", page)
     text = page.read_text()
     assert "| soft_kmeans |" in text and "| cosoc |" not in text and "cosoc" in text.split("Not in this run: ")[1]
+
+
+@pytest.mark.slow
+def test_the_page_of_deployment(tmp_path):
+    pytest.importorskip("onnxscript", reason="needs the extra: pip install 'fewshot[onnx]'")
+    benchmark("deployment.py", "--backbones", "conv4", "--rounds", 1, "--write", tmp_path / "a.md", "--figure",
+              tmp_path / "a.png")
+    weights, model, difference, *_ = rows((tmp_path / "a.md").read_text())["conv4"]
+    assert 0.1 < float(weights) < float(model) < 2 and float(difference) <= 1e-4 and (tmp_path / "a.png").stat().st_size > 0
