@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | None = None, *,
              base_bank: FeatureBank | None = None, method: str | Method | None = None,
              episodes_file: str | Path | None = None, metrics: bool = False, calibrate: bool | FeatureBank = False,
-             coverage: float | None = None, notes: tuple[str, ...] = (), store: Store | None = None,
-             source: FeatureSource | None = None, work: Work | None = None, **settings: Any) -> Result | None:
+             notes: tuple[str, ...] = (), store: Store | None = None, source: FeatureSource | None = None,
+             work: Work | None = None, **settings: Any) -> Result | None:
     """Accuracy of one method on the episodes of `run`.
 
     run         the request, or give its settings as keywords: `evaluate(dataset="glyphs", shots=5)`; a record is repeated
@@ -47,15 +47,15 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     metrics     measure probabilities, too: negative log-likelihood, Brier score, calibration error, confusion matrix
     calibrate   also measure them with a temperature fitted on validation episodes: True for the validation classes of the
                 run's data set, or their bank
-    coverage    also measure sets that are to hold the true class at this rate, and which queries are called unknown, by
-                `Decisions` chosen on the validation classes that `calibrate` names: `decision_measures`
     notes       further warnings that tables must carry, for a bank given; those on what the backbone has seen are found
     store       where finished results are kept: a run that is there is returned, not repeated
     source      a `FeatureSource` shared by many runs, so that each image and feature is loaded once; or give `root` (folder
                 of the data sets) and `cache` (of features) as keywords
     work        how it is done; or give as keywords `workers`, `shard`, `device` and `progress`, see `Work`. With a shard
                 None is returned as long as others are missing in `store`
-    settings    of the run, over those that `run` has
+    settings    of the run, over those that `run` has; and coverage=0.9 with `calibrate`: measure sets that are to hold the
+                true class at this rate, and which queries are called unknown, by `Decisions` chosen on the validation
+                classes (`decision_measures`)
 
     With a store, finished episodes are kept there every few seconds (`progress.py`): an interrupted evaluation goes on where
     it stopped. However a run was interrupted or shared, its numbers are the same to the last bit (processors of
@@ -66,7 +66,7 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     """
     if isinstance(method, str):
         settings, method = {**settings, "method": method}, None
-    work = Work.taken_from(settings, work)
+    work, coverage = Work.taken_from(settings, work), settings.pop("coverage", None)
     source = source_taken_from(settings, work, source)
     run = Run.from_record(run) if isinstance(run, Record) else run
     run = Run(**settings) if run is None else run.changed(**settings) if settings else run

@@ -169,8 +169,8 @@ _COLUMNS = {
     "kept right (prob.)": "",
     "target": "Coverage: share of queries whose set holds the true class, to be the target; thresholds from validation "
               "episodes. Set size: mean number of classes in a set. Not unknown: share of queries of the episode's classes "
-              f"that are not called unknown, to be {100 * KEEP:g} or more; others found: share of the other queries that "
-              "are.",
+              f"that are not called unknown, chosen to be {100 * KEEP:g} on validation classes; others found: share of the "
+              "other queries that are.",
     "coverage": "", "set size": "", "not unknown": "", "others found": ""}
 
 
