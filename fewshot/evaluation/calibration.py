@@ -107,7 +107,7 @@ def choose_decisions(run: Run, bank: FeatureBank | None = None, base_bank: Featu
                      work: Work | None = None, **settings: Any) -> Decisions:
     """Choose on 500 validation episodes in the protocol of `run` what `fewshot.Decisions` holds.
 
-    run        its split is "val", whatever it says
+    run        its split is "val" and its episodes are 500, whatever it says
     bank       features of the validation classes (split "val"); without it the data set is loaded and embedded
     coverage   the rate at which sets are to hold the true class;  keep  at least this share of queries of the episode's
                classes is not to be called unknown
@@ -119,7 +119,7 @@ def choose_decisions(run: Run, bank: FeatureBank | None = None, base_bank: Featu
     check_coverage(keep, "keep")
     work = Work.taken_from(settings, work)
     source = source_taken_from(settings, work, source)
-    resolved = resolve(run.changed(**{**settings, "split": "val"}), bank, base_bank, source=source)
+    resolved = resolve(run.changed(**{**settings, "split": "val", "episodes": EPISODES}), bank, base_bank, source=source)
     device = own_device(work.device)
     method, prepare, transductive = ready(resolved, device)
     found = validation_answers(resolved.run, resolved.bank, method, prepare, device, can_adapt(method, transductive))
