@@ -11,7 +11,7 @@ all validation classes, measured on 2,000 episodes of the test classes; the inte
 
 `following`: the threshold follows the difficulty of the support (`decisions_from`), `fixed`: it does not, which is all that
 is possible with 1 shot. `support`: from the support alone (`support_sets`), no validation classes; impossible with 1 shot.
-About five minutes on one CPU core, without the extraction.
+About three minutes on one CPU core, without the extraction.
 """
 
 from __future__ import annotations
