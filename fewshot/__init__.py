@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.episodes.imported import import_episodes
     from fewshot.episodes.sampler import EpisodeSampler
     from fewshot.episodes.types import Episodes
+    from fewshot.evaluation.calibration import choose_decisions
+    from fewshot.evaluation.decisions import Decisions
     from fewshot.evaluation.evaluate import evaluate
     from fewshot.evaluation.result import Result, compare
     from fewshot.evaluation.run import Run
@@ -38,6 +40,8 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "episodes.imported": ("import_episodes",),
     "episodes.sampler": ("EpisodeSampler",),
     "episodes.types": ("Episodes",),
+    "evaluation.calibration": ("choose_decisions",),
+    "evaluation.decisions": ("Decisions",),
     "evaluation.evaluate": ("evaluate",),
     "evaluation.result": ("Result", "compare"),
     "evaluation.run": ("Run",),

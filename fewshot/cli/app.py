@@ -67,7 +67,7 @@ def everywhere(context: typer.Context,
 _app.command("list")(data.list_names)
 _app.command("eval")(evaluation.evaluate)
 for command in (data.data, train.train, features.embed, features.join, results.compare, results.plan, results.table,
-                results.report, hyper_parameters.tune, hyper_parameters.fit, predict.predict, predict.export,
+                results.report, hyper_parameters.tune, hyper_parameters.fit, predict.predict, predict.decide, predict.export,
                 convert.convert, sweep.sweep, cache.cache):
     _app.command()(command)
 _app.add_typer(episodes.app, name="episodes")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewshot.cli.options import Values, options_from_types
-from fewshot.cli.predict import Labelling, print_answers
+from fewshot.cli.predict import Deciding, Labelling, decisions_of, print_answers
 from fewshot.cli.values import pairs
 from fewshot.core.errors import FewshotError
 from fewshot.core.settings import anything, setting
@@ -35,7 +35,7 @@ class Network:
 
 
 @dataclass
-class Asked:
+class Asked(Deciding):
     """What becomes of answers."""
 
     low: float = setting(0.5, "mark answers with a probability below this", anything)
@@ -43,7 +43,7 @@ class Asked:
 
 
 @app.command()
-@options_from_types(left_out=(*_WORK, "low", "out"), transforms="l2", device="auto")
+@options_from_types(left_out=(*_WORK, "decisions", "coverage", "low", "out"), transforms="l2", device="auto")
 def create(file: File, support: Annotated[Path, typer.Option(help="folder with one folder of example images per class")],
            spec: Values[MethodSpec], labelling: Labelling, work: Values[Work]) -> None:
     """Make a classifier from a few examples of each class. Settings are those of `fewshot predict`."""
@@ -107,12 +107,13 @@ def correct(file: File, corrections: Annotated[Path, typer.Argument(help="CSV fi
 
 @app.command()
 @options_from_types(left_out=_WORK, device="auto")
-def predict(file: File, images: Annotated[Path, typer.Argument(help="folder of images to label, or one image")],
+def predict(context: typer.Context, file: File,
+            images: Annotated[Path, typer.Argument(help="folder of images to label, or one image")],
             asked: Asked, network: Network, work: Values[Work]) -> None:
     """Label images: a table, and a page of all, the least certain first, where corrections are picked."""
     if not 0 <= asked.low <= 1:
         raise FewshotError(f"--low={asked.low}; a probability lies between 0 and 1")
-    found = _load(file, network, work).predict(images)
+    found = _load(file, network, work).predict(images, decisions=decisions_of(context, asked.decisions, asked.coverage))
     written = found.save(asked.out, asked.low)
     print_answers(found, asked.low)
     for path in written:

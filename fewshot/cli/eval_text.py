@@ -47,6 +47,8 @@ def eval_command(result: Result, data_root: str | Path | None = None, weights: M
                 words += [known.option(name), str(value)]
         words += ["--episodes", str(run.episodes), *(["--seed", str(run.seed)] if run.seed else [])]
     words += ["--metrics"] if "nll" in result.measures else []
+    if "coverage_target" in result.measures:
+        words += ["--coverage", f"{float(result.measures['coverage_target']):g}"]
     if "temperature" in result.measures:
         words.append("--calibrate")
         if "--features" in words:

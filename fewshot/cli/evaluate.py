@@ -39,6 +39,8 @@ class Asked:
                               flag="--calibrate")
     calibration_features: Path | None = setting(None, "feature bank of the validation classes, for --calibrate beside "
                                                 "--features", anything)
+    coverage: float | None = setting(None, "also sets that are to hold the true class at this rate, by thresholds from "
+                                     "validation classes; implies --calibrate", anything)
     figure: Path | None = setting(None, "draw accuracy against what is a list (shots, ways, queries or alpha): FIGURE.png "
                                   "and .pdf", anything)
     json_file: Path | None = setting(None, "also write the results here; - prints them, and no table", anything,
@@ -54,6 +56,8 @@ def evaluate(context: typer.Context, subject: Values[Subject], banks: Banks, spe
     from fewshot.data.banks import FeatureBank
     from fewshot.evaluation.store import Store
 
+    if asked.coverage is not None:
+        asked.calibrate = True
     _check(context, banks, protocol, asked)
     data = data_of(context, subject, banks, places)
     wanted = runs_of(context, data.subject, spec, protocol, run, _learned(asked.learned, words(spec["method"])))
@@ -67,7 +71,7 @@ def evaluate(context: typer.Context, subject: Values[Subject], banks: Banks, spe
     store = Store(places.runs)
     store.prepare()
     given = {"bank": data.bank, "base_bank": data.base_bank, "store": store, "metrics": asked.metrics,
-             "calibrate": calibration, "episodes_file": asked.episode_file}
+             "calibrate": calibration, "coverage": asked.coverage, "episodes_file": asked.episode_file}
     results, failures = _results(context, wanted, data, Work(**{**work, "shard": shard_of(work["shard"])}),
                                  places.runs / "cache", given)
     if results:

@@ -13,8 +13,9 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.saved import EpisodeList
-from fewshot.evaluation.calibration import validation_temperature
+from fewshot.evaluation.calibration import can_adapt, decisions_from, fit_temperature, validation_answers
 from fewshot.evaluation.collect import collect
+from fewshot.evaluation.decisions import check_coverage
 from fewshot.evaluation.measures import finished
 from fewshot.evaluation.progress import Parts
 from fewshot.evaluation.record import Record
@@ -52,7 +53,9 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
                 of the data sets) and `cache` (of features) as keywords
     work        how it is done; or give as keywords `workers`, `shard`, `device` and `progress`, see `Work`. With a shard
                 None is returned as long as others are missing in `store`
-    settings    of the run, over those that `run` has
+    settings    of the run, over those that `run` has; and coverage=0.9 with `calibrate`: measure sets that are to hold the
+                true class at this rate, and which queries are called unknown, by `Decisions` chosen on the validation
+                classes (`decision_measures`)
 
     With a store, finished episodes are kept there every few seconds (`progress.py`): an interrupted evaluation goes on where
     it stopped. However a run was interrupted or shared, its numbers are the same to the last bit (processors of
@@ -63,7 +66,7 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     """
     if isinstance(method, str):
         settings, method = {**settings, "method": method}, None
-    work = Work.taken_from(settings, work)
+    work, coverage = Work.taken_from(settings, work), settings.pop("coverage", None)
     source = source_taken_from(settings, work, source)
     run = Run.from_record(run) if isinstance(run, Record) else run
     run = Run(**settings) if run is None else run.changed(**settings) if settings else run
@@ -73,6 +76,11 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     if bank is None and (base_bank is not None or notes):
         raise FewshotError(f"{'base_bank' if base_bank is not None else 'notes'} without bank: with a data set its own base "
                            "classes and notes are used; give bank=, too, or leave it out")
+    if coverage is not None:
+        check_coverage(coverage)
+        if calibrate is False:
+            raise FewshotError(f"coverage={coverage} without calibrate: thresholds are chosen on validation classes, give "
+                               "calibrate=True, or their bank")
     if calibrate is True and bank is not None:
         raise FewshotError("calibrate=True with a bank: pass the bank of the validation classes, calibrate=bank")
     if store is not None and method is not None:
@@ -83,35 +91,43 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     validation = (resolve(run.changed(split="val"), method=method, source=source).bank if calibrate is True
                   else calibrate or None)
     resolved = resolve(run, bank, base_bank, method=method, episodes=episodes, source=source, notes=notes)
-    return evaluate_resolved(resolved, store=store, metrics=metrics, calibrate=validation, episodes=episodes,
-                             work=work)
+    return evaluate_resolved(resolved, store=store, metrics=metrics, calibrate=validation, coverage=coverage,
+                             episodes=episodes, work=work)
 
 
 def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics: bool = False,
-                      calibrate: FeatureBank | ImageBank | None = None, episodes: EpisodeList | None = None,
-                      work: Work | None = None) -> Result | None:
+                      calibrate: FeatureBank | ImageBank | None = None, coverage: float | None = None,
+                      episodes: EpisodeList | None = None, work: Work | None = None) -> Result | None:
     """As `evaluate`, for what `resolve` returned. A stored result without the measures asked for is made again."""
     run, record, work, start = resolved.run, resolved.record, work or Work(), time.perf_counter()
     if work.shard is not None and store is None:
         raise FewshotError(f"shard={work.shard} without store: shards meet in a store that all of them reach")
     device = own_device(work.device)
     wanted = {name for name, asked in (("nll", metrics), ("temperature", calibrate is not None)) if asked}
-    if store is not None and (found := store.load(record)) is not None and wanted <= found.measures.keys():
+    if store is not None and (found := store.load(record)) is not None and wanted <= found.measures.keys() and (
+            coverage is None or found.measures.get("coverage_target") == coverage):
         store.parts(record).remove()  # what another process of the same run may have left
         return dataclasses.replace(found, title=resolved.title)  # the folder may have been renamed since
     method, prepare, transductive = ready(resolved, device)
     sampler = run.sampler(resolved.bank) if episodes is None else episodes.of(resolved.bank)
-    temperature = None if calibrate is None else validation_temperature(run, calibrate, method, prepare, device)
+    temperature, decisions = None, None
+    if calibrate is not None:
+        adapts = coverage is not None and can_adapt(method, transductive)
+        answered = validation_answers(run, calibrate, method, prepare, device, adapts)
+        decisions = None if coverage is None else decisions_from(answered, coverage)
+        temperature = fit_temperature(answered.logits, answered.labels) if decisions is None else decisions.temperature
     scorer = Scorer(resolved.bank, sampler, method, prepare, run.episodes, metrics or calibrate is not None, temperature,
-                    device)
+                    decisions, device)
     kept = Parts() if store is None else store.parts(record, scores=scorer.scores, temperature=temperature,
-                                                     device=device.type)
+                                                     decisions=decisions and decisions.to_dict(), device=device.type)
     rows, fingerprint = collect(scorer, kept, work, label=f"{record.method} {run.protocol}")
     if not rows.complete:  # a shard; another one may just have put all together
         return None if store is None else store.load(record)
     measures = rows.arrays | finished(rows.totals, resolved.bank.classes)
     if temperature is not None:
         measures["temperature"] = torch.tensor(temperature, dtype=torch.float64)
+    if coverage is not None:
+        measures["coverage_target"] = torch.tensor(coverage, dtype=torch.float64)
     result = Result(record=record, title=resolved.title, correct=measures.pop("correct"),
                     iterations=measures.pop("iterations", None), converged=measures.pop("converged", None),
                     measures=measures, fingerprint=fingerprint.hexdigest(),

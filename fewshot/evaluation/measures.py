@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fewshot.evaluation.decisions import Decisions
 from fewshot.ops.class_reductions import best_class
 from fewshot.statistics import mean_interval
 
@@ -116,6 +117,22 @@ def open_set_measures(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return found
 
 
+def decision_measures(decisions: Decisions, logits: Tensor, labels: Tensor,
+                      difficulty: Tensor | None = None) -> dict[str, Tensor]:
+    """What the decisions are worth, each [E]: `coverage`, the share of queries whose set holds the true class, `set_size`,
+    the mean number of classes in a set, `known_kept`, the share of queries not called unknown; of queries with label -1,
+    where there are any, `open_found`, the share called unknown. The others are of queries with a label alone."""
+    sets, unknown, known = decisions.sets(logits, difficulty), decisions.unknown(logits), labels >= 0
+    holds = sets.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+
+    def mean(values: Tensor, of: Tensor) -> Tensor:
+        return (values * of).sum(1, dtype=torch.float64) / of.sum(1)
+
+    found = {"coverage": mean(holds, known), "set_size": mean(sets.sum(-1), known),
+             "known_kept": mean(~unknown, known)}
+    return found if known.all() else found | {"open_found": mean(unknown, ~known)}
+
+
 class Measures:
     """Measures the episodes of a unit, chunk by chunk; `totals` is what is summed over episodes, as integers.
 
@@ -123,9 +140,12 @@ class Measures:
     scores        measure probabilities, too: nll and brier [E], and the totals calibration [3, BINS] and confusion [C, C]
                   over `classes` (row: true, column: predicted)
     temperature   with scores: measure softmax(logits / temperature), too, under names that end in _calibrated
+    decisions     measure what these are worth, too
     """
 
-    def __init__(self, classes: Tensor, scores: bool = False, temperature: float | None = None):
+    def __init__(self, classes: Tensor, scores: bool = False, temperature: float | None = None,
+                 decisions: Decisions | None = None):
+        self._decisions = decisions
         self._endings = {"": 1.0} if scores else {}
         if temperature is not None:
             self._endings["_calibrated"] = temperature
@@ -133,9 +153,10 @@ class Measures:
         shape = len(classes), len(classes)
         self.totals: dict[str, Tensor] = {"confusion": torch.zeros(shape, dtype=torch.int64)} if scores else {}
 
-    def __call__(self, logits: Tensor, labels: Tensor, classes: Tensor) -> dict[str, Tensor]:
+    def __call__(self, logits: Tensor, labels: Tensor, classes: Tensor,
+                 difficulty: Tensor | None = None) -> dict[str, Tensor]:
         """Arrays [E, ...] of these episodes: logits [E, Q, N], labels [E, Q] with -1 for queries of no class of the
-        episode, classes [E, N]."""
+        episode, classes [E, N], difficulty [E] where the decisions need it."""
         predicted, known = best_class(logits.transpose(1, 2)), labels >= 0
         right = (predicted == labels).sum(1, dtype=torch.float64)
         found = {"correct": right / known.sum(1), **class_counts(predicted, labels, classes, self._pool)}
@@ -151,6 +172,8 @@ class Measures:
             found |= {name + ending: values for name, values in scores.items()}
         if not known.all():
             found |= open_set_measures(logits, labels)
+        if self._decisions is not None:
+            found |= decision_measures(self._decisions, logits, labels, difficulty)
         return found
 
 

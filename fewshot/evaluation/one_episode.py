@@ -9,8 +9,17 @@ from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank
 from fewshot.episodes.types import Episodes
 from fewshot.evaluation.batching import answers
+from fewshot.evaluation.decisions import (
+    COVERAGE,
+    Decided,
+    Decisions,
+    check_coverage,
+    difficulty,
+    support_sets,
+)
 from fewshot.features.transforms import TransformChain, parse_transforms
 from fewshot.methods.contract import Method, create_method, few_queries, method_parameters
+from fewshot.ops.distances import squared_euclidean
 
 
 def parameters_of_own_data(name: str, given: dict) -> dict:
@@ -56,7 +65,37 @@ def logits_of(support: Tensor, labels: Tensor, queries: Tensor, ways: int, metho
 
     Raises FewshotError when the features of both differ in length, and when the logits are not finite.
     """
-    episode = Episodes(support=support[None], support_labels=labels[None], query=queries[None], ways=ways)
     with torch.inference_mode():
-        logits, _ = next(answers(method, [chain(episode)]))
+        logits, _ = next(answers(method, [chain(_episode(support, labels, queries, ways))]))
     return logits[0].clone()  # an ordinary tensor, not one of inference mode
+
+
+def decide(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: Method, chain: TransformChain,
+           decisions: Decisions | float = COVERAGE) -> Decided | None:
+    """Decisions [Q, ...] on the same episode as `answer`: by `decisions`, or where these are a number, sets alone, from the
+    support, that are to hold the true class at this rate. None where the latter are impossible: with one example of each
+    class, and for a transductive answer, which a few left-out examples do not get."""
+    with torch.inference_mode():
+        prepared = chain(_episode(support, labels, queries, ways))
+        if not isinstance(decisions, Decisions):
+            inductive = method.setting == "inductive" and not chain.transductive
+            found = support_sets(method, prepared, check_coverage(decisions)) if inductive else None
+            return None if found is None else Decided(decisions, found[0].clone())
+        hard = difficulty(method, prepared, decisions.temperature) if decisions.slope else None
+        logits, _ = next(answers(method, [prepared]))
+        sets = decisions.sets(logits, hard)[0]
+    logits = logits[0].clone()  # an ordinary tensor, not one of inference mode
+    return Decided(decisions.coverage, sets.clone(), decisions.probabilities(logits), decisions.unknown(logits))
+
+
+def nearest_examples(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: Method, chain: TransformChain,
+                     count: int = 3) -> Tensor:
+    """Rows [Q, count or fewer] of the support that are nearest to each query, nearest first: Euclidean distance of the
+    features that the method gets, after the transforms. What a person can look at, whatever `method` does with it."""
+    episode = chain(_episode(support, labels, queries, ways))
+    distances = squared_euclidean(episode.query, episode.support)[0]
+    return distances.sort(dim=1, stable=True).indices[:, :count]
+
+
+def _episode(support: Tensor, labels: Tensor, queries: Tensor, ways: int) -> Episodes:
+    return Episodes(support=support[None], support_labels=labels[None], query=queries[None], ways=ways)

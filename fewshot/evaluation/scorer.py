@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.sampler import EpisodeIndices, EpisodeSampler, joined
 from fewshot.episodes.saved import EpisodeList, block_size
 from fewshot.episodes.types import Episodes
 from fewshot.evaluation.batching import answers
+from fewshot.evaluation.decisions import Decisions, difficulty
 from fewshot.evaluation.measures import Measures
 from fewshot.evaluation.progress import Part
 from fewshot.methods.contract import Method, TwoStageMethod
@@ -34,7 +36,7 @@ class Scorer:
     bank, drawn_from   the items, and where the row numbers of episodes come from
     method         fitted; prepare: what its episodes pass before
     episodes       of the run
-    scores, temperature   what `Measures` takes
+    scores, temperature, decisions   what `Measures` takes
     device         of the method; the items stay where they are
 
     Episodes are drawn in blocks (those of the fingerprint), and a method sees a block in chunks. A unit is the smallest
@@ -49,6 +51,7 @@ class Scorer:
     episodes: int
     scores: bool = False
     temperature: float | None = None
+    decisions: Decisions | None = None
     device: torch.device = torch.device("cpu")
     _drawn: tuple[int, EpisodeIndices] | None = None
     _received: tuple[int, EpisodeIndices] | None = None
@@ -117,7 +120,9 @@ class Scorer:
         """The part of the unit that begins with episode `start`; raises Cancelled between two chunks once `going()` is
         false."""
         rows, done = {}, 0
-        measures = Measures(self.bank.classes, self.scores, self.temperature)
+        measures = Measures(self.bank.classes, self.scores, self.temperature, self.decisions)
+        adaptive = self.decisions if self.decisions is not None and self.decisions.slope else None
+        hard: list[Tensor] = []
 
         def chunks() -> Iterator[Episodes]:
             room = None
@@ -129,13 +134,17 @@ class Scorer:
             for chunk in indices.split(self.chunk):
                 if not going():
                     raise Cancelled
-                yield self.prepare(self._over(chunk.gather(self.bank, room)))
+                prepared = self.prepare(self._over(chunk.gather(self.bank, room)))
+                if adaptive is not None:
+                    hard.append(difficulty(self.method, prepared, adaptive.temperature))
+                yield prepared
 
         with torch.inference_mode():
             for logits, found in answers(self.method, chunks()):
                 logits, found = logits.cpu(), {name: values.cpu() for name, values in found.items()}
                 here = indices[done : done + len(logits)]
-                for name, values in (found | measures(logits, here.query_labels, here.classes)).items():
+                of_support = torch.cat(hard)[done : done + len(here)] if hard else None
+                for name, values in (found | measures(logits, here.query_labels, here.classes, of_support)).items():
                     # Written into one array: small tensors kept alive among the freed features of each chunk would split
                     # the heap, and memory would grow with the number of episodes.
                     if name not in rows:

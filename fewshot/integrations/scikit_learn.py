@@ -14,12 +14,23 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from fewshot.backbones import Backbone, create_backbone, input_for
 from fewshot.core.arrays import as_array, as_tensor
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
-from fewshot.evaluation.one_episode import doubt, fitted_method, logits_of
+from fewshot.evaluation.decisions import COVERAGE, Decisions, check_coverage
+from fewshot.evaluation.one_episode import (
+    decide,
+    doubt,
+    fitted_method,
+    logits_of,
+    nearest_examples,
+    parameters_of_own_data,
+)
 from fewshot.features.extract import embed
 from fewshot.features.transforms import TransformChain
 from fewshot.methods.contract import Method
+
+Episode = tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, Method, TransformChain]  # what `logits_of` takes
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):
@@ -43,6 +54,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
     base                features [M, D] (with a backbone: images) of base classes, for methods and transforms that need
                         their statistics
     batch_size          images that go through the backbone at once
+    decisions           of `fewshot.choose_decisions`, for the same method, transforms and weights: `predict_set` and
+                        `is_unknown` follow them, and probabilities are calibrated. Or a number: `predict_set` gives sets
+                        from the support alone, that are to hold the true class at this rate
 
     After `fit`: classes_ [N] sorted labels; n_features_in_, D (with a backbone: C H W); support_ [S, D], the features,
     support_labels_ [S], positions in classes_, and base_, the features of `base`; with a backbone also image_shape_ and
@@ -54,7 +68,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
 
     def __init__(self, method: str = "protonet", method_parameters: dict | None = None, transforms: str = "",
                  backbone: str | Backbone | None = None, weights: str | Path | None = None, base: ArrayLike | None = None,
-                 batch_size: int = 64):
+                 batch_size: int = 64, decisions: Decisions | float = COVERAGE):
         self.method = method
         self.method_parameters = method_parameters
         self.transforms = transforms
@@ -62,6 +76,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         self.weights = weights
         self.base = base
         self.batch_size = batch_size
+        self.decisions = decisions
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> FewShotClassifier:
         """Store the support: X [S, D] or images, y [S] labels of any kind that sorts."""
@@ -126,8 +141,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[chosen]
 
     def predict_proba(self, X: ArrayLike) -> NDArray:
-        """Probabilities [n, N] in the order of classes_: the softmax of the method's logits, not calibrated."""
-        return torch.tensor(self._logits(X)).softmax(1).numpy()
+        """Probabilities [n, N] in the order of classes_: the softmax of the method's logits, calibrated where `decisions`
+        are those of validation episodes."""
+        logits = torch.tensor(self._logits(X))
+        found = self.decisions.probabilities(logits) if isinstance(self.decisions, Decisions) else logits.softmax(1)
+        return found.numpy()
 
     def decision_function(self, X: ArrayLike) -> NDArray:
         """The method's logits [n, N] in the order of classes_; of two classes, as scikit-learn has it, those of the second
@@ -135,29 +153,71 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
+    def predict_set(self, X: ArrayLike) -> NDArray:
+        """bool [n, N] in the order of classes_: the classes in the set of each row, which holds the true class at the rate
+        of `decisions`; a set may be empty. A class without a row (`partial_fit`) is in none.
+
+        Raises FewshotError where sets cannot be had from the support: without a class of 2 examples, and for a transductive
+        answer. With fewer examples than coverage / (1 - coverage) such a set holds all classes.
+        """
+        seen, episode = self._episode(X)
+        sets = np.zeros((len(episode[2]), len(self.classes_)), dtype=bool)
+        if not len(sets):
+            return sets
+        if isinstance(self.decisions, Decisions) and (doubtful := self.decisions.doubt(episode[1], len(seen))):
+            warnings.warn(doubtful, stacklevel=2)
+        found = decide(*episode, self.decisions)
+        if found is None:
+            raise FewshotError("sets from the support alone need an inductive method and a class of 2 examples or more; "
+                               "give decisions=, chosen on validation episodes (fewshot.choose_decisions)")
+        sets[:, seen] = found.sets.numpy()
+        return sets
+
+    def is_unknown(self, X: ArrayLike) -> NDArray:
+        """bool [n]: whether a row seems to be of none of classes_. Raises FewshotError unless `decisions` are those of
+        validation episodes."""
+        if not isinstance(self.decisions, Decisions):
+            raise FewshotError(f"decisions={self.decisions!r}; unknown rows are told by a threshold chosen on validation "
+                               "episodes, decisions=fewshot.choose_decisions(run)")
+        return self.decisions.unknown(torch.tensor(self._logits(X))).numpy()
+
+    def nearest_examples(self, X: ArrayLike, count: int = 3) -> NDArray:
+        """Positions [n, count or fewer] in support_ of the examples nearest to each row, nearest first, after the
+        transforms."""
+        count = check_integer("count", count, 1)
+        _, episode = self._episode(X)
+        if not len(episode[2]):
+            return np.empty((0, min(count, len(self.support_))), dtype=np.int64)
+        return nearest_examples(*episode, count).numpy()
+
     def _logits(self, X: ArrayLike) -> NDArray:
         """[n, N]"""
+        seen, episode = self._episode(X)
+        rows, method, chain = len(episode[2]), *episode[4:]
+        if not rows:
+            return np.empty((0, len(self.classes_)), dtype=self.support_.dtype)
+        # Of a single row the method itself says so.
+        if rows > 1 and (doubtful := doubt(method, chain, rows, len(seen))):
+            warnings.warn(f"{self.method}: {doubtful}", stacklevel=3)
+        found = logits_of(*episode).numpy()
+        logits = np.full((rows, len(self.classes_)), -np.inf, dtype=found.dtype)
+        logits[:, seen] = found
+        return logits
+
+    def _episode(self, X: ArrayLike) -> tuple[NDArray, Episode]:
+        """Positions in classes_ of the classes of the support, and what the rows of X are asked with."""
         check_is_fitted(self)
         if self.backbone is None:
             rows = as_array("X", validate_data(self, X, dtype=(np.float64, np.float32), reset=False, ensure_min_samples=0))
         else:
             rows = self._images(X, reset=False)
-        if not len(rows):
-            return np.empty((0, len(self.classes_)), dtype=self.support_.dtype)
         seen, labels = np.unique(self.support_labels_, return_inverse=True)
-        if len(seen) < 2:
+        if len(rows) and len(seen) < 2:
             raise FewshotError(f"the support holds only one class so far ({self.classes_[seen[0]]!r}); add rows of another "
                                "with partial_fit")
-        features = self._features(rows).astype(self.support_.dtype, copy=False)
-        fitted = self._fitted(self.base_)
-        # Of a single row the method itself says so.
-        if len(rows) > 1 and (doubtful := doubt(*fitted, len(rows), len(seen))):
-            warnings.warn(f"{self.method}: {doubtful}", stacklevel=3)
-        found = logits_of(torch.tensor(self.support_), torch.tensor(labels), torch.tensor(features), len(seen),
-                          *fitted).numpy()
-        logits = np.full((len(rows), len(self.classes_)), -np.inf, dtype=found.dtype)
-        logits[:, seen] = found
-        return logits
+        features = self._features(rows).astype(self.support_.dtype, copy=False) if len(rows) else rows
+        return seen, (torch.tensor(self.support_), torch.tensor(labels), torch.tensor(features), len(seen),
+                      *self._fitted(self.base_))
 
     def _fitted(self, base: NDArray | None) -> tuple[Method, TransformChain]:
         """(method, transforms), with the statistics of the base classes [M, D] where they need them."""
@@ -165,7 +225,13 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         if base is not None:
             bank = FeatureBank(as_tensor("base", base), torch.zeros(len(base), dtype=torch.int64), name="base",
                                split="train")
-        return fitted_method(self.method, self.method_parameters or {}, self.transforms, bank)
+        method, chain = fitted_method(self.method, self.method_parameters or {}, self.transforms, bank)
+        if isinstance(self.decisions, Decisions):
+            self.decisions.check(self.method, parameters_of_own_data(self.method, self.method_parameters or {}), str(chain),
+                                 None if self.backbone is None else self.backbone_.weights_id)
+        else:
+            check_coverage(self.decisions, "decisions")
+        return method, chain
 
     def _base(self, base: NDArray, support: NDArray) -> NDArray:
         values = self._features(base).astype(support.dtype, copy=False)

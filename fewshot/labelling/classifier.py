@@ -18,11 +18,12 @@ from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.datasets.files import Folder as FolderTree
 from fewshot.datasets.files import Tree, composed
 from fewshot.datasets.folder import Folder
+from fewshot.evaluation.decisions import COVERAGE, Decisions
 from fewshot.evaluation.method_spec import MethodSpec
-from fewshot.evaluation.one_episode import answer, fitted_method
+from fewshot.evaluation.one_episode import answer, decide, fitted_method, nearest_examples
 from fewshot.features.extract import embed
 from fewshot.labelling.contents import Contents, Example
-from fewshot.labelling.predict import own_parameters, told
+from fewshot.labelling.predict import check_decisions, decision_notes, own_parameters, told
 from fewshot.labelling.reading import (
     network_of,
     pixel_sha256,
@@ -190,8 +191,9 @@ class Classifier:
                                "again, or give images='FOLDER', which they lie below")
         self._take(pixels, hashes, [f"{one.folder.absolute().name}/{one.file}" for one in found], names, moves=True)
 
-    def predict(self, images: str | Path, batch_size: int = 64) -> Review:
-        """Label an image, or all images of a folder and of those below it, as one episode.
+    def predict(self, images: str | Path, batch_size: int = 64, decisions: Decisions | float = COVERAGE) -> Review:
+        """Label an image, or all images of a folder and of those below it, as one episode. decisions: as `predict_folder`
+        takes them.
 
         An unreadable image is left out with a warning; fewer than two classes and no readable image raise FewshotError.
         """
@@ -199,22 +201,25 @@ class Classifier:
         if len(self.class_names) < 2:
             raise FewshotError(f"the classifier has {len(self.class_names)} classes and needs at least 2; add them with "
                                "add_class")
+        spec, (method, chain) = contents.spec, self._fitted
+        check_decisions(decisions, spec.method, spec.parameters, chain, self._network)
         tree, names = query_files(where)
         asked, unreadable = read_readable(tree, names, contents.image_size, self._network.transform.channels, where)
         hashes = tuple(pixel_sha256(image) for image in asked.images)
         features = self._embed(asked, batch_size)
-        method, chain = self._fitted
-        probabilities = answer(contents.features, contents.labels, features, len(self.class_names), method, chain)
-        spec = contents.spec
+        ways = len(self.class_names)
+        episode = contents.features, contents.labels, features, ways, method, chain
+        decided = decide(*episode, decisions)
+        nearest = tuple(tuple(contents.examples[row].file for row in rows) for rows in nearest_examples(*episode).tolist())
         usual = method_parameters(spec.method)
         named = {key: value for key, value in spec.parameters.items() if value != usual[key]}
-        setting, description, notes = told(spec.method, named, method, chain, self._network, len(asked),
-                                           len(self.class_names))
+        setting, description, notes = told(spec.method, named, method, chain, self._network, len(asked), ways)
+        notes += decision_notes(spec.method, contents.labels, ways, decisions, decided)
         files = asked.files or ()
         repeated = {file: contents.held[key].file for file, key in zip(files, hashes, strict=True) if key in contents.held}
         folder = where.parent if where.is_file() else where
-        return Review(files, self.class_names, probabilities, setting, description, notes, unreadable, repeated, None,
-                      asked.images, folder.as_posix(), hashes)
+        return Review(files, self.class_names, answer(*episode), setting, description, notes, unreadable, repeated, None,
+                      asked.images, folder.as_posix(), hashes, nearest=nearest, decided=decided)
 
     def _add_images(self, name: str, images: Images) -> None:
         files: list[tuple[Tree, str]] = []

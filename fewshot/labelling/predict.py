@@ -7,11 +7,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from fewshot.backbones import Backbone
 from fewshot.core.files import write_atomically
 from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
-from fewshot.evaluation.one_episode import answer, doubt, fitted_method, parameters_of_own_data
+from fewshot.evaluation.decisions import COVERAGE, Decided, Decisions, check_coverage
+from fewshot.evaluation.one_episode import (
+    answer,
+    decide,
+    doubt,
+    fitted_method,
+    nearest_examples,
+    parameters_of_own_data,
+)
 from fewshot.features.extract import embed
 from fewshot.features.transforms import TransformChain
 from fewshot.labelling.answers import LOW, Answers
@@ -28,6 +39,7 @@ from fewshot.labelling.reading import (
 )
 from fewshot.methods import Method
 from fewshot.reporting.naming import parameter_text
+from fewshot.statistics import conformal_rank
 
 # ProtoNet's own temperature, 1, makes every probability of L2-normalised features nearly equal. With 0.1, few answers on
 # Caltech-101's validation classes are below LOW, and these are wrong far more often than the others.
@@ -47,8 +59,8 @@ class Predictions(Answers):
 
 def predict_folder(support: str | Path, queries: str | Path, *, method: str = "protonet", parameters: dict | None = None,
                    backbone: str | Backbone | None = None, weights: str | Path | None = None, transforms: str = "l2",
-                   base_bank: FeatureBank | None = None, batch_size: int = 64, progress: bool = False,
-                   device: str = "cpu") -> Predictions:
+                   base_bank: FeatureBank | None = None, decisions: Decisions | float = COVERAGE, batch_size: int = 64,
+                   progress: bool = False, device: str = "cpu") -> Predictions:
     """Label the images of `queries` with the classes of `support`, all as one episode.
 
     support      folder with one folder of images per class; shots may be unequal
@@ -61,6 +73,9 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     weights      of the backbone, as for `create_backbone`
     transforms   feature transforms before the method
     base_bank    features of base classes, for methods and transforms that need their statistics
+    decisions    of `fewshot.choose_decisions` for the same method, transforms and weights: sets, calibrated probabilities
+                 and "unknown". Or a number: sets from the support alone, of an inductive method with 2 examples of a class
+                 or more, that are to hold the true class at this rate
     device       where the backbone computes: cpu, cuda, mps, or auto
 
     Images are decoded as by the data set "folder": EXIF orientation applied, transparency on white, centre square. An
@@ -73,16 +88,30 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
     listing = support_listing(support)
     tree, names = query_files(queries, support)
     network, where = network_of(backbone, weights), own_device(device)
+    check_decisions(decisions, method, parameters, chain, network)
     size, channels = image_shape(network)
     known = examples(listing, support, size, channels)
     asked, unreadable = read_readable(tree, names, size, channels, queries)
     repeated = _repeated(known, asked)
     values = [embed(bank, network, batch_size=batch_size, progress=progress, device=where).features
               for bank in (known, asked)]
-    probabilities = answer(values[0], known.labels, values[1], len(known.class_names), chosen, chain)
-    setting, description, notes = told(method, parameters, chosen, chain, network, len(asked), len(known.class_names))
-    return Predictions(asked.files or (), tuple(known.class_names), probabilities, setting, description, notes, unreadable,
-                       repeated, known, asked.images)
+    ways, files = len(known.class_names), known.files or ()
+    episode = values[0], known.labels, values[1], ways, chosen, chain
+    decided = decide(*episode, decisions)
+    nearest = tuple(tuple(files[row] for row in rows) for rows in nearest_examples(*episode).tolist())
+    setting, description, notes = told(method, parameters, chosen, chain, network, len(asked), ways)
+    notes += decision_notes(method, known.labels, ways, decisions, decided)
+    return Predictions(asked.files or (), tuple(known.class_names), answer(*episode), setting, description, notes,
+                       unreadable, repeated, known, asked.images, nearest=nearest, decided=decided)
+
+
+def check_decisions(decisions: Decisions | float, method: str, parameters: Mapping, chain: TransformChain,
+                    network: Backbone) -> None:
+    """Raise FewshotError unless the decisions were chosen for such answers, or are a rate."""
+    if isinstance(decisions, Decisions):
+        decisions.check(method, parameters, str(chain), network.weights_id)
+    else:
+        check_coverage(decisions, "decisions")
 
 
 def own_parameters(method: str, given: dict | None) -> dict:
@@ -126,4 +155,24 @@ def _notes(setting: str, name: str, method: Method, network: Backbone, doubtful:
         yield f"{name} assumes {assumption}."
     if network.weights_id.startswith("random:"):
         yield f"The weights of {network.name} are untrained, so the answers mean little: give trained weights."
-    yield f"Probabilities are those of {name}, not calibrated; compare them with each other."
+
+
+def decision_notes(name: str, labels: Tensor, ways: int, decisions: Decisions | float,
+                   decided: Decided | None) -> tuple[str, ...]:
+    """What is promised of sets, probabilities and "unknown", and why where it is not."""
+    if isinstance(decisions, Decisions):
+        doubtful = decisions.doubt(labels, ways)
+        return (f"Sets are to hold the true class in {100 * decisions.coverage:g} % of the images, and at most "
+                f"{100 * (1 - decisions.keep):.3g} % of images of these classes are to be called unknown; thresholds and "
+                "the temperature of the probabilities were chosen on validation episodes of "
+                f"{decisions.chosen_on.get('dataset')}.", *([f"{doubtful[0].upper()}{doubtful[1:]}."] if doubtful else []))
+    first = f"Probabilities are those of {name}, not calibrated; compare them with each other."
+    if decided is None:
+        return (first, "There are no sets: without values chosen on validation episodes (fewshot decide) they come from the "
+               "support, and need an inductive method and 2 examples of a class or more.")
+    sets = (f"Sets are to hold the true class in {100 * decided.coverage:g} % of the images; they come from the support, "
+            "each example answered by the others, and are larger than with values chosen on validation episodes (fewshot "
+            "decide).")
+    asked = int((torch.bincount(labels, minlength=ways)[labels] > 1).sum())
+    few = conformal_rank(asked, decided.coverage) > asked
+    return first, sets, *([f"{asked} examples are too few for sets that hold less than all classes."] if few else [])

@@ -14,7 +14,7 @@ from fewshot.core.checked import check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.labelling.answers import LOW, Answers
-from fewshot.labelling.contact_sheet import SHOWN, card, items, page, unreadable
+from fewshot.labelling.contact_sheet import SHOWN, card, items, page, told_of_cards, unreadable
 
 COLUMNS = ("file", "predicted", "probability", "correction", "folder", "sha256")  # of corrections.csv, also by the page
 
@@ -97,7 +97,8 @@ def review_page(found: Review, low: float) -> str:
     facts = [f"{len(found)} images, {len(found.class_names)} classes; {found.description}, {found.setting}.",
              "The least certain come first. Pick the class of an image to correct its answer or to confirm it: it "
              "becomes an example of that class. Save the corrections, and hand the file to the classifier.",
-             f"{sum(marked)} of {len(found)} answers are marked as low: their probability is below {100 * low:g}\u00a0%."]
+             f"{sum(marked)} of {len(found)} answers are marked as low: their probability is below {100 * low:g}\u00a0%.",
+             *told_of_cards(found)]
     if len(rows) < len(found):
         facts.append(f"The {len(rows)} least certain images are shown; corrections.csv has all of them.")
     if found.unreadable:

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from fewshot.core.errors import FewshotError
+from fewshot.evaluation.decisions import KEEP
 from fewshot.evaluation.measures import calibration_error, macro_accuracy
 from fewshot.evaluation.result import Result, compare
 from fewshot.reporting.accuracy_tables import result_notes
@@ -165,7 +166,12 @@ _COLUMNS = {
     "AUROC (prob.)": "", "AUPR (logit)": "", "AUPR (prob.)": "",
     "kept right (logit)": "Kept right: right answers among the queries kept when as many of the lowest score are rejected "
                           "as there are queries of other classes.",
-    "kept right (prob.)": ""}
+    "kept right (prob.)": "",
+    "target": "Coverage: share of queries whose set holds the true class, to be the target; thresholds from validation "
+              "episodes. Set size: mean number of classes in a set. Not unknown: share of queries of the episode's classes "
+              f"that are not called unknown, chosen to be {100 * KEEP:g} on validation classes; others found: share of the "
+              "other queries that are.",
+    "coverage": "", "set size": "", "not unknown": "", "others found": ""}
 
 
 def _row(result: Result) -> dict[str, Cell]:
@@ -188,6 +194,12 @@ def _row(result: Result) -> dict[str, Cell]:
         for score, ending in (("logit", "logit"), ("probability", "prob.")):
             if f"{name}_{score}" in measures:
                 row[f"{heading} ({ending})"] = mean(measures[f"{name}_{score}"])
+    if "coverage_target" in measures:
+        row["target"] = Cell(float(measures["coverage_target"]), key=key)
+        row["set size"] = mean(measures["set_size"], 1)
+        for name, heading in (("coverage", "coverage"), ("known_kept", "not unknown"), ("open_found", "others found")):
+            if name in measures:
+                row[heading] = mean(measures[name])
     return row
 
 

@@ -1,5 +1,7 @@
-"""Means with intervals that say what they cover, paired comparisons, ranks, and how many episodes a difference needs."""
+"""Means with intervals that say what they cover, paired comparisons, ranks, how many episodes a difference needs, and
+thresholds that cover a stated share."""
 
+from fewshot.statistics.conformal import conformal_rank, conformal_threshold
 from fewshot.statistics.intervals import (
     Interval,
     SeedSpread,
@@ -14,5 +16,5 @@ from fewshot.statistics.power import Plan, episodes_needed, plan_episodes
 from fewshot.statistics.ranks import Ranking, rank
 
 __all__ = ["Comparison", "Interval", "Plan", "Ranking", "SeedSpread", "bootstrap_interval", "class_interval",
-           "episodes_needed", "holm", "mean_interval", "paired_difference", "plan_episodes", "rank", "seed_spread",
-           "worst_share"]
+           "conformal_rank", "conformal_threshold", "episodes_needed", "holm", "mean_interval",
+           "paired_difference", "plan_episodes", "rank", "seed_spread", "worst_share"]

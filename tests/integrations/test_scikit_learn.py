@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from fewshot import Episodes, FewShotClassifier, create_backbone, create_method
+from fewshot import Episodes, FeatureBank, FewShotClassifier, Run, choose_decisions, create_backbone, create_method
 from fewshot.core.errors import FewshotError
 
 TRANSDUCTIVE = {"check_methods_subset_invariance": "a transductive answer depends on the other rows of the call"}
@@ -210,3 +210,34 @@ def test_wrong_input(blobs):
         FewShotClassifier("ptmap").fit(*blobs)
     with pytest.raises(FewshotError, match="maml adapts a backbone"):
         FewShotClassifier("maml").fit(*blobs)
+
+
+def test_sets_unknown_rows_and_nearest_examples(blobs):
+    X, y = blobs
+    run = Run(ways=3, shots=10, method="protonet", parameters={"temperature": 4.0})
+    bank = FeatureBank(torch.tensor(make_blobs(300, 8, centers=10, cluster_std=2.0, random_state=1)[0], dtype=torch.float64),
+                       torch.tensor(make_blobs(300, 8, centers=10, cluster_std=2.0, random_state=1)[1]), split="val")
+    chosen = choose_decisions(run, bank, coverage=0.99)
+    model = FewShotClassifier("protonet", {"temperature": 4.0}, decisions=chosen).fit(X[:30], y[:30])
+    plain = FewShotClassifier("protonet", {"temperature": 4.0}, decisions=0.9).fit(X[:30], y[:30])
+    logits = torch.tensor(plain.decision_function(X[30:]))
+    assert np.allclose(model.predict_proba(X[30:]), (logits / chosen.temperature).softmax(1))
+    assert np.array_equal(model.is_unknown(X[30:]), logits.amax(1) < chosen.unknown_below)
+    assert model.is_unknown(X[30:] + 1000).all() and not model.is_unknown(X[30:]).all()
+    sets, rows = model.predict_set(X[30:]), np.arange(30)
+    assert sets.shape == (30, 3) and sets[rows, y[30:]].mean() > 0.9
+    near = model.nearest_examples(X[30:], 4)
+    assert np.array_equal(near, np.linalg.norm(X[30:, None] - X[None, :30], axis=2).argsort(1)[:, :4])
+    assert plain.predict_set(X[30:])[rows, y[30:]].mean() >= 0.9
+    assert plain.predict_set(X[:0]).shape == (0, 3) and plain.nearest_examples(X[:0]).shape == (0, 3)
+    assert np.array_equal(pickle.loads(pickle.dumps(clone(model).fit(X[:30], y[:30]))).predict_set(X[30:]), sets)
+    with pytest.raises(FewshotError, match=r"decisions=0\.9; unknown rows"):
+        plain.is_unknown(X)
+    with pytest.raises(FewshotError, match="need an inductive method"):
+        FewShotClassifier("pt_map").fit(X, y).predict_set(X)
+    with pytest.raises(FewshotError, match="chosen with parameters="):
+        FewShotClassifier("protonet", decisions=chosen).fit(X, y)
+    with pytest.warns(UserWarning, match="3-way 10-shot episodes, and here are 3 classes with 20 examples"):
+        clone(model).fit(X, y).predict_set(X)
+    late = FewShotClassifier(decisions=0.5).partial_fit(X[:30], y[:30], classes=[0, 1, 2, 3])
+    assert not late.predict_set(X[30:])[:, 3].any() and late.predict_set(X[30:]).any()

@@ -65,6 +65,10 @@ def test_it_answers_as_predict_folder_does(place, network):
     assert found.files == expected.files and found.class_names == expected.class_names == classifier.class_names
     assert torch.allclose(found.probabilities, expected.probabilities, atol=1e-5)  # features in batches, and one by one
     assert found.description == expected.description and found.notes == expected.notes
+    assert found.nearest == expected.nearest and torch.equal(found.decided.sets, expected.decided.sets)
+    words = review_page(found, 0.5)
+    assert all(f"Near: {', '.join(near)}<" in words for near in found.nearest)
+    assert all(f"Set ({len(found.set_of(row))}): " in words for row in range(len(found)))
     assert classifier.class_sizes == {"blue": 2, "green": 3, "red": 4} and len(classifier) == 9
     assert classifier.files["blue"] == ("blue/0.png", "blue/1.png")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 import warnings
@@ -18,8 +19,10 @@ from fewshot.cli.main import main
 from fewshot.core.errors import FewshotError
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.datasets import load_dataset
+from fewshot.evaluation.decisions import Decisions
 from fewshot.labelling.contact_sheet import sheet
 from fewshot.labelling.predict import Predictions
+from fewshot.methods.contract import method_parameters
 from tests.browser import browse, needs_browser
 from tests.reporting.test_page import Page
 
@@ -230,6 +233,67 @@ def test_the_command(folders, tmp_path, capsys, monkeypatch):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.csv", "predictions.html"]
     rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
     assert len(rows) == 6 and all(row["predicted"] in row["file"] for row in rows)
+
+
+def decisions_for(**changes):
+    """Values for the answers of a classifier, as if chosen on 3-way 2-shot episodes."""
+    about = {"method": "protonet", "parameters": {**method_parameters("protonet"), "temperature": 0.1}, "transforms": "l2",
+             "ways": 3, "shots": 2, "dataset": "made", "weights": create_backbone("pixels").weights_id}
+    values = {"coverage": 0.9, "threshold": 0.0, "slope": 0.0, "temperature": 2.0, "keep": 0.95, "unknown_below": -1e9}
+    return Decisions(**{**values, **changes}, chosen_on=about)
+
+
+def test_decisions_are_in_the_table_and_on_the_page(folders):
+    plain = label(folders)
+    logits = plain.probabilities.double().log()  # up to a constant of each image
+    found = label(folders, decisions=decisions_for())
+    rows, wanted = table(found), (logits / 2).softmax(1)
+    for row, p, sharp in zip(rows, wanted, plain.probabilities, strict=True):
+        names = [name for name, value in zip(found.class_names, p, strict=True) if value >= 0.5]
+        assert (row["set"], row["set size"], row["unknown"]) == ("/".join(names), str(len(names)), "no")
+        assert float(row["calibrated"]) == pytest.approx(float(p.max()), abs=1e-5)
+        assert float(row["probability"]) == pytest.approx(float(sharp.max()), abs=1e-5)
+    assert torch.allclose(found.confidence.double(), wanted.amax(1), atol=1e-5) and found.predicted == plain.predicted
+    assert any("90 % of the images" in note and "episodes of made" in note for note in found.notes)
+    assert any("3-way 2-shot episodes, and here are 3 classes with 1 to 3 examples" in note for note in found.notes)
+    assert not any("not calibrated" in note for note in found.notes)
+    nothing = label(folders, decisions=decisions_for(threshold=-99.0, unknown_below=1e9))
+    assert {(row["set"], row["set size"], row["unknown"]) for row in table(nothing)} == {("", "0", "yes")}
+    words = Page(sheet(nothing, 0.5)).words
+    assert "Set (0): no class is probable enough" in words and "6 of 6 are marked as unknown" in words
+    assert "Set (1): blue" in Page(sheet(found, 0.5)).words
+    with pytest.raises(FewshotError, match="chosen with method=protonet, here it is ridge"):
+        label(folders, method="ridge", decisions=decisions_for())
+    with pytest.raises(FewshotError, match="chosen with weights="):
+        other = dict(decisions_for().chosen_on, weights="another")
+        label(folders, decisions=dataclasses.replace(decisions_for(), chosen_on=other))
+
+
+def test_sets_from_the_support_say_what_they_are_worth(folders):
+    """5 examples of the classes that have two: every set holds all classes at 90 %, some classes at 50 %."""
+    found = label(folders)
+    assert {(row["set size"], row["unknown"], row["calibrated"]) for row in table(found)} == {("3", "", "")}
+    assert any("5 examples are too few" in note for note in found.notes)
+    half = label(folders, decisions=0.5)
+    assert [row["set"] for row in table(half)] == ["/".join(half.set_of(place)) for place in range(6)]
+    assert 0 < half.decided.sets.sum() < 18
+    assert not any("too few" in note for note in half.notes) and any("in 50 % of the images" in note for note in half.notes)
+    none = label(folders, method="soft_kmeans")
+    assert {row["set size"] for row in table(none)} == {""} and any("no sets" in note for note in none.notes)
+    assert "Set (" not in Page(sheet(none, 0.5)).words
+    with pytest.raises(FewshotError, match="decisions=1"):
+        label(folders, decisions=1)
+
+
+def test_the_nearest_examples_are_reasons(folders):
+    found = label(folders)
+    for row in table(found):
+        near = [row[f"nearest {place}"] for place in (1, 2, 3)]
+        assert near[0].split("/")[0] == row["predicted"] and len(set(near)) == 3
+        shots = 1 + list(COLOURS).index(row["predicted"])
+        assert [file.split("/")[0] for file in near[:shots]] == [row["predicted"]] * shots
+    page = Page(sheet(found, 0.5))
+    assert sum(image["alt"].startswith("near: ") for image in page.all("img")) == 18
 
 
 @pytest.fixture
