@@ -59,12 +59,12 @@ def evaluate(context: typer.Context, subject: Values[Subject], banks: Banks, spe
     if asked.coverage is not None:
         asked.calibrate = True
     _check(context, banks, protocol, asked)
-    data = data_of(context, subject, banks, places)
-    wanted = runs_of(context, data.subject, spec, protocol, run, _learned(asked.learned, words(spec["method"])))
-    axis = _axis(lists_of(protocol), asked.figure)
     for path in (asked.figure, asked.json_file):
         if path is not None and path != Path("-"):
             check_file_to_write(path)
+    data = data_of(context, subject, banks, places)
+    wanted = runs_of(context, data.subject, spec, protocol, run, _learned(asked.learned, words(spec["method"])))
+    axis = _axis(lists_of(protocol), asked.figure)
     if asked.episode_file:
         wanted = list({each.method: each for each in wanted}.values())
     calibration = FeatureBank.load(asked.calibration_features) if asked.calibration_features else asked.calibrate

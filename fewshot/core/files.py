@@ -47,7 +47,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
     that met the full disk.
     """
     path = Path(path)
-    check_file_to_write(path)
+    if not path.name:
+        raise FewshotError(f"{path} is a folder; name a file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
     # A number that no other process has, on this host or another one of a shared folder.
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")

@@ -276,7 +276,8 @@ def test_features_are_those_of_the_published_network(name, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "model.", "net.", "model.backbone._orig_mod.", "module."])
-@pytest.mark.parametrize(("name", "options"), [("resnet12", {"width": 8}), ("conv4", {"width": 16}), ("resnet18", {})])
+@pytest.mark.parametrize(("name", "options"), [("resnet12", {"width": 8}), ("conv4", {"width": 16}),
+                                               pytest.param("resnet18", {}, marks=pytest.mark.slow)])
 def test_own_networks_trained_elsewhere(name, options, prefix, tmp_path):
     network = create_backbone(name, seed=3, image_size=84, **options)
     state = {f"{prefix}{key}": value for key, value in network.state_dict().items()}

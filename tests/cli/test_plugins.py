@@ -97,6 +97,7 @@ def test_a_file_is_loaded_wherever_the_option_stands(own, tmp_path):
     assert missing.returncode == 2 and "unknown method 'doubled'" in missing.stderr and "--load FILE.py" in missing.stderr
 
 
+@pytest.mark.slow
 def test_data_sets_and_protocols_of_a_file(own, tmp_path):
     done = fewshot("--load", own, "eval", "--dataset", "noise_images", "--backbone", "pixels", "--protocol", "three",
                    "--depth", 3, "--episodes", 30, "--runs", tmp_path / "runs", "--json", "-", FEWSHOT_CACHE=str(tmp_path))

@@ -201,7 +201,7 @@ def test_the_fingerprint_is_the_digest_of_all_episodes_in_order(tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("shards", [3, 7])
+@pytest.mark.parametrize("shards", [3, pytest.param(7, marks=pytest.mark.slow)])
 def test_shards_equal_one_process(tmp_path, small, method, shards):
     own = {"norm": "l2n"} if method in ("laplacian_shot", "bd_cspn") else {}
     bank, run = toy_bank(), replace(RUN, method=method, parameters=own, query_distribution="dirichlet")
@@ -269,7 +269,7 @@ def threads():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("open_classes", [0, 2])
+@pytest.mark.parametrize("open_classes", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_threads_change_nothing(small, threads, method, open_classes):
     bank = toy_bank()
     parameters = {"norm": "l2n"} if method in ("laplacian_shot", "bd_cspn") else {}

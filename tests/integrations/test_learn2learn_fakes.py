@@ -339,6 +339,7 @@ def test_absence_names_the_remedy(monkeypatch):
         wrap_algorithm(object(), 1, 28)
 
 
+@pytest.mark.slow
 def test_its_meta_training_loop_takes_episode_tasks(l2l):
     """The usual loop, with the even-odd partition: accuracy on fixed tasks of other classes rises."""
     ways, shots = 5, 1

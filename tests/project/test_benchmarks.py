@@ -75,8 +75,8 @@ def rows(page):
     return {first: rest for first, *rest in cells}
 
 
-@pytest.mark.parametrize("label", ["fewshot --help", pytest.param("protonet 5w5s", marks=pytest.mark.slow),
-                                   pytest.param("fewshot eval --features", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("label", ["fewshot --help", "protonet 5w5s", "fewshot eval --features"])
+@pytest.mark.slow
 def test_a_checkout_beside_itself(tmp_path, label):
     page = tmp_path / "progress.md"
     benchmark("progress.py", ROOT, ROOT, "--only", label, "--rounds", 1, "--seconds", 0.01, "--write", page)
@@ -103,7 +103,7 @@ def test_a_folder_without_the_package_is_no_checkout(processes, tmp_path):
 
 
 @pytest.mark.parametrize("sections, names", [
-    pytest.param(["methods", "embedding"], {"soft_kmeans (transductive)", "conv4 84x84"}),
+    pytest.param(["methods", "embedding"], {"soft_kmeans (transductive)", "conv4 84x84"}, marks=pytest.mark.slow),
     pytest.param(["training"], {"protonet", "maml"}, marks=pytest.mark.slow)])
 def test_the_page_of_a_device_has_the_cpu_beside_it(tmp_path, sections, names):
     page = tmp_path / "device.md"

@@ -118,7 +118,8 @@ def test_random_weights_of_a_method_come_from_the_seed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("relation_net", {"channels": 12}),
-                                                  ("matching_net", {"full_context": True, "steps": 2})])
+                                                  pytest.param("matching_net", {"full_context": True, "steps": 2},
+                                                               marks=pytest.mark.slow)])
 def test_methods_with_weights_train_and_resume(tmp_path, name, parameters):
     changes = {"method_name": name, "parameters": parameters, "steps": 8, "validate_every": 4}
     with fails_at(6), pytest.raises(ZeroDivisionError):

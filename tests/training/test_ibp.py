@@ -249,8 +249,8 @@ SETTINGS = {"ways": WAYS, "validation_ways": WAYS, "validation_episodes": 4, "st
 
 
 @pytest.mark.parametrize(("method", "loss"), [
-    ("protonet", "ibp"), ("maml", "ibi"), pytest.param("protonet", "ibi", marks=pytest.mark.slow),
-    pytest.param("maml", "ibp", marks=pytest.mark.slow)])
+    ("protonet", "ibp"), *(pytest.param(*case, marks=pytest.mark.slow)
+                           for case in (("maml", "ibi"), ("protonet", "ibi"), ("maml", "ibp")))])
 def test_a_resumed_run_is_the_same_to_the_bit(tmp_path, method, loss):
     settings = {**SETTINGS, "method_name": method, "loss": loss, "parameters": PARAMETERS[method]}
     expected = run(tmp_path / "whole", backbone=conv4(), **settings)

@@ -73,7 +73,7 @@ def test_sigkill_of_either_process(tmp_path, alone, children, kind):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_signal_to_either_process_stops_both_and_saves(tmp_path, alone, children, rank):
     """The run of two is then finished by one process: their number is not part of the run."""
     started = children.start(tmp_path, 0.03, size=2, **FULL)

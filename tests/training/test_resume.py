@@ -35,7 +35,8 @@ def children(tmp_path_factory):
     children.end()
 
 
-@pytest.mark.parametrize("steps", [(1,), (8,), (13,), (4, 9, 23)])
+@pytest.mark.parametrize("steps", [(1,), (13,), pytest.param((8,), marks=pytest.mark.slow),
+                                   pytest.param((4, 9, 23), marks=pytest.mark.slow)])
 def test_exceptions(tmp_path, uninterrupted, steps):
     for step in steps:
         with fails_at(step), pytest.raises(ZeroDivisionError):
@@ -101,7 +102,7 @@ def test_sigterm_in_this_process_finishes_the_step_and_puts_the_handler_back(tmp
     assert_same(outcome(tmp_path), uninterrupted)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["episodic", pytest.param("supervised", marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments(tmp_path, children, kind):
     KINDS[kind](tmp_path / "whole", **FULL)
     assert kill_until_finished(children, tmp_path / "killed", 3, seed=0, kind=kind, **FULL)
