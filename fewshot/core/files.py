@@ -10,8 +10,8 @@ import os
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +154,14 @@ def map_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             found[name] = torch.from_numpy(data[slice(*entry["data_offsets"])]).view(dtype).view(entry["shape"])
     return found, metadata
+
+
+def write_together(contents: Mapping[Path, bytes]) -> tuple[Path, ...]:
+    """Replace all of these paths by complete new files, or none where the disk does not take one of them."""
+    with ExitStack() as replacements:
+        for path, data in contents.items():
+            replacements.enter_context(replacing(path)).write_bytes(data)
+    return tuple(contents)
 
 
 def write_atomically(path: str | Path, data: bytes | memoryview) -> Path:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fewshot.backbones import Backbone
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import write_atomically
+from fewshot.core.files import write_together
 from fewshot.core.provenance import versions
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.types import Episodes
@@ -105,8 +105,9 @@ def export_onnx(support: str | Path, out: str | Path, *, method: str = "protonet
                            f"{difference:.1e}, more than {LIMIT:.0e}; normalise the features (transforms='l2'), or lower "
                            "the scale of the logits")
     out = Path(out).expanduser()
-    return Export(write_atomically(out / "model.onnx", made), write_atomically(out / "classify.py", program().encode()),
-                  description, difference)
+    model_file, runner_file = out / "model.onnx", out / "classify.py"
+    write_together({model_file: made, runner_file: program().encode()})
+    return Export(model_file, runner_file, description, difference)
 
 
 def program() -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fewshot.backbones import Backbone
-from fewshot.core.files import write_atomically
+from fewshot.core.files import write_together
 from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.evaluation.decisions import COVERAGE, Decided, Decisions, check_coverage
@@ -53,8 +53,9 @@ class Predictions(Answers):
     def save(self, folder: str | Path, low: float = LOW) -> tuple[Path, Path]:
         """Write predictions.csv and the contact sheet predictions.html, where answers below `low` are marked."""
         page = sheet(self, low)  # first: a mistake leaves no file
-        return (write_atomically(Path(folder) / "predictions.csv", self.to_csv().encode()),
-                write_atomically(Path(folder) / "predictions.html", page.encode()))
+        table, contact = Path(folder) / "predictions.csv", Path(folder) / "predictions.html"
+        write_together({table: self.to_csv().encode(), contact: page.encode()})
+        return table, contact
 
 
 def predict_folder(support: str | Path, queries: str | Path, *, method: str = "protonet", parameters: dict | None = None,

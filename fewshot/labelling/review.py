@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fewshot.core.checked import check_number
 from fewshot.core.errors import FewshotError
-from fewshot.core.files import write_atomically
+from fewshot.core.files import write_together
 from fewshot.labelling.answers import LOW, Answers
 from fewshot.labelling.contact_sheet import SHOWN, card, items, page, told_of_cards, unreadable
 
@@ -41,9 +41,9 @@ class Review(Answers):
         Both of the latter have the least certain answers first; those below `low` are marked in the page.
         """
         shown = review_page(self, low)  # first: a mistake leaves no file
-        return (write_atomically(Path(folder) / "predictions.csv", self.to_csv().encode()),
-                write_atomically(Path(folder) / "review.html", shown.encode()),
-                write_atomically(Path(folder) / "corrections.csv", self._to_fill_in().encode()))
+        table, page, empty = (Path(folder) / name for name in ("predictions.csv", "review.html", "corrections.csv"))
+        write_together({table: self.to_csv().encode(), page: shown.encode(), empty: self._to_fill_in().encode()})
+        return table, page, empty
 
     def _to_fill_in(self) -> str:
         text = io.StringIO()

@@ -120,3 +120,23 @@ def test_killed_at_random_moments(name, processes, tmp_path, monkeypatch):
         assert not [path for path in folder.rglob("*.tmp") if path.stat().st_mtime > time.time() - 1]
     print(f"{name}: {hits} of {FOLDERS * KILLS} kills hit a running command, of {whole:.1f} s")
     assert hits > FOLDERS * KILLS / 4
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])  # which refuses: tests/training
+def test_two_at_once_in_one_folder(name, processes, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSHOT_CACHE", str(tmp_path / "images"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    generator = torch.Generator().manual_seed(0)
+    FeatureBank(torch.randn(600, 64, generator=generator), torch.arange(20).repeat_interleave(30), name="toy",
+                split="test").save(tmp_path / "bank.safetensors")
+    outcomes = []
+    for folder, count in ((prepared(tmp_path / "alone"), 1), *((prepared(tmp_path / f"two{n}"), 2) for n in range(3))):
+        started = [processes.Process(target=command, args=(folder, COMMANDS[name].split())) for _ in range(count)]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join()
+            assert process.exitcode == 0, (folder / "log").read_text()[-2000:]
+        outcomes.append(outcome(folder, name))
+    assert all(found == outcomes[0] for found in outcomes)
