@@ -24,12 +24,14 @@ pytestmark = pytest.mark.slow
 
 VALUES = ("", " ", "nan", "inf", "-1", "0", "1.5", "1e400", "9" * 21, "x", ",", "1,,2", "[", "{}", "=", "a=", "=b", "é😀",
           "../nothing", "no/such/file", "empty", "-", "a" * 300)
-# Commands as they are right, in a folder with `toy.safetensors`, `runs` of it, and `photos`; one option is then added.
+# Commands in a folder with `toy.safetensors`, `runs` of it, and `photos`; one option is then added. Some lack something else,
+# too, so that values which happen to be right start no work of minutes.
 BANK = ("--features", "toy.safetensors", "--shots", "1", "--queries", "2", "--episodes", "4", "--runs", "runs")
 LABEL = ("--support", "photos", "--queries", "photos/a/0.png", "--backbone", "pixels")
 COMMANDS = {
     "list": (), "data": (), "eval": BANK, "table": (), "plan": ("protonet", "ridge"), "compare": ("protonet", "ridge"),
     "report": (), "cache": (), "tune": (*BANK, "--method", "simple_shot", "--grid", "norm=un,l2n"),
+    "decide": (*BANK[:6], "--runs", "runs", "--out", "decisions.json"),
     "fit": (*BANK, "--method", "unem_gaussian", "--epochs", "1", "--out", "fitted.safetensors"),
     "join": ("toy.safetensors", "toy.safetensors", "--out", "joined.safetensors"),
     "embed": ("--dataset", "photos", "--backbone", "pixels", "--out", "out.safetensors"),
@@ -128,7 +130,7 @@ FILES = {  # what reads a file: the command with `?` for it
     "show": ("episodes", "show", "?"), "import": ("episodes", "import", "?", *BANK[:2], "--out", "i.safetensors"),
     "convert": ("convert", "?", "--out", "w.safetensors"), "predict": ("predict", *LABEL[:3], "?", *LABEL[4:]),
     "predict with weights": ("predict", *LABEL[:4], "--weights", "?"), "load": ("--load", "?", "list"),
-    "classifier": ("classifier", "show", "?"), "corrections": ("classifier", "correct", "kept.safetensors", "?"),
+    "classifier": ("classifier", "show", "?"), "decisions": ("predict", *LABEL, "--decisions", "?"), "corrections": ("classifier", "correct", "kept.safetensors", "?"),
     "npz": ("eval", "--features", "?.npz"), "parquet": ("eval", "--features", "?.parquet"),
     "dataset csv": ("eval", "--dataset", "./?.csv"), "dataset tar": ("eval", "--dataset", "./?.tar")}
 

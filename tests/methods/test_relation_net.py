@@ -61,7 +61,8 @@ def of_pairs(made: RelationModule, episodes: Episodes, side: int) -> torch.Tenso
 
 
 def test_agrees_with_official_code(oracles):
-    """With initial weights, where scores are nearly equal: they spread over 0.0005 to 0.002, the tolerance is 1e-9."""
+    """With initial weights, where scores are nearly equal: they spread over 0.0005 to 0.002. The tolerance is 1e-8, as the
+    weights are drawn in float32, and their last bit hangs on the processor (2.3e-9 was seen on one without AVX)."""
     check_soft(oracles, *AGREEMENT[0])
 
 
