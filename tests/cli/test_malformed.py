@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 
 VALUES = ("", " ", "nan", "inf", "-1", "0", "1.5", "1e400", "9" * 21, "x", ",", "1,,2", "[", "{}", "=", "a=", "=b", "é😀",
           "../nothing", "no/such/file", "empty", "-", "a" * 300)
-# Commands in a folder with `toy.safetensors`, `runs` of it, and `photos`; one option is then added. Some lack something else,
-# too, so that values which happen to be right start no work of minutes.
+# Commands in a folder with `toy.safetensors`, `runs` of it, and `photos`; one option is then added. Some lack something
+# else, too, so that values which happen to be right start no work of minutes.
 BANK = ("--features", "toy.safetensors", "--shots", "1", "--queries", "2", "--episodes", "4", "--runs", "runs")
 LABEL = ("--support", "photos", "--queries", "photos/a/0.png", "--backbone", "pixels")
 COMMANDS = {
@@ -130,7 +130,8 @@ FILES = {  # what reads a file: the command with `?` for it
     "show": ("episodes", "show", "?"), "import": ("episodes", "import", "?", *BANK[:2], "--out", "i.safetensors"),
     "convert": ("convert", "?", "--out", "w.safetensors"), "predict": ("predict", *LABEL[:3], "?", *LABEL[4:]),
     "predict with weights": ("predict", *LABEL[:4], "--weights", "?"), "load": ("--load", "?", "list"),
-    "classifier": ("classifier", "show", "?"), "decisions": ("predict", *LABEL, "--decisions", "?"), "corrections": ("classifier", "correct", "kept.safetensors", "?"),
+    "classifier": ("classifier", "show", "?"), "decisions": ("predict", *LABEL, "--decisions", "?"),
+    "corrections": ("classifier", "correct", "kept.safetensors", "?"),
     "npz": ("eval", "--features", "?.npz"), "parquet": ("eval", "--features", "?.parquet"),
     "dataset csv": ("eval", "--dataset", "./?.csv"), "dataset tar": ("eval", "--dataset", "./?.tar")}
 
