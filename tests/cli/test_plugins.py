@@ -84,6 +84,7 @@ def fewshot(*arguments: object, **environment: str) -> subprocess.CompletedProce
                           timeout=120, cwd=ROOT, env={**kept, "COLUMNS": "200", **environment})
 
 
+@pytest.mark.slow
 def test_a_file_is_loaded_wherever_the_option_stands(own, tmp_path):
     labels = torch.arange(6).repeat_interleave(20)
     bank = FeatureBank(torch.randn(120, 4, generator=torch.Generator().manual_seed(0)), labels)

@@ -249,6 +249,7 @@ def visible(folder):
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_leaves_nothing_that_looks_finished(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     for _ in range(3):
@@ -303,6 +304,7 @@ for before in ("nothing", "earlier"):
 """
 
 
+@pytest.mark.slow
 def test_a_save_killed_at_any_step_leaves_a_whole_result_or_none(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path)], check=True, timeout=200)
     bank = FeatureBank(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 6)

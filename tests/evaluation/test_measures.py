@@ -125,6 +125,7 @@ def test_open_set_measures_against_every_pair(queries, dtype):
             assert float(found[f"aupr_{name}"][e]) == pytest.approx(sum(precision) / len(opened), rel=1e-14)
 
 
+@pytest.mark.slow
 def test_the_memory_of_measures_follows_the_queries():
     """20,000 queries: an array over pairs of them would take 3.2 GB, and the answers are 32 MB in float32."""
     megabytes = growth("""

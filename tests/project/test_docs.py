@@ -101,8 +101,10 @@ def test_links_of_the_documents_lead_somewhere():
         assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
-@pytest.mark.parametrize("path", [path for path in PAGES if python_of(path) and path.stem != "learn2learn"],
-                         ids=lambda path: path.stem)
+# In the quick suite what a newcomer reads first.
+@pytest.mark.parametrize("path", [
+    pytest.param(path, marks=() if path.stem in ("README", "first_evaluation", "own_method") else pytest.mark.slow)
+    for path in PAGES if python_of(path) and path.stem != "learn2learn"], ids=lambda path: path.stem)
 def test_python_of_a_page_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     """As it stands, in an empty folder; what it registers is forgotten afterwards."""
     monkeypatch.chdir(tmp_path)

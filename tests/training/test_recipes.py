@@ -374,7 +374,7 @@ def few_glyphs() -> ImageBank:
     return ImageBank(glyphs.images[few], glyphs.labels[few], name="few glyphs", split="train")
 
 
-@pytest.mark.parametrize("recipe", [case for case in quick("simpleshot", "easy")
+@pytest.mark.parametrize("recipe", [case for case in quick("simpleshot")
                                     if case.values[0] not in ("simclr", "beclr")])
 def test_a_few_classes_are_fitted(tmp_path, recipe):
     """The classes are learned to the last image, whatever is learned beside."""
@@ -482,6 +482,7 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path, teacher):
         attempt(tmp_path / "lost.safetensors")
 
 
+@pytest.mark.slow
 def test_a_recipe_of_an_experiment_keeps_the_backbone_alone(tmp_path):
     small = {"epochs": 1, "validation_ways": 5, "validation_episodes": 10, "batch_size": 512, "validate_every": 0}
     recipe = TrainingPlan(recipe_config("rfs", **small), "glyphs", backbone_options={"width": 4}, generations=2)

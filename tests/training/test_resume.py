@@ -46,6 +46,7 @@ def test_exceptions(tmp_path, uninterrupted, steps):
     assert_same(outcome(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_costs_only_time(tmp_path, uninterrupted):
     with fails_at(13), pytest.raises(ZeroDivisionError):
         run(tmp_path, **FULL)
@@ -56,6 +57,7 @@ def test_a_damaged_newest_checkpoint_costs_only_time(tmp_path, uninterrupted):
     assert_same(outcome(tmp_path), uninterrupted)
 
 
+@pytest.mark.slow
 def test_tensorboard_shows_every_step_once(tmp_path):
     with fails_at(14), pytest.raises(ZeroDivisionError):
         run(tmp_path, **FULL)
@@ -67,6 +69,7 @@ def test_tensorboard_shows_every_step_once(tmp_path):
     assert [event.step for event in events.Scalars("validation/accuracy")] == [8, 16, 24]
 
 
+@pytest.mark.slow
 def test_sigterm_in_this_process_finishes_the_step_and_puts_the_handler_back(tmp_path, uninterrupted, monkeypatch):
     """The signal comes in the middle of a step, and once in the middle of a validation."""
     from fewshot.training import validation
