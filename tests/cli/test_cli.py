@@ -252,6 +252,7 @@ def test_embedding_then_evaluating_the_file(tmp_path, run):
     assert again[0]["key"] == again[1]["key"] and again[0]["run"]["dataset"] == "folder"
 
 
+@pytest.mark.slow
 def test_easy_from_the_command_line(tmp_path, run):
     """Crops averaged, two backbones side by side, minus the mean of the base classes, unit length, nearest mean."""
     images_in(tmp_path / "mine", classes=8)

@@ -144,6 +144,7 @@ def test_what_is_kept_beside_the_file_is_found_by_all(tmp_path, experiment, in_p
     assert all(f"{100 * accuracy:.6f}"[:7] in text for accuracy, *_ in kept.values()), text
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_made(experiment, in_process):
     assert in_process(experiment(TWO[:1])) == ([], [(1, False)]), "nothing to share, so no job for the features alone"
     assert in_process(experiment([*TWO, ("simple_shot", 1)]), per_job=2) == ([], [(2, False)])

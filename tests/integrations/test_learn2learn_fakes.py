@@ -217,6 +217,7 @@ def test_modules_that_are_no_backbone_are_refused(module, options, message):
         wrap_backbone(module, 1, 10, **options)
 
 
+@pytest.mark.slow
 def test_its_backbone_trains_and_is_evaluated(l2l, tmp_path):
     with isolated_rng(0):
         module = l2l.vision.models.CNN4Backbone(hidden_size=16, channels=1, max_pool=True)

@@ -158,6 +158,7 @@ def test_wrong_episode_inputs_are_named():
         episode_figure(images[:2], [0, 1], images, [0, 1, 0, 1], class_names=["cat"])
 
 
+@pytest.mark.slow
 def test_saving_writes_png_and_pdf_that_do_not_change_from_run_to_run(tmp_path):
     results = [made(shots=k) for k in (1, 5)]
     first = save_figure(accuracy_against_shots(results), tmp_path / "new" / "v1.2")

@@ -204,6 +204,7 @@ def test_measures_and_episodes_are_on_the_page(measured):
     assert f"number {int(result.correct.argmin())} of 60: {100 * worst:.1f} % of 15 queries" in page.words
 
 
+@pytest.mark.slow
 def test_without_images_the_page_says_why(measured, tmp_path):
     folder, source, result = measured
     elsewhere = dataclasses.replace(result, record=result.record.changed(data="0" * 64))

@@ -52,6 +52,7 @@ def class_pools(repetitions, classes, ways, episodes, effect, interaction=0.0, s
         yield rng.binomial(75, (0.6 + shift + interaction * pairs).clip(0, 1)) / 75, chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("classes", "effect", "interaction"), [
     (20, 0.1, 0.0), pytest.param(20, 0.04, 0.0, marks=pytest.mark.slow),
     pytest.param(64, 0.1, 0.03, marks=pytest.mark.slow)])

@@ -101,6 +101,7 @@ def test_the_weights_of_a_method_are_trained_and_stored(tmp_path):
     assert run(tmp_path, method=Scaled()).method.scale.item() == result.method.scale.item()
 
 
+@pytest.mark.slow
 def test_random_weights_of_a_method_come_from_the_seed(tmp_path, monkeypatch):
     """The method is made anew when a run is resumed, at whatever state the process's generators are."""
 
