@@ -187,6 +187,7 @@ def test_metrics_plans_and_ranks(tmp_path, run, features, mistake):
     assert "1 result; a spread" in mistake("table", "--over-seeds")
 
 
+@pytest.mark.slow
 def test_lists_of_queries_and_alphas_and_their_figure(tmp_path, run, features, mistake):
     small = ["eval", "--features", features, "--shots", "1", "--episodes", "20"]
     code, out, _ = run(*small, "--queries", "3", "--query-distribution", "balanced,dirichlet", "--alpha", "0.5,2,8",

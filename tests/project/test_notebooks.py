@@ -26,6 +26,7 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS[:1], ids=lambda path: path.stem)  # the others, in kernels, with the slow suite
 def test_runs_top_to_bottom(path, tmp_path, monkeypatch, capsys):
     """In an empty folder, cell after cell in one namespace, as IPython does: what a cell ends with is shown, so it must be

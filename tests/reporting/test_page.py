@@ -191,6 +191,7 @@ def measured(tmp_path_factory):
         yield folder, source, evaluate(run, source=source, store=Store(folder / "runs"), metrics=True)
 
 
+@pytest.mark.slow
 def test_measures_and_episodes_are_on_the_page(measured):
     folder, source, result = measured
     page = Page(write_report(folder / "r.html", title="t", results=[result], source=source).read_text())

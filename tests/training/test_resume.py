@@ -122,6 +122,7 @@ def test_many_sigkills(tmp_path, uninterrupted, children):
     assert hits > 20
 
 
+@pytest.mark.slow
 def test_sigterm_in_a_child(tmp_path, uninterrupted, children):
     [(process, connection)] = children.start(tmp_path, 0.03, **FULL)
     deadline = time.monotonic() + 60
