@@ -27,7 +27,7 @@ class Source(FeatureSource):
         generator = torch.Generator().manual_seed(0)
         labels = torch.arange(6).repeat_interleave(12)
         patterns = torch.rand(6, 1, 16, 16, generator=generator)
-        images = 0.4 * patterns[labels] + 0.6 * torch.rand(len(labels), 1, 16, 16, generator=generator)
+        images = 0.8 * patterns[labels] + 0.2 * torch.rand(len(labels), 1, 16, 16, generator=generator)
         self.bank = ImageBank((255 * images).to(torch.uint8), labels, name="patterns", split="val")
 
     def images(self, subject):
