@@ -41,8 +41,8 @@ class _Commands(typer.core.TyperGroup):
 
 
 _app = typer.Typer(cls=_Commands, pretty_exceptions_enable=False, suggest_commands=True,
-                  context_settings={"help_option_names": ["-h", "--help"]},
-                  help="Few-shot learning: episodes, methods, and accuracy with intervals.")
+                   context_settings={"help_option_names": ["-h", "--help"]},
+                   help="Few-shot learning: episodes, methods, and accuracy with intervals.")
 
 
 def _version(wanted: bool) -> None:

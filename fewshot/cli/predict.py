@@ -109,9 +109,11 @@ def decide(context: typer.Context, spec: Values[MethodSpec], subject: Values[Sub
     Ways and shots should be those of the images to label. Methods have the hyper-parameters that `fewshot predict` gives
     them: protonet temperature=0.1, and a prior of the queries is "unknown".
     """
+    from fewshot.core.files import check_file_to_write
     from fewshot.evaluation.calibration import choose_decisions
     from fewshot.labelling.predict import own_parameters
 
+    check_file_to_write(rates.out)
     data = data_of(context, subject, banks, places)
     asked = one_run(context, data, spec, protocol, run)
     asked = asked.changed(parameters=own_parameters(asked.method, pairs(spec["parameters"])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
@@ -61,9 +62,10 @@ class Registry(Generic[T]):
         return self._items[name]
 
     def __contains__(self, name: object) -> bool:
-        for _ in self._imports(name):
-            if name in self._items:
-                return True
+        if name not in self._items and name in self._modules:
+            importlib.import_module(f"{self.package}.{name}")
+        if name not in self._items:
+            self._import_all()
         return name in self._items
 
     def __iter__(self) -> Iterator[str]:
@@ -71,23 +73,16 @@ class Registry(Generic[T]):
         return iter(sorted(self._items))
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
-
-    def _imports(self, name: object) -> Iterator[None]:
-        """Import more and more, until the caller has found what it looks for."""
-        yield
-        modules = self._modules()
-        if name in modules:
-            importlib.import_module(f"{self.package}.{name}")
-            yield
         self._import_all()
+        return len(self._items)
 
-    def _modules(self) -> list[str]:
-        if not self.package:
-            return []
-        return [module.name for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__)]
+    @functools.cached_property
+    def _modules(self) -> tuple[str, ...]:
+        """Names of the modules of the package."""
+        paths = importlib.import_module(self.package).__path__ if self.package else ()
+        return tuple(module.name for module in pkgutil.iter_modules(paths))
 
     def _import_all(self) -> None:
-        for name in self._modules():
+        for name in self._modules:
             importlib.import_module(f"{self.package}.{name}")
         load_plugins()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewshot.core.columns import picked
+from fewshot.core.columns import picked, read_table
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 from fewshot.datasets.base import DATASETS, SPLITS
 from fewshot.datasets.files import Folder as FolderTree
-from fewshot.datasets.own import Item, LabelledImages, class_of, inside, read_names, read_table
+from fewshot.datasets.own import Item, LabelledImages, class_of, inside, read_names
 
 _IMAGE = ("image", "path", "file", "filename", "file_name", "filepath", "image_path")
 _LABEL = ("label", "class", "class_name", "category", "target")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import csv
 import dataclasses
 import hashlib
 import re
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from fewshot.core.checked import check_integer
+from fewshot.core.columns import read_table
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 from fewshot.data.banks import ImageBank
@@ -211,17 +211,6 @@ def inside(path: str) -> str | None:
         elif part not in ("", "."):
             parts.append(part)
     return "/".join(parts) or None
-
-
-def read_table(path: Path, kind: str, delimiter: str = ",") -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """(columns, [(line, column -> text)]) of a CSV file with a header; `kind` is what it is, for messages."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle, restkey="", restval="", delimiter=delimiter)
-            rows = [(reader.line_num, {str(name): str(text).strip() for name, text in row.items()}) for row in reader]
-            return [str(name) for name in reader.fieldnames or ()], rows
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FewshotError(f"cannot read the {kind} {path} ({error}); give a CSV file in UTF-8 with a header") from None
 
 
 def _of_split(where: Path, items: list[Item], division: Division, split: str) -> list[Item]:

@@ -153,10 +153,11 @@ def class_scores(logits: Tensor, temperature: float = 1.0) -> Tensor:
     Wasserman 2019, "least ambiguous set-valued classifiers"); it may be empty. A shift of log odds means the same for any p.
     """
     scaled = logits.double() / temperature
-    ways = scaled.shape[-1]
-    others = scaled[..., None, :].expand(*scaled.shape, ways)
-    own = torch.eye(ways, dtype=torch.bool, device=logits.device)
-    return others.masked_fill(own, -torch.inf).logsumexp(-1) - scaled
+    log_p = scaled.log_softmax(-1)
+    # Only p of the largest logit may exceed 1/2: there log(1 - p) would cancel, and comes from the other logits instead.
+    top = scaled.argmax(-1, keepdim=True)
+    others = scaled.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+    return torch.log1p(-log_p.exp()).sub(log_p).scatter(-1, top, others - scaled.gather(-1, top))
 
 
 def score_of(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:

@@ -66,15 +66,18 @@ def logits_of(support: Tensor, labels: Tensor, queries: Tensor, ways: int, metho
     Raises FewshotError when the features of both differ in length, and when the logits are not finite.
     """
     with torch.inference_mode():
-        logits, _ = next(answers(method, [chain(_episode(support, labels, queries, ways))]))
-    return logits[0].clone()  # an ordinary tensor, not one of inference mode
+        logits = _logits(method, chain(_episode(support, labels, queries, ways)))
+    return logits.clone()  # an ordinary tensor, not one of inference mode
 
 
 def decide(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: Method, chain: TransformChain,
-           decisions: Decisions | float = COVERAGE) -> Decided | None:
+           decisions: Decisions | float = COVERAGE, logits: Tensor | None = None) -> Decided | None:
     """Decisions [Q, ...] on the same episode as `answer`: by `decisions`, or where these are a number, sets alone, from the
     support, that are to hold the true class at this rate. None where the latter are impossible: with one example of each
-    class, and for a transductive answer, which a few left-out examples do not get."""
+    class, and for a transductive answer, which a few left-out examples do not get.
+
+    logits   those of `logits_of`, where the caller has them
+    """
     with torch.inference_mode():
         prepared = chain(_episode(support, labels, queries, ways))
         if not isinstance(decisions, Decisions):
@@ -82,9 +85,9 @@ def decide(support: Tensor, labels: Tensor, queries: Tensor, ways: int, method: 
             found = support_sets(method, prepared, check_coverage(decisions)) if inductive else None
             return None if found is None else Decided(decisions, found[0].clone())
         hard = difficulty(method, prepared, decisions.temperature) if decisions.slope else None
-        logits, _ = next(answers(method, [prepared]))
-        sets = decisions.sets(logits, hard)[0]
-    logits = logits[0].clone()  # an ordinary tensor, not one of inference mode
+        logits = _logits(method, prepared) if logits is None else logits
+        sets = decisions.sets(logits[None], hard)[0]
+    logits = logits.clone()  # an ordinary tensor, not one of inference mode
     return Decided(decisions.coverage, sets.clone(), decisions.probabilities(logits), decisions.unknown(logits))
 
 
@@ -95,6 +98,10 @@ def nearest_examples(support: Tensor, labels: Tensor, queries: Tensor, ways: int
     episode = chain(_episode(support, labels, queries, ways))
     distances = squared_euclidean(episode.query, episode.support)[0]
     return distances.sort(dim=1, stable=True).indices[:, :count]
+
+
+def _logits(method: Method, prepared: Episodes) -> Tensor:
+    return next(answers(method, [prepared]))[0][0]
 
 
 def _episode(support: Tensor, labels: Tensor, queries: Tensor, ways: int) -> Episodes:

@@ -17,14 +17,14 @@ from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.datasets.files import Folder as FolderTree
 from fewshot.datasets.files import Tree, composed
-from fewshot.datasets.folder import Folder
 from fewshot.evaluation.decisions import COVERAGE, Decisions
 from fewshot.evaluation.method_spec import MethodSpec
-from fewshot.evaluation.one_episode import answer, decide, fitted_method, nearest_examples
+from fewshot.evaluation.one_episode import decide, fitted_method, logits_of, nearest_examples
 from fewshot.features.extract import embed
 from fewshot.labelling.contents import Contents, Example
 from fewshot.labelling.predict import check_decisions, decision_notes, own_parameters, told
 from fewshot.labelling.reading import (
+    image_shape,
     network_of,
     pixel_sha256,
     query_files,
@@ -71,7 +71,7 @@ class Classifier:
         network, spec = network_of(backbone, weights), MethodSpec(method, frozen_dict(given), transforms)
         if not spec.needs_base:
             base_bank = None
-        size = network.input_size or Folder.image_size
+        size, _ = image_shape(network)
         self._begin(Contents(_described(network), size, spec, base_bank), network, device, progress)
 
     def _begin(self, contents: Contents, network: Backbone, device: str, progress: bool) -> None:
@@ -209,7 +209,8 @@ class Classifier:
         features = self._embed(asked, batch_size)
         ways = len(self.class_names)
         episode = contents.features, contents.labels, features, ways, method, chain
-        decided = decide(*episode, decisions)
+        logits = logits_of(*episode)
+        decided = decide(*episode, decisions, logits)
         nearest = tuple(tuple(contents.examples[row].file for row in rows) for rows in nearest_examples(*episode).tolist())
         usual = method_parameters(spec.method)
         named = {key: value for key, value in spec.parameters.items() if value != usual[key]}
@@ -218,7 +219,7 @@ class Classifier:
         files = asked.files or ()
         repeated = {file: contents.held[key].file for file, key in zip(files, hashes, strict=True) if key in contents.held}
         folder = where.parent if where.is_file() else where
-        return Review(files, self.class_names, answer(*episode), setting, description, notes, unreadable, repeated, None,
+        return Review(files, self.class_names, logits.softmax(-1), setting, description, notes, unreadable, repeated, None,
                       asked.images, folder.as_posix(), hashes, nearest=nearest, decided=decided)
 
     def _add_images(self, name: str, images: Images) -> None:

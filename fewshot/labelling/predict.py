@@ -16,10 +16,10 @@ from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.evaluation.decisions import COVERAGE, Decided, Decisions, check_coverage
 from fewshot.evaluation.one_episode import (
-    answer,
     decide,
     doubt,
     fitted_method,
+    logits_of,
     nearest_examples,
     parameters_of_own_data,
 )
@@ -98,11 +98,12 @@ def predict_folder(support: str | Path, queries: str | Path, *, method: str = "p
               for bank in (known, asked)]
     ways, files = len(known.class_names), known.files or ()
     episode = values[0], known.labels, values[1], ways, chosen, chain
-    decided = decide(*episode, decisions)
+    logits = logits_of(*episode)
+    decided = decide(*episode, decisions, logits)
     nearest = tuple(tuple(files[row] for row in rows) for rows in nearest_examples(*episode).tolist())
     setting, description, notes = told(method, parameters, chosen, chain, network, len(asked), ways)
     notes += decision_notes(method, known.labels, ways, decisions, decided)
-    return Predictions(asked.files or (), tuple(known.class_names), answer(*episode), setting, description, notes,
+    return Predictions(asked.files or (), tuple(known.class_names), logits.softmax(-1), setting, description, notes,
                        unreadable, repeated, known, asked.images, nearest=nearest, decided=decided)
 
 

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 from fewshot.core.checked import check_number
+from fewshot.core.columns import read_table
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_together
 from fewshot.labelling.answers import LOW, Answers
@@ -72,18 +73,12 @@ def read_corrections(path: str | Path, images: str | Path | None = None) -> list
 
     Raises FewshotError for other files.
     """
-    try:
-        with Path(path).open(newline="", encoding="utf-8-sig") as handle:
-            rows = list(csv.DictReader(handle))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise FewshotError(f"cannot read the corrections {path} ({error}); save them from review.html, or as CSV in UTF-8"
-                           ) from None
-    if rows and not {"file", "correction"} <= rows[0].keys():
-        raise FewshotError(f"{path} has columns {', '.join(map(str, rows[0]))}; expected file and correction, and folder "
-                           "and sha256 if they are known")
-    return [Correction(Path(images if images is not None else row.get("folder") or "").expanduser(), row["file"], name,
-                       (row.get("sha256") or "").strip())
-            for row in rows if (name := (row["correction"] or "").strip())]
+    columns, rows = read_table(Path(path), "corrections")
+    if rows and not {"file", "correction"} <= set(columns):
+        raise FewshotError(f"{path} has columns {', '.join(columns)}; expected file and correction, and folder and sha256 "
+                           "if they are known")
+    return [Correction(Path(images if images is not None else row.get("folder", "")).expanduser(), row["file"],
+                       row["correction"], row.get("sha256", "")) for _, row in rows if row["correction"]]
 
 
 def review_page(found: Review, low: float) -> str:
