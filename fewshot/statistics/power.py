@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,15 +68,17 @@ def episodes_needed(difference: float, deviation: float, power: float = 0.8, con
     check_confidence(confidence)
     if not 0 < power < 1:
         raise FewshotError(f"power={power}; it must lie between 0 and 1, for example 0.8")
-    if not difference > 0 or not deviation > 0:
+    if not 0 < difference < math.inf or not 0 < deviation < math.inf:
         raise FewshotError(f"difference={difference}, deviation={deviation}; give positive numbers")
-    if (difference / deviation) ** 2 * _MOST < 10:
+    if difference / deviation * math.sqrt(_MOST / 10) < 1:
         raise FewshotError(f"difference={difference} needs more than {_MOST:.0e} episodes; ask for a larger one")
 
     def enough(n: int) -> bool:
-        freedom, shift = groups * (n - 1), difference * np.sqrt(n) / deviation
+        freedom = groups * (n - 1)
         limit = stats.t.ppf(0.5 + confidence / 2, freedom)
-        return stats.nct.sf(limit, freedom, shift) + stats.nct.cdf(-limit, freedom, shift) >= power
+        shift = min(difference * np.sqrt(n) / deviation, 1000 * limit)  # where the power is 1; SciPy has NaN far beyond
+        wrong_side = np.nan_to_num(stats.nct.cdf(-limit, freedom, shift))  # nothing, and NaN, of a large shift
+        return stats.nct.sf(limit, freedom, shift) + wrong_side >= power
 
     high = 2
     while not enough(high):

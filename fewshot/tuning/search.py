@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import write_atomically
 from fewshot.core.frozen import plain
@@ -178,7 +179,7 @@ def _candidates(run: Run, grid: dict, ranges: dict, samples: int | None, seed: i
     if empty := [name for name, values in grid.items() if len(values) == 0]:
         raise FewshotError(f"no values for {', '.join(empty)}")
     run.changed(parameters={**dict.fromkeys([*grid, *ranges]), **run.parameters})  # raises on unknown names
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(check_integer("seed", seed, 0))
     start = {name: run.parameters[name] for name in (*grid, *ranges)}
     # 5 for a parameter that is 5.0 would be another run with the same numbers.
     alike = {name: [float(v) if type(v) is int and isinstance(start[name], float) else v for v in values]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,7 @@ def fit_method(method: Method | nn.Module, episodes: Episodes, query_labels: Ten
     given = {"epochs": epochs, "lr": lr, "halve_every": halve_every, "batch": batch}
     learning = {**DEFAULT_LEARNING, **getattr(method, "learning", {}), **{k: v for k, v in given.items() if v is not None}}
     for name, value in learning.items():
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise FewshotError(f"{name}={value}; it must be positive")
     size = min(learning["batch"] or len(episodes), len(episodes))
     method = copy.deepcopy(method).to(episodes.query.device).requires_grad_()

@@ -27,6 +27,7 @@ from fewshot.methods.contract import create_method
 from fewshot.reporting.metric_tables import metrics_table
 from tests.evaluation.test_evaluate import RUN, toy_bank
 from tests.evaluation.test_measures import drawn
+from tests.memory import growth
 
 FIVE = RUN.changed(shots=5)
 
@@ -47,6 +48,13 @@ def test_scores_are_log_odds_without_cancellation():
     sure = class_scores(torch.tensor([[100.0, 0.0, 0.0]]))  # 1 - p is 0 in float64
     assert torch.allclose(sure, torch.tensor([[math.log(2) - 100, 100, 100]], dtype=torch.float64))
     assert torch.equal(score_of(logits, labels), class_scores(logits).gather(-1, labels[..., None])[..., 0])
+
+
+def test_scores_take_the_memory_of_the_logits():
+    """No table of pairs of classes: that of 50 queries and 1,000 classes would be 381 MiB."""
+    before = "import torch; from fewshot.evaluation.decisions import class_scores; logits = torch.randn(1, 50, 1000); " \
+             "class_scores(logits[:, :2])"
+    assert growth(before, "class_scores(logits)") < 50
 
 
 def test_sets_without_a_slope_are_those_of_mapie():

@@ -227,6 +227,7 @@ def test_ranks_need_two_methods_on_two_blocks(values):
 def test_numbers_that_are_in_print(effect, paired, groups):
     """Of Cohen's small, medium and large effects (1988, table 2.4.1; G*Power 3 for one group of differences)."""
     assert episodes_needed(effect, 1) == paired
+    assert episodes_needed(1e19, effect) == episodes_needed(1e300, 1e-3, groups=2) == 2, "what a spread needs"
     assert episodes_needed(3 * effect, 3 * 2**0.5, groups=2) == groups
 
 
@@ -241,7 +242,8 @@ def test_numbers_of_episodes_at_other_levels():
         counted = next(n for n in range(2, 10**4) if power(n, confidence, groups) >= level)
         assert episodes_needed(0.3, 1, level, confidence, groups) == counted, (level, confidence, groups)
     assert episodes_needed(100, 1) == episodes_needed(100, 1, groups=2) == 2, "one has no spread"
-    assert episodes_needed(13, 1) == 3
+    # Power 0.851 with two, by simulation; SciPy's other tail, which is nothing here, is NaN.
+    assert episodes_needed(13, 1) == 2 and episodes_needed(11, 1) == 3
 
 
 def test_impossible_plans_are_refused():
