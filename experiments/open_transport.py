@@ -26,12 +26,14 @@ asked without open queries, and with twice as many. Intervals of 95 % over class
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import ot
 import pandas as pd
@@ -112,6 +114,7 @@ class Reservoir(PTMAP):
         return found._replace(plan=found.plan[:, :, :-1])
 
 
+SHOWN = {"query_weight": 0.3, "class_weight": 1.0}  # in the picture
 METHODS = {"partial": Partial, "reservoir": Reservoir}  # the others are pt_map's
 
 
@@ -180,6 +183,28 @@ def rows_of(run: Run, validation: FeatureBank, test: FeatureBank) -> Iterator[tu
         yield labels, row
 
 
+def picture(run: Run, test: FeatureBank) -> bytes:
+    """How much mass the classes take of known and of open queries, with a balanced and an unbalanced plan."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    chunk = run.sampler(test).indices(0, CHUNK)
+    episodes, known = chunk.gather(test), chunk.query_labels >= 0
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
+    for axis, settings in zip(axes, ({}, SHOWN), strict=True):
+        largest = PTMAP(**settings)(episodes).exp().amax(-1)
+        for name, which, colour in (("of the classes", known, "tab:blue"), ("of none", ~known, "tab:orange")):
+            axis.hist(largest[which].clamp(max=2).numpy(), bins=40, range=(0, 2), density=True, alpha=0.6, label=name,
+                      color=colour)
+        axis.set(title=f"pt_map ({parameter_text(settings) or 'balanced'})", xlabel="largest mass of a query")
+    axes[0].set_ylabel("density")
+    axes[0].legend(title="queries")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=90)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
 HEADINGS = ("data", "shots", "plan", "chosen")
 COLUMNS = {"accuracy": "accuracy", "auroc": "AUROC", "accepted": "kept right", "accuracy no open": "accuracy without open",
            "accuracy twice": "accuracy, twice", "auroc twice": "AUROC, twice", "accepted twice": "kept right, twice"}
@@ -217,6 +242,8 @@ def main() -> None:
         made += [{**dict(zip(HEADINGS, labels, strict=True)), "measure": name, "mean": interval.mean,
                   "half_width": interval.half_width, "n": interval.n, "commit": commit()}
                  for labels, row in rows_of(run, validation, test) for name, interval in row.items()]
+        if run == RUNS[0]:
+            write_atomically(Path(__file__).parent.parent / "docs" / "images" / "open_queries.png", picture(run, test))
     results = Path(__file__).parent / "results"
     if arguments.dataset:
         before = pd.read_csv(results / "open_transport.csv").to_dict("records")

@@ -169,8 +169,8 @@ def adapt_implicitly(module: nn.Module, loss: Loss, support: Any, *, steps: int 
                 weights, found, buffers = _gradients(start, loss, support, weights, buffers, rates, second_order=False)
                 weights = {name: value.detach() - rates[name] * (found[name] + strength * (value.detach() - anchor[name]))
                            for name, value in weights.items()}
-        others = {name: value for name, value in start.module.named_parameters()
-                  if value.requires_grad and name not in rates}
+        others: Tensors = {name: value for name, value in start.module.named_parameters()
+                           if value.requires_grad and name not in rates}
 
         def scaled(weights: Tensors, others: Tensors) -> Tensor:
             """loss / strength + |w - w_0|^2 / 2 of all tasks together, whose Hessian in w is I + H / strength."""

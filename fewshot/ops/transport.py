@@ -220,7 +220,8 @@ def unbalanced_plan(cost: Tensor, row_marginals: Tensor, col_marginals: Tensor, 
 
         <P, cost> + reg sum P (log P - 1) + row_weight KL(row sums | rows) + col_weight KL(column sums | cols)
 
-    for the marginals `rows` and `cols`, with KL(x | m) = sum x log(x / m) - x + m. A row that is far from every column then has little mass.
+    for the marginals `rows` and `cols`, with KL(x | m) = sum x log(x / m) - x + m. A row that is far from every column then
+    has little mass.
 
     Shapes as in `entropic_plan`; totals may differ. A weight is infinite for sums that are as given, and 0 for free ones;
     one of them must be finite. Sinkhorn's iteration with its steps shortened by weight / (weight + reg), in logarithms

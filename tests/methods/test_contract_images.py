@@ -212,7 +212,8 @@ def test_no_steps_or_no_rate_leave_the_start(name):
     torch.testing.assert_close(learner(name, eval_steps=0)(episodes), start, atol=0, rtol=0)
 
 
-@every_meta_learned
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name == "imaml" else ())
+                                  for name in META_LEARNED])
 def test_four_episodes_are_fitted(name):
     """Training on the same four episodes drives their loss to near zero."""
     episodes, labels = image_episodes(episodes=4, queries=6, spread=0.5, dtype=torch.float32)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import gc
 import weakref
 
@@ -31,8 +32,8 @@ def exact(made, episodes, labels, adapted) -> tuple[Tensor, dict[str, Tensor]]:
             return nn.functional.cross_entropy(functional_call(whole, weights, (images,)), target)
 
         w = torch.cat([adapted[name][i].detach().flatten() for name in made.adapted]).requires_grad_()
-        hessian = torch.autograd.functional.hessian(
-            lambda flat: loss(flat, episodes.support[i], episodes.support_labels[i]), w.detach())
+        support = functools.partial(loss, images=episodes.support[i], target=episodes.support_labels[i])
+        hessian = torch.autograd.functional.hessian(support, w.detach())
         value = loss(w, episodes.query[i], labels[i])
         slope, = torch.autograd.grad(value, w)
         identity = torch.eye(len(w), dtype=w.dtype)

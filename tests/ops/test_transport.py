@@ -194,8 +194,8 @@ def test_unbalanced_plans_from_free_to_balanced_sums():
     torch.testing.assert_close(free.plan, torch.softmax(-cost / 0.1, 2) * rows.unsqueeze(2), atol=1e-12, rtol=0)
     balanced = entropic_plan(cost, rows, cols, 0.1).plan
     away = [float((unbalanced_plan(cost, rows, cols, 0.1, col_weight=weight).plan - balanced).abs().max())
-            for weight in (0.2, 2.0, 20.0)]
-    assert away[0] > 5 * away[1] > 25 * away[2] > 0
+            for weight in (2.0, 20.0)]
+    assert 12 * away[1] > away[0] > 8 * away[1]  # as 1 / weight
 
 
 def test_unbalanced_episodes_do_not_see_each_other():
@@ -218,7 +218,7 @@ def test_unbalanced_episodes_do_not_see_each_other():
 
 def test_mistakes_of_unbalanced_transport_are_named():
     cost, rows, cols = problems()
-    for weights, message in [((np.inf, np.inf), "entropic_plan"), ((-1, 1), "row_weight=-1"), ((1, float("nan")), "col_weight")]:
+    for weights, message in [((np.inf, np.inf), "entropic_plan"), ((-1, 1), "row_weight=-1"), ((1, np.nan), "col_weight")]:
         with pytest.raises(FewshotError, match=message):
             unbalanced_plan(cost, rows, cols, 0.1, *weights)
     with pytest.raises(FewshotError, match="non-negative with positive sums"):
