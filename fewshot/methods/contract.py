@@ -190,11 +190,11 @@ class Method(abc.ABC):
                            f"written to a file; choose one of {', '.join(known)}")
 
     def transfer(self, episodes: Episodes, query: Tensor, text: Tensor) -> Tensor:
-        """Logits [E, Q, M] of queries [E, Q, D] among other classes, of which there are texts [E, M, D] and no images, by what
-        the support of `episodes` teaches. A method that changes neither features nor texts takes the nearest text."""
+        """Logits [E, Q, M] of queries [E, Q, D] among other classes, of which there are texts [E, M, D] and no images, by
+        what the support of `episodes` teaches. A method that changes neither features nor texts takes the nearest text."""
         if not self.needs_text:
-            raise FewshotError(f"{type(self).__name__} knows classes by their images alone; for new ones that have but names "
-                               "take a method with texts, such as zero_shot")
+            raise FewshotError(f"{type(self).__name__} knows classes by their images alone; for new ones that have but "
+                               "names take a method with texts, such as zero_shot")
         return text_logits(episodes.replace(query=query, text=text))
 
     def without_network(self) -> FewshotError:
