@@ -190,10 +190,10 @@ class ChannelImportance(PointStep):
 @_register("span")
 class Span(Step):
     """Coordinates in the span of the episode's points: fewer dimensions, the same inner products. Not transductive: a
-    method that depends on inner products alone answers as before. It must be the last step; it drops `text`."""
+    method that depends on inner products alone answers as before. It must be the last step."""
 
     def __call__(self, episodes: Episodes) -> Episodes:
-        return to_span(episodes)
+        return to_span(episodes, with_text=True)
 
 
 @dataclass(frozen=True)
@@ -248,8 +248,11 @@ class TransformChain:
             raise FewshotError(f"transforms {str(self)!r} take features [E, S, D]; support has shape "
                                f"{tuple(episodes.support.shape)}: embed the images first")
         episodes = episodes.working() if self.steps else episodes
+        validation = episodes.validation
         for step in self.steps:
             episodes = step(episodes)
+        if self.steps and validation is not None:  # with the support as it is beside these queries
+            episodes = episodes.replace(validation=self(validation))
         return episodes
 
     def __str__(self) -> str:
