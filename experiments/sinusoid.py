@@ -14,10 +14,12 @@ Implicit MAML (Rajeswaran et al. 2019, arXiv:1909.04630) takes 16 steps towards 
 times the squared distance to the initial weights, in training and in the test. A training step costs several of MAML's: its
 row is of 2,000 steps, beside MAML after as many.
 
-The paper prints curves and no numbers, and none were read off them: mean squared error over 0 to 10 gradient steps, of MAML, of a network that was
-pre-trained on all tasks and is fine-tuned with the best step size, and of an oracle that is told amplitude and phase. What
-they show: MAML is far ahead after one step, goes on to gain although it was trained for one, and pre-training hardly helps.
-Numbers elsewhere, of one step and 10 points (README of 63days/Meta-SGD): MAML 0.6702, Meta-SGD 0.3145.
+The paper prints curves and no numbers, and none were read off them: mean squared error over 0 to 10 gradient steps, of MAML,
+of a network that was pre-trained on all tasks and is fine-tuned with the best step size, and of an oracle that is told
+amplitude and phase. What they show: MAML is far ahead after one step, goes on to gain although it was trained for one, and
+pre-training hardly helps.
+Numbers elsewhere: 10 points and one step (63days/Meta-SGD) MAML 0.6702, Meta-SGD 0.3145; 5 points, steps not stated
+(Zigolox/Meta-Learning-OptML-Project) MAML 0.72, Meta-SGD 0.46, first order 0.81.
 """
 
 from __future__ import annotations
