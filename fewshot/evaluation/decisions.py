@@ -138,9 +138,9 @@ class Decisions:
         chosen = self.chosen_on.get("ways"), self.chosen_on.get("shots")
         if chosen == (ways, low) and low == high:
             return ""
+        nearest = "" if chosen == (ways, low) else f"; choose them anew on {ways}-way {low}-shot episodes (fewshot decide)"
         return (f"the decisions were chosen on {chosen[0]}-way {chosen[1]}-shot episodes, and here are {ways} classes with "
-                f"{low if low == high else f'{low} to {high}'} examples each: their rates may not hold; choose "
-                f"them anew on {ways}-way {low}-shot episodes (fewshot decide)")
+                f"{low if low == high else f'{low} to {high}'} examples each: their rates may not hold{nearest}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON writes them."""
