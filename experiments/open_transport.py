@@ -30,7 +30,6 @@ import io
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -86,11 +85,16 @@ def partial_plan(cost: Tensor, share: float, reg: float, start: Tensor | None = 
     return (kernel + f[..., None] + g[:, None]).exp(), g
 
 
-@dataclass(frozen=True, eq=False)
-class Partial(PTMAP):
-    """PT-MAP whose classes get a share of the queries' mass, and a query gives at most 1."""
+class WithShare(PTMAP):
+    """PT-MAP whose classes get a share of the queries' mass."""
 
-    share: float = 1.0
+    def __init__(self, share: float, **settings: float):
+        super().__init__(**settings)
+        object.__setattr__(self, "share", share)  # the class is frozen
+
+
+class Partial(WithShare):
+    """A query gives at most 1."""
 
     def _assign(self, query: Tensor, means: Tensor, start: Transport | None = None) -> Transport:
         masses, potentials = partial_plan(squared_euclidean(query, means), self.share, 1 / self.scale,
@@ -99,11 +103,8 @@ class Partial(PTMAP):
         return Transport(masses.to(query.dtype), steps, steps == 0, potentials)
 
 
-@dataclass(frozen=True, eq=False)
-class Reservoir(PTMAP):
-    """PT-MAP with one more class at no cost, which takes what the others leave of the queries' mass."""
-
-    share: float = 1.0
+class Reservoir(WithShare):
+    """One more class at no cost takes what the others leave."""
 
     def _assign(self, query: Tensor, means: Tensor, start: Transport | None = None) -> Transport:
         cost = torch.nn.functional.pad(squared_euclidean(query, means), (0, 1))
