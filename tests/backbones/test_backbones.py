@@ -74,7 +74,7 @@ def test_table_agrees_with_the_backbones():
     before = torch.get_rng_state()
     rows = {row["name"]: row for row in backbone_table()}
     assert torch.equal(torch.get_rng_state(), before)
-    assert list(rows) == [*list_backbones(), "timm/<model>"]
+    assert list(rows) == [*list_backbones(), "timm/<model>", "open_clip/<architecture>[:<tag>]"]
     for name in BACKBONES:
         with torch.device("meta"):
             made = BACKBONES[name](3, None, **({"weights": "random"} if name == "efficientnet_lite0" else {}))
