@@ -8,6 +8,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.contract.check_method import check_method
     from fewshot.core.errors import FewshotError
     from fewshot.data.banks import FeatureBank, ImageBank
+    from fewshot.data.class_texts import ClassTexts
     from fewshot.datasets import contact_sheet, load_dataset
     from fewshot.episodes.imported import import_episodes
     from fewshot.episodes.sampler import EpisodeSampler
@@ -36,6 +37,7 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "contract.check_method": ("check_method",),
     "core.errors": ("FewshotError",),
     "data.banks": ("FeatureBank", "ImageBank"),
+    "data.class_texts": ("ClassTexts",),
     "datasets": ("contact_sheet", "load_dataset"),
     "episodes.imported": ("import_episodes",),
     "episodes.sampler": ("EpisodeSampler",),

@@ -32,6 +32,11 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
 
 def load_inputs(folder: Path, name: str, dtype=torch.float64) -> tuple[Episodes, dict[str, np.ndarray]]:
     raw = dict(_arrays(folder / f"inputs_{name}.npz"))
+    if "text" in raw:  # one task: all classes, with their texts, and the whole test set
+        support, query, text = (torch.tensor(raw[part], dtype=dtype)[None] for part in ("train_features", "test_features",
+                                                                                        "text"))
+        labels = torch.tensor(raw["train_labels"])[None].long()
+        return Episodes(support=support, support_labels=labels, query=query, ways=text.shape[1], text=text), raw
     if "support_maps" in raw:  # [E, ., C, h, w], here flattened features
         raw.update({part: raw[f"{part}_maps"].reshape(*raw[f"{part}_maps"].shape[:2], -1) for part in ("support", "query")})
     support, query = (torch.tensor(raw[part], dtype=dtype) for part in ("support", "query"))
@@ -51,6 +56,8 @@ def load_outputs(folder: Path, method: str, name: str) -> tuple[dict[str, np.nda
     description = json.loads((folder / f"{method}.json").read_text())
     outputs = dict(_arrays(folder / f"{method}__{name}.npz"))
     primary = description["primary_output"]
+    if "vlm" in name:  # stored without an axis of episodes
+        outputs = {key: values[None] for key, values in outputs.items()}
     scores = outputs.get(primary, outputs.get(f"{primary}_f64"))  # some ran in float64 only
     if "preds" not in outputs and scores is not None:
         outputs["preds"] = scores.argmax(-1)

@@ -32,7 +32,8 @@ def _methods() -> Table:
     for name in METHODS:
         method = create_method(name)
         parameters = ", ".join(f"{key}={value}" for key, value in method_parameters(name).items())
-        table.add_row(name, method.setting, ", ".join(method.assumes), escape(parameters))
+        assumes = [*method.assumes, *(["needs texts"] if method.needs_text else [])]
+        table.add_row(name, method.setting, ", ".join(assumes), escape(parameters))
     return table
 
 

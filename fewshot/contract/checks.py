@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Candidate:
     device: str = "cpu"
 
     def episodes(self, **settings: Any) -> Any:
-        return random_episodes(**{"dim": self.dim, **settings})
+        return random_episodes(**{"dim": self.dim, "with_text": self.method.needs_text, **settings})
 
     def answer(self, episodes: Episodes) -> Tensor:
         """Probabilities [E, Q, N]. Raises FewshotError for logits of a wrong shape or dtype, and for any not finite."""
@@ -95,9 +96,13 @@ def promise(remedy: str, **options: Any) -> Callable[[Callable[[Candidate], T]],
 
 
 def replaced(episodes: Episodes, **changes: Any) -> Episodes:
-    fields = {"support": episodes.support, "support_labels": episodes.support_labels, "query": episodes.query,
-              "ways": episodes.ways}
+    fields = {field.name: getattr(episodes, field.name) for field in dataclasses.fields(Episodes) if field.init}
     return Episodes(**{**fields, **changes})
+
+
+def _permuted(episodes: Episodes, order: Tensor) -> dict[str, Tensor]:
+    """The texts of the episodes, that of class order[n] in the place of class n."""
+    return {name: getattr(episodes, name)[:, order] for name in ("text", "prompts") if getattr(episodes, name) is not None}
 
 
 def _change(a: Tensor, b: Tensor) -> float:
@@ -126,8 +131,17 @@ def class_relabelling(candidate: Candidate) -> float:
     """Giving the classes other numbers gives the columns of the answer other places and nothing else."""
     episodes = candidate.episodes(shots=3, queries=20)
     renamed = torch.tensor([3, 0, 4, 1, 2])  # class n is then called renamed[n]
-    other = replaced(episodes, support_labels=renamed[episodes.support_labels])
+    other = replaced(episodes, support_labels=renamed[episodes.support_labels], **_permuted(episodes, renamed.argsort()))
     return _change(candidate.answer(other)[..., renamed], candidate.answer(episodes))
+
+
+@promise("Read episodes.text, or declare needs_text = False", limit=1e-6, at_least=True,
+         applies=lambda method: method.needs_text)
+def text_order(candidate: Candidate) -> float:
+    """Giving the classes each other's texts changes the answer."""
+    episodes = candidate.episodes(shots=3, queries=20)
+    other = replaced(episodes, **_permuted(episodes, torch.tensor([3, 0, 4, 1, 2])))
+    return _change(candidate.answer(other), candidate.answer(episodes))
 
 
 @promise("Use no positions of queries: samplers that do not shuffle would give the labels away", limit=1e-6)
@@ -157,8 +171,7 @@ def batch_invariance(candidate: Candidate) -> float:
 def _batch_change(candidate: Candidate, dtype: torch.dtype) -> float:
     hard = candidate.episodes(episodes=4, spread=1.5, seed=3, dtype=dtype)
     easy = candidate.episodes(episodes=4, spread=0.1, seed=4, dtype=dtype)
-    both = replaced(hard, support=torch.cat([hard.support, easy.support]), query=torch.cat([hard.query, easy.query]),
-                    support_labels=torch.cat([hard.support_labels, easy.support_labels]))
+    both = Episodes.joined([hard, easy])
     return _change(candidate.answer(both), torch.cat([candidate.answer(both[i]) for i in range(8)]))
 
 

@@ -8,22 +8,25 @@ import torch
 from torch import Tensor
 
 from fewshot.data.banks import FeatureBank
+from fewshot.data.class_texts import ClassTexts
 from fewshot.episodes.types import Episodes
-from fewshot.methods.contract import Method
+from fewshot.methods.contract import METHODS, Method
+from fewshot.ops.distances import l2_normalise
 
 
 @overload
 def random_episodes(episodes: int = ..., ways: int = ..., shots: int = ..., queries: int = ..., dim: int = ...,
                     seed: int = ..., dtype: torch.dtype = ..., spread: float = ...,
-                    with_labels: Literal[False] = ...) -> Episodes: ...
+                    with_labels: Literal[False] = ..., with_text: bool = ...) -> Episodes: ...
 @overload
 def random_episodes(episodes: int = ..., ways: int = ..., shots: int = ..., queries: int = ..., dim: int = ...,
                     seed: int = ..., dtype: torch.dtype = ..., spread: float = ..., *,
-                    with_labels: Literal[True]) -> tuple[Episodes, Tensor]: ...
+                    with_labels: Literal[True], with_text: bool = ...) -> tuple[Episodes, Tensor]: ...
 def random_episodes(episodes: int = 3, ways: int = 5, shots: int = 2, queries: int = 15, dim: int = 16, seed: int = 0,
                     dtype: torch.dtype = torch.float64, spread: float = 1.0,
-                    with_labels: bool = False) -> Episodes | tuple[Episodes, Tensor]:
-    """Non-negative class clusters, queries class-balanced and shuffled; `queries` is the total number."""
+                    with_labels: bool = False, with_text: bool = False) -> Episodes | tuple[Episodes, Tensor]:
+    """Non-negative class clusters, queries class-balanced and shuffled; `queries` is the total number. The text of a class
+    lies at 0.5 from its centre, that of each of its two prompts a little from the text."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(episodes, ways, dim, generator=generator, dtype=torch.float64)
     support_labels = torch.arange(ways).repeat(shots).expand(episodes, -1).contiguous()
@@ -36,13 +39,25 @@ def random_episodes(episodes: int = 3, ways: int = 5, shots: int = 2, queries: i
         return (chosen + spread * noise).relu().to(dtype)
 
     made = Episodes(support=around(support_labels), support_labels=support_labels, query=around(query_labels), ways=ways)
+    if with_text:
+        text = centres.relu() + 0.5 * torch.randn(centres.shape, generator=generator, dtype=torch.float64)
+        prompts = text.unsqueeze(2) + 0.2 * torch.randn(episodes, ways, 2, dim, generator=generator, dtype=torch.float64)
+        made = made.replace(text=l2_normalise(text).to(dtype), prompts=l2_normalise(prompts).to(dtype))
     return (made, query_labels) if with_labels else made
 
 
-def noise_bank(dim: int = 32, seed: int = 5, split: str = "val") -> FeatureBank:
-    """Features that say nothing about their labels: no honest method is better than one in five on 5-way episodes."""
-    features = torch.randn(1200, dim, generator=torch.Generator().manual_seed(seed)).abs()
-    return FeatureBank(features, torch.arange(12).repeat_interleave(100), name="noise", split=split)
+def noise_bank(dim: int = 32, seed: int = 5, split: str = "val", with_text: bool = False) -> FeatureBank:
+    """Features (and texts) that say nothing about their labels: no honest method is better than one in five on 5-way
+    episodes."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(1200, dim, generator=generator).abs()
+    texts = None
+    if with_text:
+        prompts = l2_normalise(torch.randn(24, dim, generator=generator))
+        sentences = tuple((f"{c}", f"a {c}") for c in range(12))
+        texts = ClassTexts(l2_normalise(prompts.view(12, 2, dim).mean(1)), sentences, prompts)
+    return FeatureBank(features, torch.arange(12).repeat_interleave(100), name="noise", split=split,
+                       texts=texts)
 
 
 def above_chance(method: Method | str, dim: int = 32, **parameters: Any) -> float:
@@ -53,6 +68,7 @@ def above_chance(method: Method | str, dim: int = 32, **parameters: Any) -> floa
     name, instance = (method, None) if isinstance(method, str) else ("protonet", method)
     run = Run(episodes=120, method=name, parameters=parameters)
     needs_base = run.spec.needs_base if instance is None else instance.needs_base
-    found = evaluate(run, noise_bank(dim), base_bank=noise_bank(dim, 6, "train") if needs_base else None, method=instance)
+    bank = noise_bank(dim, with_text=(METHODS[name] if instance is None else instance).needs_text)
+    found = evaluate(run, bank, base_bank=noise_bank(dim, 6, "train") if needs_base else None, method=instance)
     assert found is not None, "only a part of a run has no result"
     return found.accuracy.mean - 0.2

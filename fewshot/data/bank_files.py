@@ -43,14 +43,17 @@ def content_hash(identity: str, pieces: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write(path: str | Path, pieces: Iterable[Tensor], shape: tuple[int, int], dtype: torch.dtype, labels: Tensor,
+def write(path: str | Path, pieces: Iterable[Tensor], shape: tuple[int, int], dtype: torch.dtype, small: dict[str, Tensor],
           identity: str, about: dict[str, str]) -> Path:
-    """Write a bank atomically, complete or absent, from pieces [m, D] of its features in order.
+    """Write a bank atomically, complete or absent, from pieces [m, D] of its features in order; `small` are its labels and
+    whatever else it holds.
 
     Raises FewshotError where they are not finite or not of this shape and dtype in total.
     """
-    header = tensors_header({"labels": (labels.dtype, tuple(labels.shape)), "features": (dtype, shape)},
-                            about | {"content_hash": _UNKNOWN})
+    # Longest numbers first, so that each tensor begins at a multiple of their size.
+    described = {name: (values.dtype, tuple(values.shape)) for name, values in small.items()} | {"features": (dtype, shape)}
+    described = dict(sorted(described.items(), key=lambda item: (-item[1][0].itemsize, item[0] != "labels")))
+    header = tensors_header(described, about | {"content_hash": _UNKNOWN})
     rows = 0
 
     def written(file: BinaryIO) -> Iterator[Tensor]:
@@ -66,8 +69,11 @@ def write(path: str | Path, pieces: Iterable[Tensor], shape: tuple[int, int], dt
 
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(header)
-        file.write(bytes_of(labels))
-        found = content_hash(identity, written(file))
+        for name in described:
+            if name == "features":
+                found = content_hash(identity, written(file))
+            else:
+                file.write(bytes_of(small[name]))
         if rows != shape[0]:
             raise FewshotError(f"{rows} rows of features for {shape[0]} labels; give one row per label")
         file.seek(header.index(_UNKNOWN.encode()))

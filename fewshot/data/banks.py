@@ -23,6 +23,7 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.html import html_table
 from fewshot.core.registry import unknown_message
 from fewshot.data import bank_files, feature_files
+from fewshot.data.class_texts import ClassTexts, side_by_side
 from fewshot.data.precision import row_lengths, working_dtype
 
 
@@ -100,6 +101,10 @@ def _identity(name: str, split: str, class_names: Sequence[str], labels: Tensor)
     digest = hashlib.sha256(json.dumps([name, split, _plain_names(class_names)]).encode())
     digest.update(labels.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _with_texts(identity: str, texts: ClassTexts | None) -> str:
+    return identity if texts is None else identity + texts.content_hash
 
 
 class _Bank:
@@ -262,6 +267,7 @@ class FeatureBank(_Bank):
     class_names  by label, one for each up to the largest; left out, classes are called by their number
     provenance   plain dictionary: backbone, weights sha256, transform, ... stored with the features
     title        of own data: what results call it, the name of its folder or file; no part of its identity
+    texts        what a model made of the class names, which methods with texts need; or their vectors [C, D] alone
     """
 
     features: Tensor
@@ -271,6 +277,7 @@ class FeatureBank(_Bank):
     split: str = "all"
     provenance: dict = field(default_factory=dict)
     title: str = ""
+    texts: ClassTexts | None = None
 
     def __post_init__(self) -> None:
         features = as_tensor("features", self.features)
@@ -280,6 +287,10 @@ class FeatureBank(_Bank):
         bank_files.check_finite(features)
         object.__setattr__(self, "features", features)
         self._label(len(features))
+        if self.texts is not None:
+            texts = self.texts if isinstance(self.texts, ClassTexts) else ClassTexts(self.texts)
+            texts.check_names(self.class_names)
+            object.__setattr__(self, "texts", texts)
 
     items = "rows of features"
 
@@ -326,20 +337,26 @@ class FeatureBank(_Bank):
 
     @cached_property
     def content_hash(self) -> str:
-        """sha256 of the feature values, labels and names."""
-        return bank_files.content_hash(self.identity, bank_files.blocks_of(self.features))
+        """sha256 of the feature values, labels, names and texts."""
+        return bank_files.content_hash(_with_texts(self.identity, self.texts), bank_files.blocks_of(self.features))
+
+    def with_texts(self, texts: ClassTexts | Tensor | ArrayLike) -> FeatureBank:
+        """This bank with texts of its classes, or with their vectors [C, D] alone, row i of label i."""
+        known = texts if isinstance(texts, ClassTexts) else ClassTexts(as_tensor("texts", texts))
+        return dataclasses.replace(self, texts=known)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file atomically: it is complete or absent."""
         pieces, dim = bank_files.blocks_of(self.features), self.features.shape[1]
         return FeatureBank.save_pieces(path, pieces, dim, self.features.dtype, labels=self.labels, name=self.name,
                                        class_names=self.class_names, split=self.split, provenance=self.provenance,
-                                       title=self.title)
+                                       title=self.title, texts=self.texts)
 
     @staticmethod
     def save_pieces(path: str | Path, pieces: Iterable[Tensor], dim: int, dtype: torch.dtype = torch.float32, *,
                     labels: Tensor | Sequence[int], class_names: Sequence[str] | None = None, name: str = "custom",
-                    split: str = "all", provenance: dict | None = None, title: str = "") -> Path:
+                    split: str = "all", provenance: dict | None = None, title: str = "",
+                    texts: ClassTexts | None = None) -> Path:
         """Write a bank that need not fit into memory, as `save` does: its features come in pieces [m, dim], in order.
 
         Raises FewshotError for wrong labels, features that are not finite, and when they are not as many as the labels.
@@ -349,8 +366,11 @@ class FeatureBank(_Bank):
         names = _as_names(class_names, labels)
         about = {"name": name, "split": split, "class_names": json.dumps(_plain_names(names)),
                  "provenance": json.dumps(provenance or {}, sort_keys=True), **({"title": title} if title else {})}
-        identity = _identity(name, split, names, labels)
-        return bank_files.write(path, pieces, (len(labels), dim), dtype, labels, identity, about)
+        identity, small = _identity(name, split, names, labels), {"labels": labels}
+        if texts is not None:
+            texts.check_names(names)
+            about, small = {**about, "texts": texts.described()}, {**small, **texts.tensors()}
+        return bank_files.write(path, pieces, (len(labels), dim), dtype, small, _with_texts(identity, texts), about)
 
     @classmethod
     def load(cls, path: str | Path, mmap: bool | None = None) -> FeatureBank:
@@ -371,10 +391,11 @@ class FeatureBank(_Bank):
         values = {"features": tensors["features"], "labels": labels, "name": meta["name"], "split": meta["split"],
                   "class_names": NumberedNames(names) if isinstance(names, int) else tuple(names),
                   "provenance": json.loads(meta["provenance"]), "content_hash": meta["content_hash"]}
+        values["texts"] = ClassTexts.read(tensors, meta["texts"]) if "texts" in meta else None
         values["title"] = meta.get("title") or _title_of_file(Path(path), meta["name"], values["provenance"])
         bank.__dict__.update(values)  # verified below, or before: the checks of a new bank would read everything again
         if not vouched:
-            bank_files.verify(path, bank.features, bank.identity, bank.content_hash)
+            bank_files.verify(path, bank.features, _with_texts(bank.identity, bank.texts), bank.content_hash)
         if mapped:
             bank.__dict__["_file"] = Path(path).resolve()
         return bank
@@ -403,7 +424,9 @@ def concatenate(banks: Sequence[FeatureBank]) -> FeatureBank:
     """The same items with the features of all `banks` side by side, in this order: an ensemble of backbones (EASY).
 
     Normalise after this, not before: then a backbone with longer features has more say, as in EASY, whose backbones are of
-    one kind. Raises FewshotError for fewer than two banks, and for banks of other items.
+    one kind. Texts are put side by side as well where all banks have some; where only the first has, they stay those of its
+    channels, and the others are auxiliary. Raises FewshotError for fewer than two banks, for banks of other items, and
+    a bank after the first has texts and another has none.
     """
     if len(banks) < 2:
         raise FewshotError(f"{len(banks)} feature bank given; an ensemble needs at least 2")
@@ -424,5 +447,10 @@ def concatenate(banks: Sequence[FeatureBank]) -> FeatureBank:
             provenance[known] = found.pop()
     if len(crops := {made_by.get("crops", "") for made_by in described}) == 1:
         provenance["crops"] = crops.pop()  # otherwise only the members tell
-    return FeatureBank(torch.cat([bank.features for bank in banks], 1), first.labels, first.class_names, first.name,
-                       first.split, provenance, first.title)
+    texts = [bank.texts for bank in banks if bank.texts is not None]
+    if len(texts) not in (0, len(banks)) and (len(texts) > 1 or first.texts is None):
+        raise FewshotError(f"{len(texts)} of {len(banks)} banks have texts; put the one with texts first, or drop them "
+                           "with dataclasses.replace(bank, texts=None)")
+    joint = side_by_side(texts) if len(texts) > 1 else first.texts
+    return dataclasses.replace(first, features=torch.cat([bank.features for bank in banks], 1), provenance=provenance,
+                               texts=joint)

@@ -20,7 +20,8 @@ _LABELS = ("labels", "label", "targets", "target", "y")
 def read_features(path: Path) -> dict[str, Any]:
     """The arguments of a `FeatureBank` in a file of one of SUFFIXES.
 
-    .npz      arrays features [M, D] and labels [M] (numbers or texts); class_names [C], name and split where it has them
+    .npz      arrays features [M, D] and labels [M] (numbers or texts); class_names [C], class_text [C, D], name and split
+              where it has them
     .parquet  a column of features, lists of one length, or else all floating-point columns in their order, and one of labels
 
     Neither the path nor the name of the file is part of the bank: features of the same items by other backbones can be
@@ -42,6 +43,8 @@ def _npz(path: Path) -> dict[str, Any]:
             labels = file[picked("labels", None, known, _LABELS, str(path), "call it labels")]
             found: dict[str, Any] = {"features": features, "labels": labels}
             found |= {name: str(file[name]) for name in ("name", "split") if name in known}
+            if "class_text" in known:
+                found["texts"] = file["class_text"]
             if "class_names" in known:
                 found["class_names"] = tuple(map(str, file["class_names"].tolist()))
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:

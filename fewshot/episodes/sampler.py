@@ -70,8 +70,11 @@ class EpisodeIndices:
         rows = torch.cat([self.support.flatten(), self.query.flatten()])
         taken = bank.take(rows, room) if isinstance(bank, FeatureBank) else bank.take(rows)
         item, shots = taken.shape[1:], self.support.numel()
+        texts = bank.texts if isinstance(bank, FeatureBank) else None
+        of_text = {} if texts is None else texts.of_classes(self.classes, taken.dtype)
         return Episodes.trusted(support=taken[:shots].view(*self.support.shape, *item), support_labels=self.support_labels,
-                                query=taken[shots:].view(*self.query.shape, *item), ways=self.ways, query_lengths=lengths)
+                                query=taken[shots:].view(*self.query.shape, *item), ways=self.ways, query_lengths=lengths,
+                                **of_text)
 
 
 def joined(parts: Sequence[EpisodeIndices]) -> EpisodeIndices:

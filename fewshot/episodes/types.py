@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fewshot.core.checked import check_integer
+from fewshot.core.checked import check_integer, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.html import Markup, html_table, picture
 from fewshot.data.precision import HALF, working_dtype
 
+_OF_TEXT = ("text", "prompts", "projection")
 _SHOWN, _SIDE = 15, 64  # images a row in a notebook, and pixels of each
 
 
@@ -27,7 +28,12 @@ class Episodes:
     support_labels  [E, S]       int64, 0 .. ways-1, every class at least once; classes may have unequal shots
     query           [E, Q, ...]  same trailing shape and dtype as support
     ways            number of classes N
-    text            [E, N, D]    optional class embeddings from text
+    text            [E, N, D]    optional vectors of the classes from their names
+    prompts         [E, N, M, D] optional vectors of the M sentences of each class that `text` sums up; of classes with fewer
+                                 the last rows are zero
+    logit_scale     what the model of the texts multiplies cosines by; None where it is not known, and CLIP's 100 is taken
+    logit_bias      what it then adds
+    projection      [E, P + 1, D] optional: takes features [P] from before the model's projection to the texts; last the bias
     unlabelled      [E, U, ...]  optional further images without labels
     query_lengths   [E, Q]       |z| of the query features where a bank has them ready, else None; not to be given
     working_dtype   what arithmetic on the features takes (`fewshot.data.precision`), or None: their own; not to be given
@@ -42,6 +48,10 @@ class Episodes:
     ways: int
     text: Tensor | None = None
     unlabelled: Tensor | None = None
+    prompts: Tensor | None = None
+    logit_scale: float | None = None
+    logit_bias: float = 0.0
+    projection: Tensor | None = None
     query_lengths: Tensor | None = dataclasses.field(default=None, init=False)
     working_dtype: torch.dtype | None = dataclasses.field(default=None, init=False)
 
@@ -90,8 +100,25 @@ class Episodes:
     def with_features(self, transform: Callable[[Tensor], Tensor]) -> Episodes:
         """Apply `transform` to support, query and unlabelled alike (labels and text stay)."""
         unlabelled = None if self.unlabelled is None else transform(self.unlabelled)
-        return Episodes.trusted(support=transform(self.support), support_labels=self.support_labels,
-                                query=transform(self.query), ways=self.ways, text=self.text, unlabelled=unlabelled)
+        return self.replace(support=transform(self.support), query=transform(self.query), unlabelled=unlabelled)
+
+    def replace(self, **fields: Any) -> Episodes:
+        """With other values for some fields, unchecked. With other points, what was known of the old ones goes."""
+        kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if "query" in fields:
+            kept["query_lengths"] = None
+        if "support" in fields or "query" in fields:
+            kept["working_dtype"] = None
+        return Episodes.trusted(**{**kept, **fields})
+
+    @staticmethod
+    def joined(parts: Sequence[Episodes]) -> Episodes:
+        """The episodes of all parts, of one shape, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        first = {field.name: getattr(parts[0], field.name) for field in dataclasses.fields(Episodes)}
+        return Episodes.trusted(**{name: torch.cat([getattr(part, name) for part in parts]) if isinstance(value, Tensor)
+                                   else value for name, value in first.items()})
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Episodes:
         """`function` of every tensor, unchecked."""
@@ -100,7 +127,7 @@ class Episodes:
 
     def _repr_html_(self) -> str:
         """What there is; of stored images those of the first episode, too."""
-        parts = {"support": self.support, "query": self.query, "text": self.text, "unlabelled": self.unlabelled}
+        parts = {name: getattr(self, name) for name in ("support", "query", "text", "prompts", "unlabelled")}
         rows: list[tuple[str, object]] = [(name, f"{list(values.shape)} {values.dtype}".replace("torch.", ""))
                                           for name, values in parts.items() if values is not None]
         if self.support.ndim == 5 and self.support.dtype == torch.uint8:
@@ -138,7 +165,7 @@ def _check(e: Episodes) -> None:
         raise FewshotError(f"support_labels has dtype {e.support_labels.dtype}; pass labels.long()")
     if 0 in e.support.shape or 0 in e.query.shape:
         raise FewshotError(f"empty episodes: support {tuple(e.support.shape)}, query {tuple(e.query.shape)}")
-    for name in ("support", "query", "text", "unlabelled"):
+    for name in ("support", "query", "unlabelled", *_OF_TEXT):
         value = getattr(e, name)
         if value is not None:
             _check_values(name, value, e.support)
@@ -155,6 +182,13 @@ def _check(e: Episodes) -> None:
         raise FewshotError(f"class {label} has no support item in episode {episode}; every class needs at least one")
     if e.text is not None and e.text.shape[:2] != (len(e), e.ways):
         raise FewshotError(f"text has shape {tuple(e.text.shape)}; expected [E, N, D] with E={len(e)}, N={e.ways}")
+    if e.prompts is not None and (e.prompts.ndim != 4 or e.prompts.shape[:2] != (len(e), e.ways)):
+        raise FewshotError(f"prompts have shape {tuple(e.prompts.shape)}; expected [E, N, M, D] with E={len(e)}, N={e.ways}")
+    if e.projection is not None and (e.projection.ndim != 3 or len(e.projection) != len(e)):
+        raise FewshotError(f"projection has shape {tuple(e.projection.shape)}; expected [E, P + 1, D] with E={len(e)}")
+    if e.logit_scale is not None:
+        check_number("logit_scale", e.logit_scale, 0, low_allowed=False)
+    check_number("logit_bias", e.logit_bias)
 
 
 def _check_values(name: str, value: Tensor, support: Tensor) -> None:
@@ -162,7 +196,7 @@ def _check_values(name: str, value: Tensor, support: Tensor) -> None:
     if not is_image and not value.is_floating_point():
         raise FewshotError(f"{name} has dtype {value.dtype} and shape {tuple(value.shape)}; pass floating-point features "
                            "or uint8 images [E, ., C, H, W]")
-    if value.dtype != support.dtype and name != "text":
+    if value.dtype != support.dtype and name not in _OF_TEXT:
         raise FewshotError(f"{name} has dtype {value.dtype} and support {support.dtype}; convert one of them")
     if not is_image and not torch.isfinite(value).all():
         bad = (~torch.isfinite(value)).nonzero()[0].tolist()

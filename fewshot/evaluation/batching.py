@@ -79,15 +79,7 @@ def _raw(method: Method, batches: Iterable[Episodes]) -> Iterator[Tensor | Refin
         features = one.shape[2] * (one.shape[1] + parts[-1].support.shape[1])
         each = one.element_size() * max(features, one.shape[1] * batch.ways)  # with many classes the plans are larger
         if count + len(batch) > min(_SOLVE, _SOLVE_BYTES // each):
-            yield method.solve(_joined(parts))
+            yield method.solve(Episodes.joined(parts))
             parts, count = [], 0
     if parts:
-        yield method.solve(_joined(parts))
-
-
-def _joined(parts: list[Episodes]) -> Episodes:
-    if len(parts) == 1:
-        return parts[0]
-    names = ("support", "support_labels", "query")
-    return Episodes.trusted(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names},
-                            ways=parts[0].ways)
+        yield method.solve(Episodes.joined(parts))

@@ -190,8 +190,8 @@ def left_out(method: Method, episodes: Episodes, queries: bool = False) -> Itera
         asked, answer = support[out].view(*size, support.shape[2]), labels[out].view(size)
         if queries:
             asked = torch.cat([asked, episodes.query], 1)
-        rest = Episodes.trusted(support=support[~out].view(*size, support.shape[2]), support_labels=labels[~out].view(size),
-                                query=asked, ways=episodes.ways, text=episodes.text, working_dtype=episodes.working_dtype)
+        rest = episodes.replace(support=support[~out].view(*size, support.shape[2]), support_labels=labels[~out].view(size),
+                                query=asked, unlabelled=None, working_dtype=episodes.working_dtype)
         yield torch.cat([logits.cpu() for logits, _ in answers(method, [rest])]), answer.cpu()
 
 

@@ -118,8 +118,7 @@ def embed_episodes(episodes: Episodes, backbone: Backbone) -> Episodes:
     images = torch.cat(parts, dim=1).flatten(0, 1)  # [E (S + Q + U), C, H, W]
     features = backbone(network_input(backbone, images)).unflatten(0, (len(episodes), -1))  # [E, S + Q + U, D]
     support, query, *rest = features.split(sizes, dim=1)
-    return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways,
-                            text=episodes.text, unlabelled=rest[0] if rest else None)
+    return episodes.replace(support=support, query=query, unlabelled=rest[0] if rest else None)
 
 
 def describe(bank: ImageBank, backbone: Backbone, batch_size: int) -> dict:

@@ -190,10 +190,10 @@ class ChannelImportance(PointStep):
 @_register("span")
 class Span(Step):
     """Coordinates in the span of the episode's points: fewer dimensions, the same inner products. Not transductive: a
-    method that depends on inner products alone answers as before. It must be the last step; it drops `text`."""
+    method that depends on inner products alone answers as before. It must be the last step."""
 
     def __call__(self, episodes: Episodes) -> Episodes:
-        return to_span(episodes)
+        return to_span(episodes, with_text=True)
 
 
 @dataclass(frozen=True)

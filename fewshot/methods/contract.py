@@ -52,6 +52,8 @@ def _takes_its_inputs(function: Callable) -> Callable:
         if episodes.support.ndim != 3:
             raise FewshotError(f"{type(self).__name__} takes features [E, S, D]; support has shape "
                                f"{tuple(episodes.support.shape)}: embed the images first (`fewshot.embed` for a bank)")
+        if self.needs_text:
+            check_text(self, episodes)
         # Only a single query is warned about here: an evaluation asks for few in thousands of calls, but for 2 at least.
         if episodes.query.shape[1] == 1 and self.setting == "transductive" and function.__name__ == _reads(self):
             warnings.warn(f"{type(self).__name__}: {few_queries(1, episodes.ways)}", stacklevel=2)
@@ -59,6 +61,8 @@ def _takes_its_inputs(function: Callable) -> Callable:
         weights = self.parameters() if isinstance(self, nn.Module) else ()
         weight = next((values for values in weights if values.ndim > 1), None)
         working = episodes.working() if weight is None else episodes.to(weight.dtype)
+        if self.needs_text and working.text is not None and working.text.dtype != working.query.dtype:
+            working = working.to(working.query.dtype)
         try:
             found = function(self, working, *arguments, **options)
         except torch.linalg.LinAlgError as error:
@@ -70,6 +74,17 @@ def _takes_its_inputs(function: Callable) -> Callable:
         return _narrowed(found) if narrow else found
 
     return checked
+
+
+def check_text(method: Method, episodes: Episodes) -> None:
+    """Raise FewshotError where a method that needs text gets none, or none of the space of the features."""
+    name, text, dim = type(method).__name__, episodes.text, episodes.support.shape[-1]
+    if text is None:
+        raise FewshotError(f"{name} needs the texts of the classes, and these episodes have none: give text=[E, N, D], or "
+                           "make a bank with texts (`fewshot embed ... --templates`, or bank.with_texts)")
+    if method.text_of_features and text.shape[-1] != dim:
+        raise FewshotError(f"{name} compares features of {dim} channels with texts of {text.shape[-1]}; embed images and "
+                           "texts with one model")
 
 
 def _narrowed(found: Any) -> Any:
@@ -112,6 +127,8 @@ class Method(abc.ABC):
     assumes      what must be true for the method to make sense, shown in tables, e.g. "balanced queries"; a property where
                  it depends on the hyper-parameters
     needs_base   True when `fit(base_bank)` must be called first (statistics of the base classes)
+    needs_text   True when it reads the texts of the classes; a call without any is refused
+    text_of_features   of those: features and texts have the same channels (all but methods that map one to the other)
     needs_backbone   True when `with_backbone(backbone, ways)` must be called first: these are the hyper-parameters of a
                      method with weights of its own, which that makes
     paper        where it was published, and official code
@@ -120,6 +137,8 @@ class Method(abc.ABC):
 
     setting: str = "inductive"
     inputs: ClassVar[str] = "features"
+    needs_text: ClassVar[bool] = False
+    text_of_features: ClassVar[bool] = True
     paper: str = ""
     renamed: ClassVar[Mapping[str, str]] = {}
 

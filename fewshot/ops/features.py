@@ -59,8 +59,7 @@ def centre_episodes(episodes: Episodes, separately: bool = False) -> Episodes:
         total = episodes.support.sum(1, keepdim=True) + episodes.query.sum(1, keepdim=True)
         means = [total / (shots + queries)] * 3
     support, query, unlabelled = (None if x is None or m is None else x - m for x, m in zip(parts, means, strict=True))
-    return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways,
-                            text=episodes.text, unlabelled=unlabelled)
+    return episodes.replace(support=support, query=query, unlabelled=unlabelled)
 
 
 def scale_to_query_range(episodes: Episodes) -> Episodes:

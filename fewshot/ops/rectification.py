@@ -28,9 +28,7 @@ def aligned(episodes: Episodes, norm: str = "un", base_mean: Tensor | None = Non
     # Queries are scaled and moved in one pass: the mean of the scaled ones is a product with their scales.
     shift = support.mean(dim=1, keepdim=True) - scale.transpose(1, 2) @ query / query.shape[1] if query.shape[1] > 1 else \
         query.new_zeros(len(query), 1, 1)
-    return Episodes.trusted(support=support, support_labels=episodes.support_labels,
-                            query=torch.addcmul(shift, query, scale), ways=episodes.ways, text=episodes.text,
-                            unlabelled=episodes.unlabelled)
+    return episodes.replace(support=support, query=torch.addcmul(shift, query, scale))
 
 
 def rectified_prototypes(episodes: Episodes, scale: float = 10.0, normalised: bool = True,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 
 
@@ -33,20 +36,29 @@ def span_coordinates(x: Tensor) -> Tensor:
     return (torch.linalg.cholesky(gram) * norms).to(x.dtype)
 
 
-def to_span(episodes: Episodes) -> Episodes:
+def to_span(episodes: Episodes, with_text: bool = False) -> Episodes:
     """The episodes with support, query (and unlabelled) expressed in the span of these points, see `span_coordinates`.
 
-    The new feature dimension is min(S + Q (+ U), D). Class embeddings from text do not lie in that span, so `text` is
-    dropped. Elementwise operations (powers, standardisation over channels, Adam) are not rotation invariant: apply them
-    before, or do without the span.
+    The new feature dimension is min(S + Q (+ U), D). Texts do not lie in that span: without `with_text` they are dropped,
+    with it they are among the points (D is then that of the features, or FewshotError). Elementwise operations (powers,
+    standardisation over channels, Adam) are not rotation invariant: apply them before, or do without the span.
     """
-    parts = [episodes.support, episodes.query] + ([] if episodes.unlabelled is None else [episodes.unlabelled])
-    points = sum(part.shape[1] for part in parts)
-    if episodes.support.shape[-1] <= points:
+    given = {"support": episodes.support, "query": episodes.query, "unlabelled": episodes.unlabelled}
+    if with_text and episodes.text is not None:
+        dim, prompts = episodes.support.shape[-1], episodes.prompts
+        if dim != episodes.text.shape[-1]:
+            raise FewshotError(f"features of {dim} and texts of {episodes.text.shape[-1]} channels have no span in common; "
+                               "leave the transform span out")
+        given |= {"text": episodes.text, "prompts": None if prompts is None else prompts.flatten(1, 2)}
+    parts = {name: values for name, values in given.items() if values is not None}
+    sizes = [values.shape[1] for values in parts.values()]
+    if episodes.support.shape[-1] <= sum(sizes):
         return episodes
-    support, query, *rest = span_coordinates(torch.cat(parts, dim=1)).split([part.shape[1] for part in parts], dim=1)
-    return Episodes.trusted(support=support, support_labels=episodes.support_labels, query=query, ways=episodes.ways,
-                            unlabelled=rest[0] if rest else None)
+    coordinates = span_coordinates(torch.cat(list(parts.values()), dim=1)).split(sizes, dim=1)
+    found: dict[str, Any] = dict(zip(parts, coordinates, strict=True))
+    if "prompts" in found:
+        found["prompts"] = found["prompts"].unflatten(1, (episodes.ways, -1))
+    return episodes.replace(**{"text": None, "prompts": None, "projection": None, **found})
 
 
 @torch.no_grad()

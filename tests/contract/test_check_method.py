@@ -43,12 +43,21 @@ def test_the_report_is_a_table_of_what_was_measured():
     report = fewshot.check_method(Own())
     lines = repr(report).splitlines()
     assert lines[0] == f"Own (inductive) keeps its {len(report.checks)} promises" and len(lines) == 1 + len(report.checks)
-    assert {check.promise for check in report.checks} == PROMISES.keys() - {"transductive", "refinement"}
+    assert {check.promise for check in report.checks} == PROMISES.keys() - {"transductive", "refinement", "text_order"}
     found = {check.promise: check for check in report.checks}
     assert found["zeros"].measured is None and 0 <= found["precision"].measured < 5e-3
     assert found["inductive"].allowed == "at most 1e-09, largest change of a probability"
     html = report._repr_html_()
     assert html.count("<tr>") == 1 + len(report.checks) and "at most 1e-09" in html and lines[0] in html
+
+
+def test_texts_are_read_or_not_asked_for():
+    class Deaf(Own):
+        needs_text = True
+
+    with pytest.raises(FewshotError, match="'text_order' .*Read episodes.text"):
+        fewshot.check_method(Deaf())
+    assert "text_order" in {check.promise for check in fewshot.check_method("zero_shot").checks}
 
 
 def test_names_have_parameters_and_registered_names():
