@@ -21,7 +21,8 @@ _HUB = "hf-hub:"
 _PREPROCESSING = ("mean", "std", "interpolation")
 # What stands in tags and names of the hub -> the image-text pairs that it means; longer ones first.
 _PAIRS = {"mscoco_finetuned_laion2b": "LAION-2B and MS-COCO", "laion_aesthetic": "LAION-Aesthetics",
-          "laion400m": "LAION-400M", "laion2b": "LAION-2B", "laion5b": "LAION-5B", "datacompdr": "DataCompDR-1B", "datacomp_m": "DataComp medium",
+          "laion400m": "LAION-400M", "laion2b": "LAION-2B", "laion5b": "LAION-5B", "datacompdr": "DataCompDR-1B",
+          "datacomp_m": "DataComp medium",
           "datacomp_s_": "DataComp small", "datacomp_l": "DataComp large", "datacomp": "DataComp-1B",
           "commonpool": "CommonPool", "openai": "WIT-400M", "yfcc15m": "YFCC-15M", "cc12m": "CC12M", "webli": "WebLI",
           "dfn2b": "DFN-2B", "dfn5b": "DFN-5B", "metaclip_400m": "MetaCLIP-400M", "metaclip": "MetaCLIP",
@@ -127,8 +128,8 @@ def _side(size: int | tuple[int, int]) -> int:
     if isinstance(size, int):
         return size
     if size[0] != size[1]:
-        raise FewshotError(f"this model of open_clip takes images of {' x '.join(map(str, size))} pixels, and those here are "
-                           "square; give image_size=, or another model")
+        raise FewshotError(f"this model of open_clip takes images of {' x '.join(map(str, size))} pixels, and those here "
+                           "are square; give image_size=, or another model")
     return size[0]
 
 

@@ -11,7 +11,8 @@ _VIT = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 8, "head_width
 _TIMM = {"image_size": 32, "timm_model_pretrained": False}
 CONFIGS = {
     "tiny-vit": {"embed_dim": 12, "vision_cfg": _VIT, "text_cfg": _TEXT},
-    "tiny-resnet": {"embed_dim": 12, "text_cfg": _TEXT, "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}},
+    "tiny-resnet": {"embed_dim": 12, "text_cfg": _TEXT,
+                    "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}},
     # As SigLIP: scores pair by pair with a bias, no causal mask, the last token read, no projection of the images.
     "tiny-sigmoid": {"embed_dim": 64, "init_logit_bias": -10, "custom_text": True,
                      "vision_cfg": {**_TIMM, "timm_model_name": "test_vit", "timm_pool": "map", "timm_proj": "none"},

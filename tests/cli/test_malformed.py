@@ -146,6 +146,8 @@ FILES = {  # what reads a file: the command with `?` for it
     "predict with weights": ("predict", *LABEL[:4], "--weights", "?"), "load": ("--load", "?", "list"),
     "classifier": ("classifier", "show", "?"), "decisions": ("predict", *LABEL, "--decisions", "?"),
     "corrections": ("classifier", "correct", "kept.safetensors", "?"),
+    "templates": ("embed", *COMMANDS["embed"], "--templates", "?"),
+    "descriptions": ("embed", *COMMANDS["embed"], "--descriptions", "?"),
     "npz": ("eval", "--features", "?.npz"), "parquet": ("eval", "--features", "?.parquet"),
     "dataset csv": ("eval", "--dataset", "./?.csv"), "dataset tar": ("eval", "--dataset", "./?.tar")}
 
