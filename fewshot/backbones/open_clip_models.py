@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fewshot.backbones.transform import ImageTransform
-from fewshot.backbones.two_towers import TwoTowers
+from fewshot.backbones.two_towers import TwoTowers, check_colour
 from fewshot.core.errors import FewshotError
 from fewshot.core.optional import needed
 from fewshot.core.registry import UnknownName, nearest, unknown_message
@@ -47,9 +47,7 @@ class OpenClipBackbone(TwoTowers):
 
     def __init__(self, channels: int, image_size: int | None, model: str, weights: str = "random", *,
                  pre_projection: bool = False, **options: Any):
-        if channels != 3:
-            raise FewshotError(f"channels={channels} with open_clip/{model}, whose image tower takes 3; keep channels=3: "
-                               "its transform repeats greyscale images")
+        check_colour(f"open_clip/{model}", channels)
         open_clip = _library(model)
         architecture, tag = _parts(model)
         published = open_clip.get_pretrained_cfg(architecture, tag) if tag else {}

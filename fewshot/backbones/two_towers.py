@@ -93,6 +93,13 @@ class TwoTowers(Backbone):
         return made[0] if isinstance(made, tuple) else made  # CoCa's tower returns its tokens, too
 
 
+def check_colour(name: str, channels: int) -> None:
+    """Raise FewshotError for other images than open_clip's towers take."""
+    if channels != 3:
+        raise FewshotError(f"channels={channels} with {name}, whose image tower takes 3; keep channels=3: its transform "
+                           "repeats greyscale images")
+
+
 def _last_linear(visual: Any) -> tuple[str, Tensor, Tensor | None]:
     """(name of the weights, matrix [Dp, D], bias [D]) of the last map of an image tower: of a vision transformer, of a
     ResNet with attention pooling, or of a network of timm."""

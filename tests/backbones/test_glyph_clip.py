@@ -1,0 +1,110 @@
+"""The small CLIP that comes with the package, and its tokenizer."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fewshot.backbones import create_backbone, save_weights
+from fewshot.backbones.glyph_clip import WEIGHTS, known_words
+from fewshot.backbones.seen import leak_notes
+from fewshot.backbones.two_towers import encode_texts
+from fewshot.backbones.weights import provenance_of
+from fewshot.backbones.word_tokenizer import WordTokenizer
+from fewshot.core.errors import FewshotError
+from fewshot.datasets import load_dataset
+from tests.project.test_docs import ROOT
+
+
+def one_of_each(protocol):
+    """(an image [C, 1, 32, 32] of each test class, its names)."""
+    bank = load_dataset("named_glyphs", protocol=protocol)
+    first = bank.class_sizes().cumsum(0) - bank.class_sizes()
+    return bank.images[first], list(bank.class_names)
+
+
+@torch.no_grad()
+def similarities(model, images, names):
+    return F.normalize(model(model.transform(images)), dim=1) @ encode_texts(model, names).T
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_backbone("glyph_clip")
+
+
+def test_words_become_tokens_with_their_end():
+    tokenizer = WordTokenizer(["acute", "e", "oi-yo"], 5)
+    assert tokenizer.vocab_size == 6
+    assert tokenizer(["E  ACUTE", "e, Oi-Yo nothing", "e e e e e e", ""]).tolist() == [
+        [4, 3, 1, 0, 0], [4, 5, 2, 1, 0], [4, 4, 4, 4, 1], [1, 0, 0, 0, 0]]
+
+
+def test_every_word_is_read_up_to_the_last():
+    """By default open_clip reads the token with the largest id, and what follows has no effect."""
+    fresh = create_backbone("glyph_clip", weights="random")
+    sentences = ["latin letter e with acute", "latin letter e with grave", "greek letter e with acute", "latin letter e with"]
+    assert torch.pdist(encode_texts(fresh, sentences)).min() > 1e-3
+    fresh.net.encode_text(fresh.tokens(sentences[:1])).sum().backward()
+    moved = fresh.net.token_embedding.weight.grad.abs().sum(1) > 0
+    assert moved[fresh.tokens(sentences[:1])[0, :6]].all()
+    assert torch.equal(encode_texts(fresh, ["e"])[0], encode_texts(fresh, ["e", "a much longer one of words"])[0])
+
+
+def test_letters_are_known_by_names_never_seen(model):
+    """279 letters at once, one face; chance is 0.4 %. On letters whose words were never read it fails."""
+    hits = {}
+    for protocol in ("compositions", "scripts"):
+        images, names = one_of_each(protocol)
+        nearest = similarities(model, images, names).argmax(1)
+        hits[protocol] = float((nearest == torch.arange(len(names))).double().mean())
+    assert hits["compositions"] > 0.5 and hits["scripts"] < 0.1
+
+
+def test_with_the_words_exchanged_it_is_chance(model):
+    images, names = one_of_each("compositions")
+    words = known_words()
+    accuracies = []
+    for seed in range(5):
+        order = torch.randperm(len(words), generator=torch.Generator().manual_seed(seed)).tolist()
+        other = {word: words[place] for word, place in zip(words, order, strict=True)}
+        swapped = [" ".join(other[word] for word in name.lower().split()) for name in names]
+        accuracies.append((similarities(model, images, swapped).argmax(1) == torch.arange(len(names))).double().mean())
+    assert sum(accuracies) / 5 < 0.03
+
+
+def test_what_it_has_seen_is_said(model):
+    for split, seen in (("train", "was trained on the same images"), ("val", "was chosen by its accuracy on the same images")):
+        bank = load_dataset("named_glyphs", split)
+        notes = leak_notes("glyph_clip", model.seen, bank.name, split, bank.content_hash, bank.class_names)
+        assert len(notes) == 1 and seen in notes[0]
+    for name, split, number in (("named_glyphs", "test", 0), ("glyphs", "train", 1), ("glyphs", "test", 0)):
+        bank = load_dataset(name, split)
+        notes = leak_notes("glyph_clip", model.seen, bank.name, split, bank.content_hash, bank.class_names)
+        assert len(notes) == number, notes
+
+
+def test_the_weights_are_those_of_the_recipe(model):
+    spec = importlib.util.spec_from_file_location("glyph_clip_recipe", ROOT / "experiments" / "glyph_clip.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    about = provenance_of(WEIGHTS)
+    assert (about["steps"], about["batch"], about["learning_rate"], about["weight_decay"], about["warm_up"]) == \
+        (recipe.STEPS, recipe.BATCH, recipe.RATE, recipe.DECAY, recipe.WARM_UP)
+    assert WEIGHTS.stat().st_size < 4e6 and model.net.visual.conv1.weight.dtype == torch.float32
+
+
+def test_images_and_files_that_fit_and_do_not(tmp_path, model):
+    for keywords, message in (({"channels": 1}, "channels=1 with glyph_clip"), ({"image_size": 40}, "multiples of 32"),
+                              ({"image_size": 96}, "positional_embedding"), ({"nonsense": 1}, "unknown option of glyph_clip")):
+        with pytest.raises(FewshotError, match=message):
+            create_backbone("glyph_clip", **keywords)
+    save_weights(model, tmp_path / "a.safetensors")
+    again = create_backbone("glyph_clip", weights=tmp_path / "a.safetensors", pre_projection=True)
+    x = model.transform(torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        torch.testing.assert_close(again(x) @ again.projection[:-1] + again.projection[-1], model(x), rtol=1e-4, atol=1e-4)
+    assert again.weights_id == model.weights_id
