@@ -8,9 +8,9 @@ seen.
 different letters, so that no caption is in it twice, each in one face, turned, moved, stretched, made thicker or thinner.
 Its weights are those after the step with the best accuracy on the validation letters, of 141 at once.
 
-Tested on 279 letters with marks whose words it has read, but not together (LATIN SMALL LETTER E WITH ACUTE: other marks on E,
-an acute on other letters), and on letters of scripts whose words it has not read. As controls the same texts with the words of
-the vocabulary exchanged for one another, and few-shot classification of the same features without texts.
+Tested on 279 letters with marks whose words it has read, but not together (LATIN SMALL LETTER E WITH ACUTE: other marks on
+E, an acute on other letters), and on letters of scripts whose words it has not read. As controls the same texts with the
+words of the vocabulary exchanged for one another, and few-shot classification of the same features without texts.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ PERMUTATIONS = 20
 
 
 def augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images [B, 1, H, W] in [0, 1], each turned by up to 8 degrees, moved by up to 5 % of the side, scaled and sheared by up
-    to 12 %, and with thicker or thinner strokes."""
+    """Images [B, 1, H, W] in [0, 1], each turned by up to 8 degrees, moved by up to 5 % of the side, scaled and sheared by
+    up to 12 %, and with thicker or thinner strokes."""
     def uniform(size: float) -> Tensor:
         return (torch.rand(len(images), generator=generator) * 2 - 1) * size
 
@@ -107,7 +107,8 @@ def train(steps: int, seed: int = 0) -> tuple[TwoTowers, dict[str, Any]]:
         if step % EVERY == 0 or step == steps:
             accuracy = float(every_letter(embedded(model, validation)).float().mean())
             curve.append([step, round(float(loss.detach()), 4), round(accuracy, 4)])
-            print(f"step {step}: loss {loss:.3f}, {accuracy:.1%} of the validation images among {len(validation.class_names)} letters", flush=True)
+            print(f"step {step}: loss {loss:.3f}, {accuracy:.1%} of the validation images among "
+                  f"{len(validation.class_names)} letters", flush=True)
             if accuracy > best:
                 best, kept = accuracy, {name: value.clone() for name, value in model.state_dict().items()}
     model.load_state_dict(kept)
@@ -131,11 +132,12 @@ def measured(model: TwoTowers, episodes: int) -> tuple[pd.DataFrame, dict[str, F
     for test in ("compositions", "scripts"):
         bank = banks[test] = embedded(model, fewshot.load_dataset("named_glyphs", protocol=test))
         names = list(bank.class_names)
-        swapped = [bank.with_texts(fewshot.class_texts(model, exchanged(names, seed), "{}")) for seed in range(PERMUTATIONS)]
+        swapped = [bank.with_texts(fewshot.class_texts(model, exchanged(names, seed), "{}"))
+                   for seed in range(PERMUTATIONS)]
 
         def add(method: str, ways: int, found: Interval, over: str, test: str = test) -> None:
-            rows.append({"test": test, "method": method, "ways": ways, "accuracy": found.mean, "half_width": found.half_width,
-                         "n": found.n, "over": over})
+            rows.append({"test": test, "method": method, "ways": ways, "accuracy": found.mean,
+                         "half_width": found.half_width, "n": found.n, "over": over})
 
         for ways in (5, 20):
             run = fewshot.Run(ways=ways, shots=1, queries=3, episodes=episodes)
@@ -203,8 +205,8 @@ def main() -> None:
     pictures = options.results or ROOT / "docs" / "images"
     print(table(found))
     note = (f"Accuracy in %, with its 95 % interval: by names and by shots over classes (n = "
-            f"{', '.join(str(len(bank.class_names)) for bank in banks.values())}; {options.episodes:,} episodes), with the words "
-            f"exchanged over {PERMUTATIONS} permutations of the vocabulary. Weights {model.weights_id[:16]}; commit "
+            f"{', '.join(str(len(bank.class_names)) for bank in banks.values())}; {options.episodes:,} episodes), with the "
+            f"words exchanged over {PERMUTATIONS} permutations of the vocabulary. Weights {model.weights_id[:16]}; commit "
             f"{provenance.commit()}, {json.dumps(provenance.versions())}")
     write_atomically(results / "glyph_clip.md", f"{table(found)}\n\n{note}\n".encode())
     write_atomically(results / "glyph_clip.csv", found.to_csv(index=False, float_format="%.6g").encode())

