@@ -141,10 +141,11 @@ def measured(model: TwoTowers, episodes: int) -> tuple[pd.DataFrame, dict[str, F
 
         for ways in (5, 20):
             run = fewshot.Run(ways=ways, shots=1, queries=3, episodes=episodes)
-            for name, method in (("names", "zero_shot"), ("1 shot, SimpleShot", "simple_shot")):
-                found = fewshot.evaluate(dataclasses.replace(run, method=method), bank)
-                add(name, ways, found.over_classes, "classes")
-            fewer = dataclasses.replace(run, method="zero_shot", episodes=max(2, episodes // PERMUTATIONS))
+            by_names = dataclasses.replace(run, method="zero_shot")
+            by_shots = dataclasses.replace(run, method="simple_shot", parameters={"norm": "l2n"})
+            for name, asked in (("names", by_names), ("1 shot, SimpleShot", by_shots)):
+                add(name, ways, fewshot.evaluate(asked, bank).over_classes, "classes")
+            fewer = dataclasses.replace(by_names, episodes=max(2, episodes // PERMUTATIONS))
             add("words exchanged", ways, mean_interval([fewshot.evaluate(fewer, each).accuracy.mean for each in swapped]),
                 "permutations")
         hits = every_letter(bank).double()
