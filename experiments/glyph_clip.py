@@ -174,7 +174,7 @@ def picture(bank: FeatureBank, images: ImageBank) -> bytes:
     assert bank.texts is not None
     scores = F.normalize(bank.features, dim=1) @ bank.texts.vectors.T
     classes = np.random.default_rng(0).permutation(len(bank.class_names))[:8]
-    figure, axes = plt.subplots(2, 4, figsize=(13, 5.2), layout="constrained")
+    figure, axes = plt.subplots(2, 4, figsize=(13, 5.8), layout="constrained")
     for axis, label in zip(axes.flat, classes.tolist(), strict=True):
         row = int((bank.labels == label).nonzero()[0])
         axis.imshow(images.images[row, 0], cmap="gray_r")

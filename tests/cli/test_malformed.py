@@ -47,7 +47,8 @@ COMMANDS = {
 
 UNBOUNDED = ("--steps", "--epochs", "--samples", "--generations")  # 10^21 of these is right, and takes for ever
 # These want more or else, and say so whatever is given: a weights file, an experiment, an inductive method, images, draws.
-INCOMPLETE = ("convert", "sweep", "export", "episodes draws", *(f"classifier {name}" for name in ("add", "remove", "correct", "predict")))
+INCOMPLETE = ("convert", "sweep", "export", "episodes draws",
+              *(f"classifier {name}" for name in ("add", "remove", "correct", "predict")))
 
 
 def commands(group=None, before=""):
