@@ -150,6 +150,8 @@ FILES = {  # what reads a file: the command with `?` for it
     "classifier": ("classifier", "show", "?"), "kept decisions": ("classifier", "decisions", "kept.safetensors", "?"),
      "decisions": ("predict", *LABEL, "--decisions", "?"),
     "corrections": ("classifier", "correct", "kept.safetensors", "?"),
+    "templates": ("embed", *COMMANDS["embed"], "--templates", "?"),
+    "descriptions": ("embed", *COMMANDS["embed"], "--descriptions", "?"),
     "npz": ("eval", "--features", "?.npz"), "parquet": ("eval", "--features", "?.parquet"),
     "dataset csv": ("eval", "--dataset", "./?.csv"), "dataset tar": ("eval", "--dataset", "./?.tar")}
 
