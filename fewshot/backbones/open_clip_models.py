@@ -3,6 +3,7 @@ published ones, and those of the Hugging Face hub as "open_clip/hf-hub:<owner>/<
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,7 +65,7 @@ class OpenClipBackbone(TwoTowers):
             prepared = open_clip.get_model_preprocess_cfg(net)
             transform = ImageTransform(3, _side(prepared["size"]), tuple(prepared["mean"]), tuple(prepared["std"]),
                                        "bilinear" if prepared["interpolation"] == "bilinear" else "bicubic")
-            super().__init__(net, _tokenizer(model, architecture), transform, pre_projection)
+            super().__init__(net, functools.partial(_tokenizer, model), transform, pre_projection)
         except FewshotError:
             raise
         except Exception as error:  # each of its models checks in its own way, and so does the hub
@@ -131,16 +132,13 @@ def _side(size: int | tuple[int, int]) -> int:
     return size[0]
 
 
-def _tokenizer(model: str, architecture: str) -> Callable[[], Callable[[list[str]], Tensor]]:
-    def make() -> Callable[[list[str]], Tensor]:
-        try:
-            with _without_log():
-                return _library(model).get_tokenizer(architecture)
-        except Exception as error:  # of transformers, sentencepiece and the hub
-            raise FewshotError(f"the tokenizer of open_clip/{model} cannot be had ({error or type(error).__name__}); it is "
-                               "fetched from the Hugging Face hub once: go online, or copy the hub's cache") from error
-
-    return make
+def _tokenizer(model: str) -> Callable[[list[str]], Tensor]:
+    try:
+        with _without_log():
+            return _library(model).get_tokenizer(_parts(model)[0])
+    except Exception as error:  # of transformers, sentencepiece and the hub
+        raise FewshotError(f"the tokenizer of open_clip/{model} cannot be had ({error or type(error).__name__}); it is "
+                           "fetched from the Hugging Face hub once: go online, or copy the hub's cache") from error
 
 
 @contextmanager

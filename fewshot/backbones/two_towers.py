@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,6 +37,8 @@ class TwoTowers(Backbone):
     def __init__(self, net: nn.Module, tokenizer: Callable[[], Callable[[list[str]], Tensor]], transform: ImageTransform,
                  pre_projection: bool = False):
         super().__init__(0, transform)
+        if not isinstance(pre_projection, bool):
+            raise FewshotError(f"pre_projection={pre_projection!r}; it is True or False")
         self.net: Any = net.eval()  # they come in train mode
         self.pre_projection = pre_projection
         self._make_tokenizer = tokenizer
@@ -74,6 +77,9 @@ class TwoTowers(Backbone):
         plain_pool = getattr(visual, "attn_pool", None) is None
         made = visual.forward_intermediates(x, indices=1, normalize_intermediates=plain_pool, intermediates_only=True)
         return made["image_intermediates"][-1]  # [B, C', h, w]
+
+    def describe(self) -> dict:
+        return {**super().describe(), "open_clip": importlib.metadata.version("open_clip_torch")}
 
     def tokens(self, sentences: list[str]) -> Tensor:
         """int64 [n, L], as the text tower takes them."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 PAD, END, UNKNOWN = 0, 1, 2  # ids; those of the words follow
-_SPECIAL = 3
+SPECIAL = 3  # how many they are
 
 
 class WordTokenizer:
@@ -20,12 +20,8 @@ class WordTokenizer:
     """
 
     def __init__(self, words: Sequence[str], length: int):
-        self.ids = {word: number for number, word in enumerate(words, _SPECIAL)}
+        self.ids = {word: number for number, word in enumerate(words, SPECIAL)}
         self.length = length
-
-    @property
-    def vocab_size(self) -> int:
-        return len(self.ids) + _SPECIAL
 
     def __call__(self, sentences: list[str]) -> Tensor:
         tokens = torch.full((len(sentences), self.length), PAD)

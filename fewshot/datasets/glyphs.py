@@ -64,7 +64,8 @@ class Glyphs(Dataset):
 
     def counts(self, root: Path) -> dict[str, tuple[int, int]]:
         covered = {face: covers(face) for face in FACES}
-        return {split: (len(self.lists[split]), sum(ord(c) in cover for c in self.lists[split] for cover in covered.values()))
+        lists = self.lists
+        return {split: (len(lists[split]), sum(ord(c) in cover for c in lists[split] for cover in covered.values()))
                 for split in SPLITS}
 
     def load(self, request: Request) -> ImageBank:

@@ -12,7 +12,7 @@ from fewshot.datasets.glyphs import Glyphs
 @dataclass(frozen=True)
 class NamedGlyphs(Glyphs):
     """Letters in the faces of `glyphs`, 8 to 21 images each, with their official names, such as "LATIN SMALL LETTER E WITH
-    ACUTE", as names of the classes: 857 to train on, 140 for validation, and a test by `protocol`.
+    ACUTE", as names of the classes: 854 to train on, 141 for validation, and a test by `protocol`.
 
     protocol   "compositions" (default): 279 letters with marks that are not in train in either case, while every word of
                their names is: the letter with other marks or none, each mark on other letters. Validation is made in the

@@ -110,8 +110,8 @@ def class_vectors(encode: Callable[[list[str]], Tensor], prompts: Prompts) -> tu
     each = vectors[[at[sentence] for of_class in prompts for sentence in of_class]]
     means = torch.stack([part.mean(0) for part in each.split([len(of_class) for of_class in prompts])])
     if len(lost := (means.norm(dim=1) < 1e-6).nonzero()):
-        raise FewshotError(f"the vectors of {prompts[int(lost[0])][0]!r} and of the other sentences of its class cancel each "
-                           "other out; give the class other sentences")
+        raise FewshotError(f"the vectors of {prompts[int(lost[0])][0]!r} and of the other sentences of its class cancel "
+                           "each other out; give the class other sentences")
     return F.normalize(means, dim=1), each
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import unicodedata
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from fewshot.backbones.weights import provenance_of
 from fewshot.backbones.word_tokenizer import WordTokenizer
 from fewshot.core.errors import FewshotError
 from fewshot.datasets import load_dataset
+from fewshot.datasets.base import read_splits
 from tests.project.test_docs import ROOT
 
 
@@ -38,7 +40,6 @@ def model():
 
 def test_words_become_tokens_with_their_end():
     tokenizer = WordTokenizer(["acute", "e", "oi-yo"], 5)
-    assert tokenizer.vocab_size == 6
     assert tokenizer(["E  ACUTE", "e, Oi-Yo nothing", "e e e e e e", ""]).tolist() == [
         [4, 3, 1, 0, 0], [4, 5, 2, 1, 0], [4, 4, 4, 4, 1], [1, 0, 0, 0, 0]]
 
@@ -46,7 +47,7 @@ def test_words_become_tokens_with_their_end():
 def test_every_word_is_read_up_to_the_last():
     """By default open_clip reads the token with the largest id, and what follows has no effect."""
     fresh = create_backbone("glyph_clip", weights="random")
-    sentences = ["latin letter e with acute", "latin letter e with grave", "greek letter e with acute", "latin letter e with"]
+    sentences = ["latin letter e with acute", "latin letter e with grave", "greek letter e with acute", "latin letter e"]
     assert torch.pdist(encode_texts(fresh, sentences)).min() > 1e-3
     fresh.net.encode_text(fresh.tokens(sentences[:1])).sum().backward()
     moved = fresh.net.token_embedding.weight.grad.abs().sum(1) > 0
@@ -77,14 +78,13 @@ def test_with_the_words_exchanged_it_is_chance(model):
 
 
 def test_what_it_has_seen_is_said(model):
-    for split, seen in (("train", "was trained on the same images"), ("val", "was chosen by its accuracy on the same images")):
-        bank = load_dataset("named_glyphs", split)
-        notes = leak_notes("glyph_clip", model.seen, bank.name, split, bank.content_hash, bank.class_names)
-        assert len(notes) == 1 and seen in notes[0]
-    for name, split, number in (("named_glyphs", "test", 0), ("glyphs", "train", 1), ("glyphs", "test", 0)):
-        bank = load_dataset(name, split)
-        notes = leak_notes("glyph_clip", model.seen, bank.name, split, bank.content_hash, bank.class_names)
-        assert len(notes) == number, notes
+    for dataset, split, said in (("named_glyphs", "train", "was trained on 854 of the 854 classes"),
+                                 ("named_glyphs", "val", "was chosen by its accuracy on 141 of the 141 classes"),
+                                 ("named_glyphs", "test", ""), ("named_glyphs", "scripts", ""),
+                                 ("glyphs", "train", "of the 297 classes evaluated here"), ("glyphs", "test", "")):
+        names = [unicodedata.name(letter) for letter in read_splits(dataset)[split]]
+        notes = leak_notes("glyph_clip", model.seen, dataset, split, "", names)
+        assert said in notes[0] if said else not notes
 
 
 def test_the_weights_are_those_of_the_recipe(model):
@@ -99,7 +99,8 @@ def test_the_weights_are_those_of_the_recipe(model):
 
 def test_images_and_files_that_fit_and_do_not(tmp_path, model):
     for keywords, message in (({"channels": 1}, "channels=1 with glyph_clip"), ({"image_size": 40}, "multiples of 32"),
-                              ({"image_size": 96}, "positional_embedding"), ({"nonsense": 1}, "unknown option of glyph_clip")):
+                              ({"image_size": 96}, "positional_embedding"),
+                              ({"nonsense": 1}, "unknown option of glyph_clip")):
         with pytest.raises(FewshotError, match=message):
             create_backbone("glyph_clip", **keywords)
     save_weights(model, tmp_path / "a.safetensors")
