@@ -16,7 +16,7 @@ from fewshot.core.optional import needed
 
 @dataclass(frozen=True, eq=False)
 class KnownClasses:
-    """A classifier on features: scores = features weight^T + bias.
+    """A linear classifier on features: scores = features weight^T + bias.
 
     class_names   K; a name may be twice ("missile" and "sunglasses" of ImageNet)
     weight        [K, D]
@@ -47,17 +47,18 @@ def known_classes(backbone: Backbone) -> KnownClasses:
     if isinstance(network, Backbone) and network.reduce is None:
         classifier = network.classifier()
     if classifier is None:
-        raise FewshotError(f"{getattr(network, 'name', type(network).__name__)} brings no classifier of known classes, by "
-                           "which names are matched to its features; choose efficientnet_lite0 with its ImageNet weights and "
-                           "without reduce, a model of timm with weights='pretrained', or open_clip/<model>, which has a "
-                           "text tower")
+        raise FewshotError(f"{getattr(network, 'name', type(network).__name__)} has no text tower and brings no classifier of "
+                           "known classes, by which names could be matched to its features; choose efficientnet_lite0 with "
+                           "its ImageNet weights and without reduce, a model of timm with weights='pretrained', or "
+                           "open_clip/<model>; or give the classifier as known=KnownClasses(...)")
     weight, bias = classifier
     if weight.shape[1] != network.feature_dim:
         raise FewshotError(f"the classifier of {network.name} takes {weight.shape[1]} features, and it makes "
                            f"{network.feature_dim}; choose another model, or leave out the option that changes them")
     if len(weight) != 1000:
-        raise FewshotError(f"the classifier of {network.name} knows {len(weight):,} classes, and only the names of the 1,000 of "
-                           "ImageNet-1k are known here; choose a model trained on these, or build KnownClasses yourself")
+        raise FewshotError(f"the classifier of {network.name} knows {len(weight):,} classes, and only the names of the 1,000 "
+                           "of ImageNet-1k are known here; choose a model trained on these, or give the names with the "
+                           "classifier as known=KnownClasses(...)")
     return KnownClasses(imagenet_names(), weight, bias)
 
 

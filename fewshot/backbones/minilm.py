@@ -25,8 +25,8 @@ class MiniLM:
     dim = 384
 
     def encode(self, sentences: Sequence[str]) -> Tensor:
-        """Unit vectors [n, 384] float32 on the CPU. Raises FewshotError for none, for empty ones, for one text that is not in
-        a list, and where the package is missing."""
+        """Unit vectors [n, 384] float32 on the CPU. Raises FewshotError for none, for empty ones, for one text that is not
+        in a list, and where the package is missing."""
         if isinstance(sentences, str):
             raise FewshotError(f"sentences={sentences!r} is one text; pass a list of them")
         if not len(sentences):

@@ -58,7 +58,8 @@ class TimmBackbone(Backbone):
 
         if self._again is None:
             return None
-        head: Any = timm.create_model(**self._again).get_classifier()
+        net: Any = timm.create_model(**self._again)
+        head = net.get_classifier()
         if not isinstance(head, torch.nn.Linear):
             return None
         weight = head.weight.detach()

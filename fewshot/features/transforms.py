@@ -141,18 +141,18 @@ class Channels(PointStep):
 
     def __post_init__(self) -> None:
         if self.first < 0 or (self.last != 0 and self.last <= self.first):
-            raise FewshotError(f"channels({self.first},{self.last}): give the first one, 0 or more, and the one after the last, "
-                               "0 for the end")
+            raise FewshotError(f"channels({self.first},{self.last}): give the first one, 0 or more, and the one after the "
+                               "last, 0 for the end")
 
     def point(self, x: Tensor) -> Tensor:
         if max(self.first + 1, self.last) > x.shape[-1]:
-            raise FewshotError(f"{self} of {x.shape[-1]} channels; the first is 0, and what comes after the last one is "
-                               f"{x.shape[-1]}")
+            raise FewshotError(f"{self} of {x.shape[-1]} channels; they are counted from 0, and last may be {x.shape[-1]}")
         return x[..., self.first : self.last or None]
 
     def __call__(self, episodes: Episodes) -> Episodes:
-        texts = {name: self.point(values) for name in ("text", "prompts") if (values := getattr(episodes, name)) is not None
-                 and values.shape[-1] == episodes.query.shape[-1]}
+        dim = episodes.query.shape[-1]
+        given = {name: getattr(episodes, name) for name in ("text", "prompts")}
+        texts = {name: self.point(x) for name, x in given.items() if x is not None and x.shape[-1] == dim}
         return super().__call__(episodes).replace(**texts)
 
 

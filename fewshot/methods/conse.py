@@ -18,8 +18,8 @@ from fewshot.ops.text import known_class_probabilities, logit_scale, with_known_
 class ConSE(Method):
     """logits = logit_scale cos(sum_j p_j t_j, t_n), p = softmax(features / temperature); the support is not looked at.
 
-    Features are the scores of K known classes, t_j their unit vectors, from `projection`, and t_n the texts of the episode, of
-    classes that need not be known: `fewshot embed --text-space scores` writes such banks.
+    Features are the scores of K known classes, t_j their unit vectors, from `projection`, and t_n the texts of the episode,
+    of classes that need not be known: `fewshot embed --text-space scores` writes such banks.
 
     temperature  of the probabilities
     top          only so many most probable known classes count; None for all

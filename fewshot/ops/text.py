@@ -39,9 +39,9 @@ def with_known_classes(episodes: Episodes) -> tuple[Tensor, Tensor]:
     else:
         vectors = (given[:, :-1] + given[:, -1:]).to(texts.dtype)  # probabilities sum to 1
     if vectors.shape[1:] != (known, texts.shape[-1]):
-        raise FewshotError(f"features of {known} channels, {vectors.shape[1]} known classes of {vectors.shape[2]} channels and "
-                           f"texts of {texts.shape[-1]}; the features must be the scores of the known classes, as `fewshot "
-                           "embed --text-space scores` writes them")
+        raise FewshotError(f"features of {known} channels, {vectors.shape[1]} known classes of {vectors.shape[2]} channels "
+                           f"and texts of {texts.shape[-1]}; the features must be the scores of the known classes, as "
+                           "`fewshot embed --text-space scores` writes them")
     return texts, vectors
 
 
