@@ -8,8 +8,8 @@ seen.
 different letters, so that no caption is in it twice, each in one face, turned, moved, stretched, made thicker or thinner.
 Its weights are those after the step with the best accuracy on the validation letters, of 141 at once.
 
-Tested on 279 letters with marks whose words it has read, but not together (LATIN SMALL LETTER E WITH ACUTE: other marks on
-E, an acute on other letters), and on letters of scripts whose words it has not read. As controls the same texts with the
+Tested on 279 letters with marks whose words it has read, but not together (LATIN SMALL LETTER U WITH ACUTE: other marks on
+U, an acute on other letters), and on letters of scripts whose words it has not read. As controls the same texts with the
 words of the vocabulary exchanged for one another, and few-shot classification of the same features without texts.
 """
 

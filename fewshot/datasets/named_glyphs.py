@@ -11,7 +11,7 @@ from fewshot.datasets.glyphs import Glyphs
 @DATASETS.register("named_glyphs")
 @dataclass(frozen=True)
 class NamedGlyphs(Glyphs):
-    """Letters in the faces of `glyphs`, 8 to 21 images each, with their official names, such as "LATIN SMALL LETTER E WITH
+    """Letters in the faces of `glyphs`, 8 to 21 images each, with their official names, such as "LATIN SMALL LETTER U WITH
     ACUTE", as names of the classes: 854 to train on, 141 for validation, and a test by `protocol`.
 
     protocol   "compositions" (default): 279 letters with marks that are not in train in either case, while every word of
