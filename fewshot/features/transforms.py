@@ -131,6 +131,31 @@ class Range(Step):
         return ops.scale_to_query_range(episodes)
 
 
+@_register("channels")
+class Channels(PointStep):
+    """Only the channels from `first` to the one before `last`, of texts, too: a part of features that lie side by side.
+    last=0 is the end."""
+
+    first: int = 0
+    last: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or (self.last != 0 and self.last <= self.first):
+            raise FewshotError(f"channels({self.first},{self.last}): give the first one, 0 or more, and the one after the "
+                               "last, 0 for the end")
+
+    def point(self, x: Tensor) -> Tensor:
+        if max(self.first + 1, self.last) > x.shape[-1]:
+            raise FewshotError(f"{self} of {x.shape[-1]} channels; they are counted from 0, and last may be {x.shape[-1]}")
+        return x[..., self.first : self.last or None]
+
+    def __call__(self, episodes: Episodes) -> Episodes:
+        dim = episodes.query.shape[-1]
+        given = {name: getattr(episodes, name) for name in ("text", "prompts")}
+        texts = {name: self.point(x) for name, x in given.items() if x is not None and x.shape[-1] == dim}
+        return super().__call__(episodes).replace(**texts)
+
+
 @_register("power")
 class Power(PointStep):
     """sign(x) (|x| + 1e-6)^beta (PT-MAP, 0.5)."""
