@@ -69,7 +69,8 @@ def entries() -> list[tuple[str, str, object, str]]:
 def name_cells(entry) -> str:
     """The first cells of an entry's row, which identify it."""
     transforms, name, params, official = entry
-    settings = "released values" if callable(params) else ", ".join(f"{k}={v}" for k, v in params.items())
+    settings = (f"{params.__name__.replace('_', ' ')} values" if callable(params) else
+                ", ".join(f"{k}={v}" for k, v in params.items()))
     if transforms:
         settings = f"after {transforms}" + (f"; {settings}" if settings else "")
     return f"| {name} | {settings or 'defaults'} | {official} "
