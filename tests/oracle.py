@@ -80,10 +80,12 @@ def with_known_scores(episodes: Episodes, known: int) -> Episodes:
 
 
 def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
-    """The episodes as the official program got them: as many, with the support in the order that was stored, if any, and
-    with scores of known classes for features where it took such."""
+    """The episodes as the official program got them: as many and with as many queries, with the support in the order that
+    was stored, if any, and with scores of known classes for features where it took such."""
     if "known_classes" in outputs:
         return with_known_scores(episodes, int(outputs["known_classes"][0]))
     episodes = episodes[: len(outputs["preds"])]
+    if (queries := outputs["preds"].shape[1]) < episodes.query.shape[1]:
+        episodes = episodes.replace(query=episodes.query[:, :queries])
     order = outputs.get("support_order")
     return episodes if order is None else with_support_order(episodes, torch.from_numpy(order))
