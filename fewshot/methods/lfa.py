@@ -13,8 +13,7 @@ from fewshot.episodes.types import Episodes
 from fewshot.methods.bases.grid import GridMethod
 from fewshot.methods.contract import METHODS
 from fewshot.ops.adam import Adam, cosine_rate
-from fewshot.ops.distances import l2_normalise, nonzero
-from fewshot.ops.inner_loop import gradients
+from fewshot.ops.distances import before_unit, l2_normalise, nonzero
 from fewshot.ops.prototypes import class_sums
 from fewshot.ops.text import logit_scale, unit_texts
 
@@ -118,25 +117,22 @@ class LFA(GridMethod):
     def parts(self, shared: _Moved) -> tuple[Tensor]:
         return (shared.logits(1.0 if self.steps else 1 - self.beta),)
 
+    @torch.no_grad()
     def _refined(self, episodes: Episodes, basis: Tensor, turn: Tensor) -> Tensor:
         """W [E, D, D]."""
         texts, dim = unit_texts(episodes), basis.shape[1]
         order = episodes.support.sum(-1).argsort(1)
         support = l2_normalise(episodes.support).take_along_dim(order.unsqueeze(-1), 1)
         labels = episodes.support_labels.gather(1, order)
-        start = torch.eye(dim, dtype=basis.dtype, device=basis.device) + (1 - self.beta) * (
-            basis @ turn @ basis.transpose(1, 2))
-        values = {"map": start.detach().clone()}
-        adam = Adam([values["map"]], self.learning_rate, weight_decay=self.weight_decay)
+        identity = torch.eye(dim, dtype=basis.dtype, device=basis.device)
+        found = identity + (1 - self.beta) * (basis @ turn @ basis.transpose(1, 2))
+        adam = Adam([found], self.learning_rate, weight_decay=self.weight_decay)
         for step in range(self.steps):
             adam.learning_rate = _LAST_RATE + cosine_rate(self.learning_rate - _LAST_RATE, step, self.steps)
             rows, points = self._drawn(support, step)
-            found = gradients(lambda values, points=points, rows=rows: (  # type: ignore[misc]  # defaults have no types
-                reranking_loss(points @ values["map"], texts, labels[:, rows], self.neighbours).sum(), {}),
-                values, values, second_order=False)[1]
-            with torch.no_grad():
-                adam.step([found["map"]])
-        return values["map"]
+            at_points = reranking_gradient(points @ found, texts, labels[:, rows], self.neighbours)
+            adam.step([points.transpose(1, 2) @ at_points])
+        return found
 
     def _drawn(self, support: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """(rows [B] of the support [E, S, D], their features with noise and dropout [E, B, D])."""
@@ -177,12 +173,14 @@ def rotation(episodes: Episodes) -> tuple[Tensor, Tensor]:
     return basis.to(episodes.support.dtype), turn.to(episodes.support.dtype)
 
 
-def reranking_loss(points: Tensor, texts: Tensor, labels: Tensor, neighbours: int) -> Tensor:
-    """[E] adaptive re-ranking loss of points [E, B, D] with labels [E, B] against unit vectors `texts` [E, N, D]."""
-    transposed = texts.transpose(1, 2)
-    # Equal points have no derivative of their distance; the limit keeps it finite.
+def reranking_gradient(points: Tensor, texts: Tensor, labels: Tensor, neighbours: int) -> Tensor:
+    """[E, B, D] the gradient of the adaptive re-ranking loss, the mean over points and neighbours, at points [E, B, D] with
+    labels [E, B], against unit vectors `texts` [E, N, D]."""
+    transposed, own = texts.transpose(1, 2), labels.unsqueeze(-1)
+    # A point on a text has no derivative of its distance; the limit keeps it finite.
     distances = (2 - 2 * l2_normalise(points) @ transposed).clamp_min(1e-12).sqrt()  # [E, B, N]
     near, which = distances.topk(min(neighbours, texts.shape[1]), largest=False)
-    alike = (texts @ transposed).take_along_dim(labels.unsqueeze(-1), 1).gather(2, which)
-    own = distances.gather(2, labels.unsqueeze(-1))
-    return (own + (1 - alike) / _MARGIN_SCALE - near).clamp_min(0).mean((1, 2))
+    margins = (1 - (texts @ transposed).take_along_dim(own, 1).gather(2, which)) / _MARGIN_SCALE
+    active = (distances.gather(2, own) + margins > near).to(near.dtype) / near[0].numel()  # [E, B, k]
+    at_distances = torch.zeros_like(distances).scatter_(2, which, -active).scatter_add_(2, own, active.sum(-1, keepdim=True))
+    return before_unit(-at_distances / distances @ texts, points)  # d distance / d cosine = -1 / distance

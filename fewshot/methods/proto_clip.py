@@ -14,9 +14,9 @@ from fewshot.methods.bases.grid import GridMethod
 from fewshot.methods.contract import METHODS
 from fewshot.methods.tip_adapter import reused_after_training
 from fewshot.ops.adam import Adam, cosine_rate
-from fewshot.ops.distances import l2_normalise, squared_euclidean
+from fewshot.ops.distances import before_unit, l2_normalise, squared_euclidean
 from fewshot.ops.heads import class_means
-from fewshot.ops.inner_loop import gradients
+from fewshot.ops.prototypes import one_hot
 from fewshot.ops.text import unit_texts
 
 _EPSILON, _DECAY = 1e-4, 0.05  # of AdamW in the official program
@@ -87,43 +87,53 @@ class ProtoCLIP(GridMethod):
         return _distances(images, texts, l2_normalise(episodes.query))
 
     def parts(self, shared: tuple[Tensor, Tensor]) -> tuple[Tensor]:
-        return (self._log_probabilities(*shared, self.alpha, self.beta),)
+        return (_mixed(*self._log_probabilities(*shared, self.beta), self.alpha),)
 
-    def _log_probabilities(self, by_image: Tensor, by_text: Tensor, alpha: float, beta: float) -> Tensor:
-        """log p [E, N, Q] from squared distances."""
-        image, text = (-beta * by_image).log_softmax(1), (-beta * self.text_scale * by_text).log_softmax(1)
-        if alpha in (0, 1):  # the logarithm of the other weight is not finite
-            return image if alpha else text
-        return torch.logaddexp(image + math.log(alpha), text + math.log1p(-alpha))
+    def _log_probabilities(self, by_image: Tensor, by_text: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+        """Logarithms of the probabilities by either, [E, N, Q] each, from squared distances."""
+        return (-beta * by_image).log_softmax(1), (-beta * self.text_scale * by_text).log_softmax(1)
 
+    @torch.no_grad()
     def _trained(self, episodes: Episodes, start: Tensors) -> Tensors:
         """Memories of images [E, S, D] and texts [E, N, D]."""
-        alpha = self.alpha if self.train_alpha is None else self.train_alpha
-        beta = self.beta if self.train_beta is None else self.train_beta
-        support, own = start["images"], episodes.support_labels.unsqueeze(1)
-        classes = torch.arange(episodes.ways, device=own.device).expand(len(own), -1)
-
-        def loss(memories: Tensors) -> tuple[Tensor, Tensors]:
-            images, texts = _prototypes(memories, episodes)
-            answer = self._log_probabilities(*_distances(images, texts, support), alpha, beta)
-            total = -answer.gather(1, own).mean((1, 2)).sum()
-            if self.text_scale > 0:
-                alike = images @ texts.transpose(1, 2) / _TEMPERATURE
-                for scores in (alike, alike.transpose(1, 2)):
-                    total = total + torch.nn.functional.cross_entropy(scores.flatten(0, 1), classes.flatten(),
-                                                                      reduction="sum") / episodes.ways
-            return total, {}
-
         names = ["images", "texts"] if self.train_text else ["images"]
-        memories = {name: value.detach().clone() for name, value in start.items()}
+        memories = {name: value.clone() for name, value in start.items()}
         adam = Adam([memories[name] for name in names], self.learning_rate, epsilon=_EPSILON, weight_decay=_DECAY)
-        length = self.steps * (support.shape[1] if self.variant == "official" else 1)
+        length = self.steps * (episodes.support.shape[1] if self.variant == "official" else 1)
         for step in range(self.steps):
             adam.learning_rate = cosine_rate(self.learning_rate, step, length)
-            found = gradients(loss, memories, names, second_order=False)[1]
-            with torch.no_grad():
-                adam.step([found[name] for name in names])
+            found = self._gradient(episodes, start["images"], memories)
+            adam.step([found[name] for name in names])
         return memories
+
+    def _gradient(self, episodes: Episodes, support: Tensor, memories: Tensors) -> Tensors:
+        """Of the loss, for unit vectors `support` [E, S, D]. What lies along a prototype counts for nothing, as its length
+        is 1: of the derivative 2 (q - c) of a squared distance 2 q is left."""
+        alpha = self.alpha if self.train_alpha is None else self.train_alpha
+        beta = self.beta if self.train_beta is None else self.train_beta
+        labels, own = episodes.support_labels, episodes.support_labels.unsqueeze(1)
+        wanted = one_hot(labels, episodes.ways, support.dtype).transpose(1, 2)  # [E, N, S]
+        images, texts = _prototypes(memories, episodes)
+        image, text = self._log_probabilities(*_distances(images, texts, support), beta)
+        share = alpha * (image - _mixed(image, text, alpha)).gather(1, own).exp() if alpha else torch.zeros_like(own)
+        at_images = 2 * beta * (share * (image.exp() - wanted)) @ support / support.shape[1]
+        at_texts = 2 * beta * self.text_scale * ((1 - share) * (text.exp() - wanted)) @ support / support.shape[1]
+        if self.text_scale > 0:
+            alike = images @ texts.transpose(1, 2) / _TEMPERATURE
+            identity = torch.eye(episodes.ways, dtype=alike.dtype, device=alike.device)
+            errors = (alike.softmax(1) + alike.softmax(2) - 2 * identity) / (_TEMPERATURE * episodes.ways)
+            at_images, at_texts = at_images + errors @ texts, at_texts + errors.transpose(1, 2) @ images
+        means = class_means(l2_normalise(memories["images"]), labels, episodes.ways)
+        at_means = before_unit(at_images, means) / wanted.sum(-1, keepdim=True)
+        at_items = at_means.take_along_dim(labels.unsqueeze(-1), 1)
+        return {"images": before_unit(at_items, memories["images"]), "texts": before_unit(at_texts, memories["texts"])}
+
+
+def _mixed(image: Tensor, text: Tensor, alpha: float) -> Tensor:
+    """log(alpha exp(image) + (1 - alpha) exp(text))."""
+    if alpha in (0, 1):  # the logarithm of the other weight is not finite
+        return image if alpha else text
+    return torch.logaddexp(image + math.log(alpha), text + math.log1p(-alpha))
 
 
 def _prototypes(memories: Tensors, episodes: Episodes) -> tuple[Tensor, Tensor]:
