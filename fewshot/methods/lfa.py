@@ -52,17 +52,17 @@ class LFA(GridMethod):
 
         max(0, |z - w_y| + (1 - w_n w_y) / 4 - |z - w_n|),    z brought to unit length.
 
-    beta            1 is `zero_shot` (without steps). 0.85 is the default of the official function; the program searches
-                    25 values from 0 to 1, on splits of the support
+    beta            1 is `zero_shot` (without steps). 0.85 is the default of the official function; the program
+                    searches 25 values from 0 to 1, on splits of the support
     steps           of the refinement; 0 leaves W as it starts
     learning_rate   falls along a cosine to 1e-7;  weight_decay: of AdamW, towards 0
     neighbours      k; the class itself counts among them, with a loss of 0
     batch           share of the support in each step
-    noise, dropout  standard deviation of what is added to the features, and share of channels set to 0; each is done with
-                    probability 1/2 in a step
-    seed            of these draws, which are given to the items in the order of the sums of their features: the order of
-                    the support does not matter, nor do other episodes
-    text_scale      multiplies the logits; predictions do not change
+    noise, dropout  standard deviation of what is added to the features, and share of channels set to 0; each is
+                    done with probability 1/2 in a step
+    seed            of these draws, which are given to the items in the order of the sums of their features: the order
+                    of the support does not matter, nor do other episodes
+    text_scale      multiplies the logits; predictions do not change. Not 0: all that is said here is said by the texts
 
     R is not determined where N < D: here it is, of all solutions, the one nearest to the identity, which moves nothing
     outside of the span of class means and texts. It is found there, in at most 2 N dimensions. The program takes whichever
@@ -92,7 +92,6 @@ class LFA(GridMethod):
         check_number("dropout", self.dropout, 0, 1, high_allowed=False)
         check_at_least(0, steps=self.steps, weight_decay=self.weight_decay, noise=self.noise, seed=self.seed)
         check_positive(learning_rate=self.learning_rate, neighbours=self.neighbours)
-        # Without texts there is nothing to align with.
         check_number("text_scale", self.text_scale, 0, low_allowed=False)
 
     @property

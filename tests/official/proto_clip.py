@@ -27,8 +27,8 @@ from tests.oracle import load_inputs
 
 INPUTS = ("caltech_vlm_20c1s", "caltech_vlm_20c4s")
 SETTINGS = {"alpha": 0.5, "beta": 12.0, "lr": 1e-3, "train_epoch": 30, "losses": ["L1", "L2", "L3"], "adapter": "fc",
-            "train_vis_mem_only": False, "only_test": False, "backbone": "", "dataset": "",
-            "logs_dir_path": "logs", "augment_epoch": 1}
+            "train_vis_mem_only": False, "only_test": False, "backbone": "", "dataset": "", "logs_dir_path": "logs",
+            "augment_epoch": 1}
 
 
 class NoAdapter(torch.nn.Identity):
@@ -58,8 +58,10 @@ def probabilities(program: ModuleType, episodes: Episodes, folder: str) -> np.nd
           mock.patch.object(program, "SummaryWriter", mock.MagicMock()),
           mock.patch.object(program, "plot_zero_shot_alpha_beta", lambda *_: [0] * 5),
           mock.patch.object(program, "plot_tsne", lambda *_: None), contextlib.redirect_stdout(io.StringIO())):
-        program.run_proto_clip({**SETTINGS, "shots": shots, "cache_dir": folder}, support.T, torch.nn.functional.one_hot(labels), query, labels[:1],
-                               query, labels[:1], text.T, SimpleNamespace(dtype=torch.float64), [])
+        # The best pass and the values of alpha and beta on these labels are not looked at.
+        program.run_proto_clip({**SETTINGS, "shots": shots, "cache_dir": folder}, support.T,
+                               torch.nn.functional.one_hot(labels), query, labels[:1], query, labels[:1], text.T,
+                               SimpleNamespace(dtype=torch.float64), [])
         images = torch.nn.functional.normalize(made[0].weight, dim=-1).view(ways, shots, -1).mean(1)
         images, texts = (torch.nn.functional.normalize(x, dim=-1) for x in (images, made[1].weight))
         return program.P(query, images, texts, SETTINGS["alpha"], SETTINGS["beta"]).detach().numpy()
