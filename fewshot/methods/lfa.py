@@ -44,13 +44,15 @@ class _Moved:
 @METHODS.register("lfa")
 @dataclass(frozen=True)
 class LFA(GridMethod):
-    """logits_n = text_scale (scale cos(W' q, w_n) + bias), with W [D, D] that maps the support near the texts of its classes:
+    """Cosines of mapped features with the texts, by a map W [D, D] that is learned on the support:
 
+        logits_n = text_scale (scale cos(W' q, w_n) + bias),
         W = beta I + (1 - beta) R,   R the rotation with the least sum_i |R' x_i - w_(y_i)|^2  (Procrustes),
 
-    then refined by AdamW on the adaptive re-ranking loss of the support, the mean over the k texts n nearest to z = W' x_i of
+    then refined by AdamW on the adaptive re-ranking loss of the support: with z = W' x_i, brought to unit length, the mean
+    over the k texts n nearest to it of
 
-        max(0, |z - w_y| + (1 - w_n w_y) / 4 - |z - w_n|),    z brought to unit length.
+        max(0, |z - w_y| + (1 - w_n w_y) / 4 - |z - w_n|).
 
     beta            1 is `zero_shot` (without steps). 0.85 is the default of the official function; the program
                     searches 25 values from 0 to 1, on splits of the support
@@ -58,8 +60,8 @@ class LFA(GridMethod):
     learning_rate   falls along a cosine to 1e-7;  weight_decay: of AdamW, towards 0
     neighbours      k; the class itself counts among them, with a loss of 0
     batch           share of the support in each step
-    noise, dropout  standard deviation of what is added to the features, and share of channels set to 0; each is
-                    done with probability 1/2 in a step
+    noise, dropout  standard deviation of what is added to the features, and share of channels set to 0; each is done
+                    with probability 1/2 in a step
     seed            of these draws, which are given to the items in the order of the sums of their features: the order
                     of the support does not matter, nor do other episodes
     text_scale      multiplies the logits; predictions do not change. Not 0: all that is said here is said by the texts

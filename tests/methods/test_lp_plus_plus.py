@@ -40,6 +40,7 @@ def test_against_torch(variant, dim):
     """Autograd and torch's SGD on weights, intercept and multiples, an episode at a time."""
     e, steps = uneven_episodes(dim), 25
     e = e.replace(text=e.text.roll(1, dims=1))  # texts of other classes, of which less is to be made
+    moved = []
     found = create_method("lp_plus_plus", steps=steps, text_scale=0.5, variant=variant)(e)
     for i in range(len(e)):
         support, texts, query = (normalize(x[i], dim=-1) for x in (e.support, e.text, e.query))
@@ -64,7 +65,8 @@ def test_against_torch(variant, dim):
             if step % 10 == 9:
                 alpha.data -= rate * alpha.grad
         assert torch.allclose(found[i], logits(query), atol=1e-9, rtol=0)
-        assert float((alpha.detach() - first).abs().max()) > 1e-5, "the multiples were not trained"
+        moved.append(float((alpha.detach() - first).abs().max()))
+    assert max(moved) > 1e-4, "the multiples were not trained"
 
 
 def test_training_lowers_the_cross_entropy_of_the_support():
