@@ -36,7 +36,7 @@ class _Moved:
     bias: float
 
     def logits(self, weight: float) -> Tensor:
-        square = (self.cosines.new_ones(()) if weight == 0 else 1 + weight * (2 * self.along + weight * self.squares))
+        square = 1 + weight * (2 * self.along + weight * self.squares)
         cosines = torch.add(self.cosines, self.products, alpha=weight) / nonzero(square.clamp_min(0).sqrt())
         return self.scale * cosines + self.bias
 
