@@ -76,9 +76,11 @@ def with_support_order(episodes: Episodes, order: torch.Tensor) -> Episodes:
 
 
 def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
-    """The episodes as the official program got them: as many, and with the support in the order and with the scale of logits
-    that were stored, if any."""
+    """The episodes as the official program got them: as many and with as many queries, and with the support in the order and
+    with the scale of logits that were stored, if any."""
     episodes = episodes[: len(outputs["preds"])]
+    if (queries := outputs["preds"].shape[1]) < episodes.query.shape[1]:
+        episodes = episodes.replace(query=episodes.query[:, :queries])
     if "logit_scale" in outputs:
         episodes = episodes.replace(logit_scale=outputs["logit_scale"].item())
     order = outputs.get("support_order")

@@ -98,8 +98,8 @@ class APE(GridMethod):
         if self.channels is not None:
             check_integer("channels", self.channels, 1)
         if len(self.weights) != 2 or min(self.weights) < 0:
-            raise FewshotError(f"weights={self.weights!r}; give two numbers of at least 0: for differences between classes and "
-                               "for the variance of the texts")
+            raise FewshotError(f"weights={self.weights!r}; give two numbers of at least 0, for differences between classes "
+                               "and for the variance of the texts")
 
     @property
     def reused(self) -> tuple[str, ...]:

@@ -79,7 +79,7 @@ class TipAdapter(GridMethod):
 
     @torch.no_grad()
     def _trained_keys(self, episodes: Episodes, support: Tensor) -> Tensor:
-        """[E, S, D] from unit vectors `support`, by the gradient of the mean cross-entropy of the support, in closed form."""
+        """[E, S, D] from unit vectors `support`, by the gradient of their mean cross-entropy, in closed form."""
         alpha = self.alpha if self.train_alpha is None else self.train_alpha
         beta = self.beta if self.train_beta is None else self.train_beta
         labels, ways, shots = episodes.support_labels, episodes.ways, support.shape[1]

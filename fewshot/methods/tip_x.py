@@ -89,8 +89,8 @@ class TipX(GridMethod):
         """The third term [E, N, Q] as the official program has it."""
         whole = of_query.shape[1] // _BLOCK * _BLOCK
         if not whole:
-            raise FewshotError(f"{of_query.shape[1]} queries; the official TIP-X compares blocks of {_BLOCK} and would divide "
-                               "0 by 0: give more, or take variant='plain'")
+            raise FewshotError(f"{of_query.shape[1]} queries; the official TIP-X compares blocks of {_BLOCK} and would "
+                               "divide 0 by 0: give more, or take variant='plain'")
         far = _divergences(of_query, of_support)  # [E, S, Q]
         far[:, :, whole:] = 0
         low, high = far.amin((1, 2), keepdim=True), far.amax((1, 2), keepdim=True)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
+from fewshot.core.arrays import as_tensor
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 from fewshot.episodes.types import Episodes
@@ -52,11 +54,11 @@ class GridSearch:
 
 
 @torch.no_grad()
-def search_grid(method: Method, episodes: Episodes, labels: Tensor, grid: Mapping[str, Sequence]) -> GridSearch:
+def search_grid(method: Method, episodes: Episodes, labels: Tensor | ArrayLike, grid: Mapping[str, Sequence]) -> GridSearch:
     """The setting of `grid` with which `method` answers most queries right; ties go to the first.
 
     episodes   validation episodes, E >= 1, such as one with all classes and a few images of each as queries
-    labels     [E, Q] int64 of the queries, 0 .. ways-1
+    labels     [E, Q] int64 of the queries, 0 .. ways-1; a NumPy array or lists, too
     grid       hyper-parameter -> values, the first name in the outermost loop
 
     The answer is that of a loop over the settings. A `GridMethod` (`tip_adapter`, `tip_x`, `ape`) is not called in one:
@@ -69,6 +71,7 @@ def search_grid(method: Method, episodes: Episodes, labels: Tensor, grid: Mappin
 
     Raises FewshotError for labels of another shape or range, unknown hyper-parameters and values that a method refuses.
     """
+    labels = as_tensor("labels", labels)
     _check_labels(episodes, labels)
     settings = _product(method, grid)
     bound = _bounds(method, episodes, labels, settings)
@@ -87,9 +90,9 @@ def search_grid(method: Method, episodes: Episodes, labels: Tensor, grid: Mappin
 
 
 def _check_labels(episodes: Episodes, labels: Tensor) -> None:
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.shape != episodes.query.shape[:2]:
-        shape = f"{tuple(labels.shape)} of {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
-        raise FewshotError(f"labels are {shape}; expected int64 [E, Q] = {tuple(episodes.query.shape[:2])}")
+    if labels.dtype != torch.int64 or labels.shape != episodes.query.shape[:2]:
+        raise FewshotError(f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; expected int64 [E, Q] = "
+                           f"{tuple(episodes.query.shape[:2])}")
     if int(labels.min()) < 0 or int(labels.max()) >= episodes.ways:
         raise FewshotError(f"labels span {int(labels.min())}..{int(labels.max())}; expected 0..{episodes.ways - 1}")
 
@@ -98,16 +101,17 @@ def _product(method: Method, grid: Mapping[str, Sequence]) -> list[dict[str, Any
     """Every setting of the grid in its order, with values that the method takes."""
     if not grid or not all(len(values) for values in grid.values()):
         raise FewshotError(f"grid={dict(grid)!r}; give values for at least one hyper-parameter, none without values")
-    name = next((name for name in METHODS if METHODS[name] is type(method)), None)
-    if name is None or not dataclasses.is_dataclass(method):
-        raise FewshotError(f"{type(method).__name__} has no hyper-parameters to search; give a registered method that is a "
+    given: Any = method
+    name = next((name for name in METHODS if METHODS[name] is type(given)), None)
+    if name is None or not dataclasses.is_dataclass(given):
+        raise FewshotError(f"{type(given).__name__} has no hyper-parameters to search; give a registered method that is a "
                            "dataclass, such as create_method('tip_adapter')")
     known = method_parameters(name)
     for key, values in grid.items():
         if key not in known:
             raise FewshotError(unknown_message(f"parameter of {name}", key, list(known)))
         for value in values:  # each alone: the method names the one that it refuses
-            check_types(name, type(method), {key: value})
+            check_types(name, type(given), {key: value})
             _changed(method, {key: value})
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
@@ -174,15 +178,15 @@ def _bounds_of(method: GridMethod, shared: Any, labels: Tensor, settings: list[d
     ahead = {name: _ahead(each, own) for name, each in part.items()}
     start, axis = _ahead(base, own), torch.tensor(values[along], dtype=base.dtype, device=base.device)
     size = {name: float(each.abs().max()) for name, each in part.items()}
-    largest, counts = float(base.abs().max()) + size[along] * float(axis.abs().max()), {}
+    largest = float(base.abs().max()) + size[along] * float(axis.abs().max())
+    counts: dict[tuple[float, ...], int] = {}
     for others in itertools.product(*(values[name] for name in rest)):
         lead, room = start, largest
         for name, value in zip(rest, others, strict=True):
             lead, room = torch.add(lead, ahead[name], alpha=value), room + abs(value) * size[name]
-        low, high = _interval(lead + rounding * room, ahead[along])
-        right = ~(axis[:, None] < low.flatten()) & ~(axis[:, None] > high.flatten())  # an undefined end bounds nothing
-        for value, count in zip(values[along], right.sum(1).tolist(), strict=True):
-            counts[value, *others] = count
+        low, high = (ends.flatten() for ends in _interval(lead + rounding * room, ahead[along]))
+        right = ~(axis[:, None] < low) & ~(axis[:, None] > high)  # an undefined end bounds nothing
+        counts |= {(value, *others): count for value, count in zip(values[along], right.sum(1).tolist(), strict=True)}
     return torch.tensor([counts[tuple(float(each.get(name, getattr(method, name))) for name in (along, *rest))]
                          for each in settings])
 

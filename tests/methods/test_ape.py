@@ -93,7 +93,8 @@ def test_residuals_and_weights_are_trained_by_adamw_on_the_cross_entropy_of_the_
     """Against torch's AdamW and scheduler, an episode at a time."""
     e = uneven_episodes()
     steps, rate, official = 6, 0.05, variant == "official"
-    made = create_method("ape", alpha=1.7, beta=2.5, gamma=0.3, trained=True, steps=steps, learning_rate=rate, variant=variant)
+    made = create_method("ape", alpha=1.7, beta=2.5, gamma=0.3, trained=True, steps=steps, learning_rate=rate,
+                         variant=variant)
     with torch.no_grad():
         found = made(e)
     normalise = torch.nn.functional.normalize

@@ -12,8 +12,10 @@ from fewshot.contract.checks import PROMISES
 from fewshot.contract.synthetic import random_episodes
 from fewshot.methods import METHODS, IterativeMethod, create_method
 
-# Cases that are no method of their own: a setting that gives a method weights.
-WITH_WEIGHTS = {"matching_net+full_context": {"full_context": True}, "proto_clip+trained": {"trained": True, "steps": 3}}
+# Cases that are no method of their own: a setting that gives a method weights, or has it train on the support.
+_TRAINED = {"trained": True, "steps": 3, "learning_rate": 0.02}
+WITH_WEIGHTS = {"matching_net+full_context": {"full_context": True}, "tip_adapter+trained": _TRAINED,
+                "ape+trained": _TRAINED, "proto_clip+trained": _TRAINED}
 NAMES = [*(name for name in METHODS if METHODS[name].inputs == "features"), *WITH_WEIGHTS]
 # Methods that read the features as maps or as crops: settings that suit the length D of the features here.
 SHAPES = {"dn4": lambda dim: {"channels": dim // 4}, "relation_net": lambda dim: {"channels": dim // 16},
