@@ -46,7 +46,7 @@ def test_against_a_loop(dim):
 
 def test_without_weight_it_is_zero_shot():
     e = uneven_episodes()
-    assert torch.equal(create_method("gda", alpha=0.0)(e), create_method("zero_shot")(e))
+    assert torch.allclose(create_method("gda", alpha=0.0)(e), create_method("zero_shot")(e), atol=1e-12, rtol=0)
 
 
 def test_with_an_isotropic_covariance_it_is_the_nearest_mean():
@@ -73,7 +73,8 @@ def test_without_any_covariance_the_texts_decide(dtype):
     alike = e.replace(support=e.support.repeat(1, 3, 1), support_labels=e.support_labels.repeat(1, 3))
     expected = create_method("zero_shot")(e) - 10 * math.log(5)
     for episodes in (e, alike):
-        assert torch.allclose(create_method("gda", alpha=10.0)(episodes), expected, rtol=1e-6)
+        found = create_method("gda", alpha=10.0)(episodes)
+        assert torch.allclose(found, expected, atol=100 * 10 * torch.finfo(dtype).eps, rtol=0)  # of logits up to 100
 
 
 def test_search_is_that_of_a_loop():
