@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ class KeyCache:
     distances: Tensor
     labels: Tensor
     ways: int
+    _nearness: dict[float, Tensor] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, episodes: Episodes, keys: Tensor, points: Tensor, text_scale: float) -> KeyCache:
@@ -33,7 +34,11 @@ class KeyCache:
 
     def votes(self, beta: float, weights: Tensor | None = None) -> Tensor:
         """[E, N, Q] sum over the support of each class of weights_s exp(-beta distance), weights [E, S]."""
-        nearness = (self.distances * -beta).exp_()
+        nearness = self._nearness.get(beta)
+        if nearness is None:
+            nearness = (self.distances * -beta).exp_()
+            self._nearness.clear()  # the last one is kept: weights may change for one beta
+            self._nearness[beta] = nearness
         if weights is not None:
             nearness = nearness * weights.unsqueeze(-1)
         return class_sums(nearness, self.labels, self.ways)[0]

@@ -37,22 +37,26 @@ MODEL = SimpleNamespace(dtype=torch.float64, encode_image=torch.clone)
 
 
 @contextlib.contextmanager
-def official_main(checkout: Path) -> Iterator[ModuleType]:
-    """main.py of a checkout, on the CPU and in the precision of its inputs; what needs CLIP and images is left out."""
-    absent = ("clip", "datasets", "datasets.imagenet", "datasets.utils", "cv2", "yaml", "torchvision",
+def official_program(checkout: Path, module: str = "main", absent: tuple[str, ...] = (),
+                     dtype: torch.dtype = torch.float64) -> Iterator[ModuleType]:
+    """A file of a checkout, on the CPU and in `dtype`; what needs CLIP and images is left out, and what is `absent`."""
+    images = ("clip", "datasets", "datasets.imagenet", "datasets.utils", "cv2", "yaml", "torchvision",
               "torchvision.transforms")
-    sys.modules.update({name: mock.MagicMock() for name in absent})
     files: dict[str, object] = {}
     same = {name: lambda x, *_: x for name in ("cuda", "half")}
     with (mock.patch.object(sys, "path", [str(checkout), *sys.path]), mock.patch.multiple(torch.Tensor, **same),
           mock.patch.multiple(torch.nn.Module, **same),
           mock.patch.object(torch, "save", lambda value, place: files.update({place: value})),
           mock.patch.object(torch, "load", files.get), contextlib.redirect_stdout(io.StringIO())):
-        for name in ("main", "utils"):
+        for name in (module, "utils", "utils.utils"):
             sys.modules.pop(name, None)
-        torch.set_default_dtype(torch.float64)
-        yield importlib.import_module("main")
-        torch.set_default_dtype(torch.float32)
+        sys.modules.update({name: mock.MagicMock() for name in (*images, *absent)})
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            yield importlib.import_module(module)
+        finally:
+            torch.set_default_dtype(before)
 
 
 def trained_logits(checkout: Path, train: str, settings: dict, name: str) -> np.ndarray:
@@ -61,7 +65,7 @@ def trained_logits(checkout: Path, train: str, settings: dict, name: str) -> np.
     support, query, text = (torch.nn.functional.normalize(x[0], dim=-1) for x in (episodes.support, episodes.query,
                                                                                   episodes.text))
     labels, found = episodes.support_labels[0], []
-    with official_main(checkout) as program:
+    with official_program(checkout) as program:
         def accuracy(output, target, topk=1):
             found.append(output.detach())
             return float(len(found))  # each epoch better than the one before
