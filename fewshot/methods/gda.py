@@ -52,6 +52,10 @@ class GDA(GridMethod):
     def reused(self) -> tuple[str, ...]:
         return ("alpha",)
 
+    @property
+    def works_on_support(self) -> bool:
+        return True  # solving its system
+
     def shared(self, episodes: Episodes) -> tuple[Tensor, Tensor]:
         """What the texts and the discriminant say, [E, N, Q] each."""
         support, query, ways = l2_normalise(episodes.support), episodes.query, episodes.ways

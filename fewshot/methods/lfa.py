@@ -100,6 +100,10 @@ class LFA(GridMethod):
     def reused(self) -> tuple[str, ...]:
         return () if self.steps else ("beta",)
 
+    @property
+    def works_on_support(self) -> bool:
+        return True  # two decompositions, and refinement
+
     def shared(self, episodes: Episodes) -> _Moved:
         query, texts = l2_normalise(episodes.query), unit_texts(episodes)
         basis, turn = rotation(episodes)
