@@ -16,6 +16,8 @@ from fewshot.episodes.types import Episodes
 from fewshot.ops.distances import cosine
 
 OFFICIAL = Path(__file__).parent / "official"
+# These return cosines: the logits of a model whose scale is 1.
+COSINES = ("vlm_proker", "vlm_lfa_init_beta0", "vlm_lfa_init_beta0.85")
 
 
 def inputs_of(folder: Path, method: str) -> list[str]:
@@ -57,6 +59,8 @@ def load_outputs(folder: Path, method: str, name: str) -> tuple[dict[str, np.nda
     description = json.loads((folder / f"{method}.json").read_text())
     outputs = dict(_arrays(folder / f"{method}__{name}.npz"))
     primary = description["primary_output"]
+    if method in COSINES:
+        outputs["logit_scale"] = np.ones(())
     if "vlm" in name:  # stored without an axis of episodes
         outputs = {key: values[None] for key, values in outputs.items()}
     scores = outputs.get(primary, outputs.get(f"{primary}_f64"))  # some ran in float64 only
@@ -87,5 +91,7 @@ def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
     episodes = episodes[: len(outputs["preds"])]
     if (queries := outputs["preds"].shape[1]) < episodes.query.shape[1]:
         episodes = episodes.replace(query=episodes.query[:, :queries])
+    if "logit_scale" in outputs:
+        episodes = episodes.replace(logit_scale=outputs["logit_scale"].item())
     order = outputs.get("support_order")
     return episodes if order is None else with_support_order(episodes, torch.from_numpy(order))

@@ -23,6 +23,7 @@ from fewshot.ops.class_reductions import best_class
 
 _BLOCK_BYTES = 4 << 20  # of the similarities of a block of queries and the support: they stay in the cache
 _PIECE = 1 << 16  # elements of the parts that are compared at a time
+_SUPPORT_BLOCK_BYTES = 256 << 20  # for methods that do most of their work on the support, once a block
 _ROUNDING = 8  # units in the last place of the largest terms: what two ways of adding them may differ by
 
 
@@ -149,7 +150,8 @@ def _by_shared(method: GridMethod, settings: list[dict[str, Any]]) -> Iterator[t
 def _blocks(method: Method, episodes: Episodes, labels: Tensor) -> Iterator[tuple[Episodes, Tensor]]:
     """Blocks of episodes and of queries, where these do not depend on each other, with their labels."""
     items, queries = episodes.support.shape[1], episodes.query.shape[1]
-    most = max(1, _BLOCK_BYTES // (episodes.query.element_size() * max(items, episodes.ways)))
+    room = _SUPPORT_BLOCK_BYTES if isinstance(method, GridMethod) and method.works_on_support else _BLOCK_BYTES
+    most = max(1, room // (episodes.query.element_size() * max(items, episodes.ways)))
     if method.setting == "transductive":
         most = max(most, queries)
     for start in range(0, len(episodes), max(1, most // queries)):

@@ -34,6 +34,12 @@ class GridMethod(Method):
     def reused(self) -> tuple[str, ...]:
         """Names of hyper-parameters."""
 
+    @property
+    def works_on_support(self) -> bool:
+        """Whether what `shared` and `parts` do on the support alone outweighs the rest, as training does: a search then
+        takes as many queries at once as memory allows, to repeat it seldom."""
+        return bool(getattr(self, "trained", False))
+
     @abc.abstractmethod
     def shared(self, episodes: Episodes) -> Any:
         """What does not depend on `reused`, such as similarities of queries and support."""
