@@ -11,12 +11,15 @@ class Adam:
 
     Elementwise, so that stacked problems [E, ...] do not influence each other. Unlike torch.optim.Adam it needs no
     autograd and makes fewer passes over the arrays: both bias corrections are moved into the step size and epsilon.
+    `weight_decay` is decoupled from the gradient (AdamW, Loshchilov and Hutter 2019, arXiv:1711.05101). The learning rate
+    may be set anew between steps.
     """
 
     def __init__(self, parameters: list[Tensor], learning_rate: float, betas: tuple[float, float] = (0.9, 0.999),
-                 epsilon: float = 1e-8):
+                 epsilon: float = 1e-8, weight_decay: float = 0.0):
         self.parameters, self.learning_rate, self.betas, self.epsilon, self.steps = (
             parameters, learning_rate, betas, epsilon, 0)
+        self.weight_decay = weight_decay
         self.first, self.second = [[torch.zeros_like(p) for p in parameters] for _ in range(2)]
 
     def step(self, gradients: list[Tensor]) -> None:
@@ -25,6 +28,8 @@ class Adam:
         correction = (1 - beta2**self.steps) ** 0.5
         size = self.learning_rate * correction / (1 - beta1**self.steps)
         for parameter, gradient, first, second in zip(self.parameters, gradients, self.first, self.second, strict=True):
+            if self.weight_decay:
+                parameter.mul_(1 - self.learning_rate * self.weight_decay)
             first.lerp_(gradient, 1 - beta1)
             second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             parameter.addcdiv_(first, second.sqrt().add_(self.epsilon * correction), value=-size)

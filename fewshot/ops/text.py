@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fewshot.core.errors import FewshotError
@@ -28,3 +29,14 @@ def text_logits(episodes: Episodes, text_scale: float = 1.0) -> Tensor:
 def logit_scale(episodes: Episodes) -> float:
     """What cosines with texts are multiplied by."""
     return LOGIT_SCALE if episodes.logit_scale is None else episodes.logit_scale
+
+
+def text_items(episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
+    """(unit vectors [E, N M, D] of every prompt of each class, or of its text where there are no prompts; their classes
+    [E, N M]; [E, N M] 1, or 0 for the rows that fill up a class with fewer prompts than another)."""
+    texts = unit_texts(episodes).unsqueeze(2)  # [E, N, 1, D]
+    if episodes.prompts is not None:
+        texts = l2_normalise(episodes.prompts.to(texts.dtype))
+    labels = torch.arange(episodes.ways, device=texts.device).repeat_interleave(texts.shape[2])
+    known = (texts != 0).any(-1).to(texts.dtype)
+    return texts.flatten(1, 2), labels.expand(len(texts), -1), known.flatten(1)
