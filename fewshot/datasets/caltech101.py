@@ -69,7 +69,9 @@ def _published(path: Path, files: dict[str, list[tuple[Tree, str]]], split: str)
     """The images that the published file names, with its labels and class names."""
     try:
         lists = json.loads(path.read_text("utf-8"))
-        rows = [tuple(row) for part in (SPLITS if split == "all" else (split,)) for row in lists[part]]
+        wanted = SPLITS if split == "all" else (split,)
+        rows = [tuple(row) for part in wanted for row in lists[part]]
+        parts = [SPLITS.index(part) for part in wanted for _ in lists[part]]
         names = {int(label): name for part in SPLITS for _, label, name in lists[part]}
     except FileNotFoundError:
         raise FewshotError(f'protocol="zhou" needs {path}; get it from github.com/KaiyangZhou/CoOp '
@@ -82,4 +84,4 @@ def _published(path: Path, files: dict[str, list[tuple[Tree, str]]], split: str)
         raise FewshotError(f"{len(missing)} images that {path.name} names are not there, the first is {missing[0]}; "
                            "unpack or download the set again")
     return Listing([places[file] for file, _, _ in rows], [int(label) for _, label, _ in rows],
-                   tuple(names[label] for label in range(len(names))))
+                   tuple(names[label] for label in range(len(names))), parts if split == "all" else None)

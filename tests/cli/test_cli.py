@@ -311,7 +311,7 @@ def test_help_shows_defaults(run):
     code, out, _ = run()
     assert code == 0 and "eval" in out and "compare" in out
     code, out, _ = run("eval", "--help")
-    assert code == 0 and "10000" in out and "--set" in out and "pixels" not in out
+    assert code == 0 and "10,000" in out and "--set" in out and "pixels" not in out
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
