@@ -72,7 +72,10 @@ def with_support_order(episodes: Episodes, order: torch.Tensor) -> Episodes:
 
 
 def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
-    """The episodes as the official program got them: as many, and with the support in the order that was stored, if any."""
+    """The episodes as the official program got them: as many and with as many queries, and with the support in the order
+    that was stored, if any."""
     episodes = episodes[: len(outputs["preds"])]
+    if (queries := outputs["preds"].shape[1]) < episodes.query.shape[1]:
+        episodes = episodes.replace(query=episodes.query[:, :queries])
     order = outputs.get("support_order")
     return episodes if order is None else with_support_order(episodes, torch.from_numpy(order))

@@ -10,10 +10,10 @@ from torch import Tensor
 from fewshot.core.checked import check_number
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Method
+from fewshot.ops.adam import cosine_rate
 from fewshot.ops.distances import l2_normalise, nonzero
 from fewshot.ops.head_training import (
     check_training,
-    cosine_rate,
     equal_weights,
     head_gradient,
     head_logits,

@@ -43,10 +43,11 @@ class WiSEFT(Method):
 
     alpha           0 zero-shot, 1 trained; papers show the curve and report 0.5
     runs            heads that are trained, each with its own dropout
-    soup            "uniform": their mean. "greedy": from the best on, each that does not raise the loss on held-out items
-                    joins the mean; held out is one item of each class of two and more, no head is trained on it, and
-                    without any the soup is uniform. "stock": h_0 + t (mean - h_0), t = R c / (1 + (R - 1) c) for R runs
-                    whose h - h_0 have the mean cosine c (Model Stock, whose own answer is alpha = 1)
+    soup            "uniform": their mean. "greedy": from the best on, each that does not raise the loss on the validation
+                    images joins the mean. In episodes without any one item of each class of two and more is held out,
+                    on which no head is trained; without these, too, the soup is uniform. "stock": h_0 + t (mean - h_0),
+                    t = R c / (1 + (R - 1) c) for R runs whose h - h_0 have the mean cosine c (Model Stock, whose own answer
+                    is alpha = 1)
     dropout         share of the channels that a training step sets to 0, the others grow in turn; runs differ by it alone
     text_scale      multiplies the logits of the zero-shot head; 0 trains from a head of zeros, without any text
     steps, learning_rate, weight_decay, epsilon   of AdamW on the whole support; the learning rate follows half a cosine
@@ -54,8 +55,8 @@ class WiSEFT(Method):
 
     Deviations: the encoder is frozen, so that only the head is interpolated. The official program takes batches, 1e-3 and a
     decay of 0.1 for tens of thousands of steps after a warm-up, and clips gradients at length 1; a support is one batch, and
-    100 steps of 0.1 fit it. Soups choose by accuracy, which a handful of held-out items does not resolve. What is held
-    out is decided by a random direction in the space of the features, so that the order of the support does not matter.
+    100 steps of 0.1 fit it. The paper's greedy soups go by accuracy, which a handful of images does not resolve. What is
+    held out is decided by a random direction in the space of the features, whatever the order of the support.
     """
 
     paper = ("Wortsman et al. 2022 (WiSE-FT), arXiv:2109.01903; mlfoundations/wise-ft. "
@@ -90,11 +91,16 @@ class WiSEFT(Method):
         points, start = with_one(l2_normalise(episodes.support)), text_head(episodes, self.text_scale)
         targets = one_hot(episodes.support_labels, episodes.ways, points.dtype)
         held = torch.zeros_like(targets[..., 0])
-        if self.soup == "greedy":
+        if self.soup == "greedy" and episodes.validation is None:
             held = _held_out(points[..., :-1], targets, self.seed)
         weights = equal_weights(1 - held)
         heads = torch.stack([self._trained(start, points, targets, weights, run) for run in range(self.runs)])
-        if self.soup == "greedy":
+        if self.soup == "greedy" and episodes.validation is not None:
+            assert episodes.validation_labels is not None, "Episodes"
+            judges = with_one(l2_normalise(episodes.validation.query))
+            wanted = one_hot(episodes.validation_labels, episodes.ways, points.dtype)
+            soup = greedy_soup(heads, judges, wanted, torch.ones_like(judges[..., 0]))
+        elif self.soup == "greedy":
             soup = greedy_soup(heads, points, targets, held)
         else:
             soup = heads.mean(0) if self.soup == "uniform" else model_stock(start, heads)
@@ -123,19 +129,19 @@ def _held_out(points: Tensor, targets: Tensor, seed: int) -> Tensor:
     return (farthest & (targets.sum(1, keepdim=True) > 1)).any(-1).to(points)
 
 
-def greedy_soup(heads: Tensor, points: Tensor, targets: Tensor, held: Tensor) -> Tensor:
-    """[E, N, D] of heads [R, E, N, D]: from the one of least cross-entropy on the held-out items on, in their order, each
-    that does not raise the loss of the mean joins it.
+def greedy_soup(heads: Tensor, points: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """[E, N, D] of heads [R, E, N, D]: from the one of least cross-entropy on, in their order, each that does not raise the
+    loss of the mean joins it.
 
-    points [E, S, D], targets [E, S, N], held [E, S] 1 for the items that count. Where none does, all join.
+    The loss is that on points [E, A, D] with targets [E, A, N], of the items with a 1 in counts [E, A]; without any all join.
     """
     def loss(head: Tensor) -> Tensor:  # [..., E]
         each = -(targets * (points @ head.transpose(-1, -2)).log_softmax(-1)).sum(-1)
-        return (each * held).sum(-1)
+        return (each * counts).sum(-1)
 
     order = loss(heads).argsort(dim=0, stable=True)  # [R, E]
     heads = heads.take_along_dim(order[:, :, None, None], 0)
-    soup, best, members = heads[0], loss(heads[0]), torch.ones_like(held[:, 0])
+    soup, best, members = heads[0], loss(heads[0]), torch.ones_like(counts[:, 0])
     for head in heads[1:]:
         mixed = soup + (head - soup) / (members + 1)[:, None, None]
         joins = loss(mixed) <= best

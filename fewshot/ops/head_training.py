@@ -9,7 +9,6 @@ divided by s.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from fewshot.core.checked import check_integer, check_number
 from fewshot.episodes.types import Episodes
-from fewshot.ops.adam import Adam
+from fewshot.ops.adam import Adam, cosine_rate
 from fewshot.ops.inner_loop import gradients
 from fewshot.ops.text import logit_scale, unit_texts
 
@@ -35,11 +34,6 @@ def check_training(steps: int, learning_rate: float, **weights: float) -> None:
     check_number("learning_rate", learning_rate, 0, low_allowed=False)
     for name, value in weights.items():
         check_number(name, value, 0)
-
-
-def cosine_rate(learning_rate: float, step: int, steps: int) -> float:
-    """The learning rate of step 0 .. steps - 1: half a cosine from `learning_rate` towards 0 (SGDR without restarts)."""
-    return learning_rate * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def differentiates(call: Callable[[Any, Episodes], Tensor]) -> Callable[[Any, Episodes], Tensor]:
