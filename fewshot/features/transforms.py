@@ -192,8 +192,8 @@ class ChannelImportance(PointStep):
 
 @_register("text_shots")
 class TextShots(Step):
-    """The text of each class joins its support, `copies` times, at the mean length of the episode's support items: so methods
-    that read no texts use them as further shots (Lin et al. 2023, arXiv:2301.06267). copies=0 changes nothing.
+    """The text of each class joins its support, `copies` times, at the mean length of the episode's support items: so
+    methods that read no texts use them as further shots (Lin et al. 2023, arXiv:2301.06267). copies=0 changes nothing.
 
     of   "text": one vector a class; "prompts": one for each of its sentences, and its text again for each that it has
          fewer than another class
@@ -214,8 +214,8 @@ class TextShots(Step):
         if self.copies == 0:
             return episodes
         if (episodes.text if self.of == "text" else episodes.prompts) is None:
-            raise FewshotError(f"{self} adds a {self.of.rstrip('s')} of every class, and these episodes have none; make a bank "
-                               "with texts (`fewshot embed ... --templates`, or bank.with_texts)")
+            raise FewshotError(f"{self} adds a {self.of.rstrip('s')} of every class, and these episodes have none; make a "
+                               "bank with texts (`fewshot embed ... --templates`, or bank.with_texts)")
         items, labels, known = text_items(episodes if self.of == "prompts" else episodes.replace(prompts=None))
         if items.shape[-1] != episodes.support.shape[-1]:
             raise FewshotError(f"{self}: texts have {items.shape[-1]} channels and features {episodes.support.shape[-1]}; "

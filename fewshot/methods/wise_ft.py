@@ -133,7 +133,8 @@ def greedy_soup(heads: Tensor, points: Tensor, targets: Tensor, counts: Tensor) 
     """[E, N, D] of heads [R, E, N, D]: from the one of least cross-entropy on, in their order, each that does not raise the
     loss of the mean joins it.
 
-    The loss is that on points [E, A, D] with targets [E, A, N], of the items with a 1 in counts [E, A]; without any all join.
+    The loss is that on points [E, A, D] with targets [E, A, N], of the items with a 1 in counts [E, A]; without any, all
+    heads join.
     """
     def loss(head: Tensor) -> Tensor:  # [..., E]
         each = -(targets * (points @ head.transpose(-1, -2)).log_softmax(-1)).sum(-1)

@@ -43,7 +43,8 @@ def test_against_a_loop():
 
             def loss(weight, bias, i=i, generator=generator):
                 kept = torch.rand(12, generator=generator, dtype=torch.float64) >= 0.25
-                return cross_entropy(linear(normalize(e.support[i], dim=-1) * kept / 0.75, weight, bias), e.support_labels[i])
+                points = normalize(e.support[i], dim=-1) * kept / 0.75
+                return cross_entropy(linear(points, weight, bias), e.support_labels[i])
 
             heads.append(fitted(loss, *start, **settings))
         mean = [0.2 * first + 0.8 * sum(values) / 3 for first, *values in zip(start, *heads, strict=True)]
@@ -114,7 +115,8 @@ def test_no_texts():
 
 
 @pytest.mark.parametrize(("params", "message"), [
-    ({"alpha": 1.5}, "alpha"), ({"runs": 0}, "runs"), ({"runs": 2}, "dropout above 0"), ({"dropout": 0.5}, "one run and none"),
+    ({"alpha": 1.5}, "alpha"), ({"runs": 0}, "runs"), ({"runs": 2}, "dropout above 0"),
+    ({"dropout": 0.5}, "one run and none"),
     ({"dropout": 1.0, "runs": 2}, "dropout"), ({"soup": "thick", "runs": 2, "dropout": 0.1}, "soup"),
     ({"soup": "stock"}, "runs of at least 2")])
 def test_wrong_settings(params, message):

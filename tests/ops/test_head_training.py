@@ -21,7 +21,8 @@ def test_training_is_that_of_pytorch_for_each_episode_alone():
             found = train({"head": head}, gradient, **settings)["head"]
         assert torch.equal(head, before) and not found.requires_grad
         for i in range(2):
-            expected, = fitted(lambda h, i=i: torch.nn.functional.cross_entropy(points[i] @ h.T, targets[i]), head[i], **settings)
+            expected, = fitted(lambda h, i=i: torch.nn.functional.cross_entropy(points[i] @ h.T, targets[i]), head[i],
+                               **settings)
             torch.testing.assert_close(found[i], expected)
 
 
