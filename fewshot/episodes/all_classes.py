@@ -29,8 +29,9 @@ TRAIN, VALIDATION, TEST = range(3)  # of `ImageBank.parts`
 class AllClassesSampler:
     """Draws K training images of each class, and min(K, 4) or all validation images.
 
-    bank        with `parts`: training, validation and test images as published. Without, all images that are drawn neither
-                for training nor as one of the min(K, 4) for validation are test images
+    bank        with `parts`: training, validation and test images as published; where none are for validation, they come
+                from those for training. Without, all images that are drawn neither for training nor as one of the
+                min(K, 4) for validation are test images
     shots       K; the draw of K images begins with that of fewer
     validation  "none", "few" or "full"; it changes neither support nor queries
     seed        any integer
@@ -46,7 +47,8 @@ class AllClassesSampler:
         self._labels, self._classes = bank.labels.numpy(), bank.classes.numpy()
         self._places = np.searchsorted(self._classes, self._labels)  # classes by number, 0 .. C-1
         self._parts = None if bank.parts is None else bank.parts.numpy()
-        if self._parts is None and validation == "full":
+        self._validated = self._parts is not None and bool((self._parts == VALIDATION).any())
+        if not self._validated and validation == "full":
             raise FewshotError(f"validation='full', but {bank.name}/{bank.split} does not say which images are for it; "
                                "choose few, or a data set with such parts (caltech101, protocol=zhou, split all)")
         self._check_sizes(bank)
@@ -77,13 +79,11 @@ class AllClassesSampler:
 
     def _draw(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(support, query, validation) rows; the support class by class, the others shuffled."""
-        if self._parts is None:
-            rank = self._rank(keys, np.ones(len(keys), dtype=bool))
-            support, held_back = rank < self.shots, (rank >= self.shots) & (rank < self.shots + self._few)
-            query, validation = rank >= self.shots + self._few, held_back
-        else:
-            support = self._rank(keys, self._parts == TRAIN) < self.shots
-            query, validation = self._parts == TEST, self._parts == VALIDATION
+        rank = self._rank(keys, np.ones(len(keys), dtype=bool) if self._parts is None else self._parts == TRAIN)
+        support, validation = rank < self.shots, (rank >= self.shots) & (rank < self.shots + self._few)
+        query = rank >= self.shots + self._few if self._parts is None else self._parts == TEST
+        if self._parts is not None and self._validated:
+            validation = np.equal(self._parts, VALIDATION)
             if self.validation != "full":
                 validation = self._rank(keys, validation) < self._few
         by_class = np.lexsort((keys, self._places))
@@ -105,8 +105,9 @@ class AllClassesSampler:
         needed: list[tuple[str, int, int | None]] = [
             (f"{need} images ({self.shots} shots, {self._few} for validation, 1 query)", need, None)]
         if self._parts is not None:
-            needed = [(f"{self.shots} training images", self.shots, TRAIN), (f"{few} validation images", few, VALIDATION),
-                      ("1 test image", 1, TEST)]
+            training = self.shots + (0 if self._validated else few)
+            needed = [(f"{training} training images", training, TRAIN), ("1 test image", 1, TEST)]
+            needed += [(f"{few} validation images", few, VALIDATION)] if self._validated else []
         for what, least, part in needed:
             here = self._places if part is None else self._places[self._parts == part]
             sizes = np.bincount(here, minlength=len(self._classes))
@@ -118,5 +119,5 @@ class AllClassesSampler:
                                    "fewer shots" + self._hint(bank))
 
     def _hint(self, bank: ImageBank | FeatureBank) -> str:
-        return "" if self._parts is None or len(set(self._parts.tolist())) == 3 else (
+        return "" if self._parts is None or {TRAIN, TEST} <= set(self._parts.tolist()) else (
             f"; split {bank.split} of {bank.name} has no images of some part: load split all")

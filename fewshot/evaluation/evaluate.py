@@ -21,7 +21,7 @@ from fewshot.evaluation.progress import Parts
 from fewshot.evaluation.record import Record
 from fewshot.evaluation.resolve import Resolved, check_images, ready, resolve
 from fewshot.evaluation.result import Result
-from fewshot.evaluation.run import Run
+from fewshot.evaluation.run import Run, of_list
 from fewshot.evaluation.scorer import Scorer
 from fewshot.evaluation.work import Work, source_taken_from
 from fewshot.methods.contract import Method
@@ -72,7 +72,7 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     run = Run(**settings) if run is None else run.changed(**settings) if settings else run
     episodes = None if episodes_file is None else EpisodeList.load(episodes_file)
     if episodes is not None:
-        run = run.changed(**episodes.protocol)
+        run = of_list(run, episodes)
     if bank is None and (base_bank is not None or notes):
         raise FewshotError(f"{'base_bank' if base_bank is not None else 'notes'} without bank: with a data set its own base "
                            "classes and notes are used; give bank=, too, or leave it out")

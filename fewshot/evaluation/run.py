@@ -129,8 +129,17 @@ class Run:
         """The episodes that evaluating this on `bank` draws."""
         from fewshot.episodes.saved import EpisodeList
 
-        about = {**on_dataset(self.protocol, bank.name).settings(), "episodes": self.episodes, "seed": self.seed}
+        protocol = on_dataset(self.protocol, bank.name)
+        about = {**protocol.settings(), "episodes": self.episodes, "seed": self.seed}
+        if protocol.name != EpisodicProtocol.name:
+            about["protocol"] = protocol.name
         return EpisodeList.draw(self.sampler(bank), self.episodes, bank, about)
+
+
+def of_list(run: Run, episodes: EpisodeList) -> Run:
+    """`run` with the protocol, number and seed of a list of episodes."""
+    outside = {name: episodes.protocol[name] for name in ("episodes", "seed")}
+    return run.changed(protocol=read_protocol(episodes.described), **outside)
 
 
 def on_dataset(protocol: Protocol, name: str) -> Protocol:

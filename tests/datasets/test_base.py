@@ -24,7 +24,9 @@ from fewshot.datasets.files import Download, fetch, md5_of
 from fewshot.datasets.images import free_memory, resize_pixels
 from tests.datasets.synthetic import encoded, omniglot_characters, write_class_folders, write_omniglot
 
-NEEDS_FILES = ("caltech101", "cifar_fs", "cub", "fc100", "mini_imagenet", "omniglot", "tiered_imagenet")
+NEEDS_FILES = ("caltech101", "cifar_fs", "cub", "dtd", "eurosat", "fc100", "fgvc_aircraft", "food101", "imagenet",
+               "mini_imagenet", "omniglot", "oxford_flowers", "oxford_pets", "stanford_cars", "sun397", "tiered_imagenet",
+               "ucf101")
 
 
 def test_all_data_sets_are_registered_and_described():
