@@ -76,6 +76,7 @@ def test_what_is_refused():
     with pytest.raises(FewshotError, match=r"16 channels beside texts of 16 leave none .*concatenate"):
         create_method("amu")(e)
     for params, message in (({"uncertainty": "entropy"}, "uncertainty"), ({"fusion": 1.5}, "fusion"),
-                            ({"bias": -1.0}, "bias"), ({"variant": "paper"}, "variant"), ({"text_scale": -1.0}, "text_scale")):
+                            ({"bias": -1.0}, "bias"), ({"variant": "paper"}, "variant"),
+                            ({"text_scale": -1.0}, "text_scale")):
         with pytest.raises(FewshotError, match=message):
             create_method("amu", **params)
