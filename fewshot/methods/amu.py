@@ -26,9 +26,9 @@ VARIANTS = ("sane", "official")
 @dataclass(frozen=True, eq=False)
 class AMU(Method):
     """The first channels of the features, as many as the texts have, are those of the model of the texts; the others are
-    auxiliary, of any network (`fewshot.concatenate([bank, auxiliary_bank])`; only the first bank has texts). A linear
-    head w on unit auxiliary features g starts at their class means; its scores a are standardised over the classes of
-    each query:
+    auxiliary, of any network: `fewshot join`, or `concatenate([bank, auxiliary_bank])` of `fewshot.data.banks`, makes a bank
+    of both, whose texts stay those of the first. A linear head w on unit auxiliary features g starts at their class means;
+    its scores a are standardised over the classes of each query:
 
         logits = t + bias kappa a,     t = text_scale (logit_scale cos(f, text) + logit_bias).
 
@@ -76,7 +76,7 @@ class AMU(Method):
         of_text, channels = episodes.text.shape[-1], episodes.query.shape[-1]
         if of_text >= channels:
             raise FewshotError(f"features of {channels} channels beside texts of {of_text} leave none for a second network; "
-                               "use fewshot.concatenate([bank, auxiliary_bank]), the bank with texts first")
+                               "put its features beside those (`fewshot join`, the bank with texts first)")
         main = episodes.with_features(lambda x: x[..., :of_text])
         auxiliary = episodes.with_features(lambda x: l2_normalise(x[..., of_text:]))
         targets = one_hot(episodes.support_labels, episodes.ways, main.support.dtype)

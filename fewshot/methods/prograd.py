@@ -58,8 +58,11 @@ class ProGrad(Method):
         check_number("temperature", self.temperature, 0, low_allowed=False)
         check_training(self.steps, self.learning_rate, conflict=self.conflict, text_scale=self.text_scale)
 
-    @torch.no_grad()
     def __call__(self, episodes: Episodes) -> Tensor:
+        return head_logits(self._trained(episodes), with_one(l2_normalise(episodes.query)))
+
+    @torch.no_grad()
+    def _trained(self, episodes: Episodes) -> Tensor:
         points, head = with_one(l2_normalise(episodes.support)), text_head(episodes, self.text_scale)
         targets = one_hot(episodes.support_labels, episodes.ways, points.dtype)
         weights = equal_weights(torch.ones_like(points[..., 0]))
@@ -69,7 +72,7 @@ class ProGrad(Method):
             wanted = head_gradient(head, points, targets, weights)
             kept = head_gradient(head, cooled, zero_shot, weights)
             head = head - cosine_rate(self.learning_rate, step, self.steps) * without_conflict(wanted, kept, self.conflict)
-        return head_logits(head, with_one(l2_normalise(episodes.query)))
+        return head
 
 
 def without_conflict(a: Tensor, b: Tensor, share: float) -> Tensor:

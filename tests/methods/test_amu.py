@@ -73,7 +73,7 @@ def test_without_texts_it_is_a_head_on_the_auxiliary_channels():
 
 def test_what_is_refused():
     e = random_episodes(with_text=True)
-    with pytest.raises(FewshotError, match=r"16 channels beside texts of 16 leave none .*concatenate"):
+    with pytest.raises(FewshotError, match=r"16 channels beside texts of 16 leave none .*fewshot join"):
         create_method("amu")(e)
     for params, message in (({"uncertainty": "entropy"}, "uncertainty"), ({"fusion": 1.5}, "fusion"),
                             ({"bias": -1.0}, "bias"), ({"variant": "paper"}, "variant"),
