@@ -29,8 +29,8 @@ class CLIPAdapter(Method):
     ratio           share of the network, 0.2 in the official code
     reduction       4 there
     text_scale      multiplies the logits, in training, too. 0 is refused: the texts are all there is to compare with
-    steps, learning_rate, weight_decay, epsilon   of AdamW on the whole support, the learning rate following half a cosine;
-                    values of the implementation in astra-vision/ProLIP, which takes 300 views of the support
+    steps, learning_rate, weight_decay, epsilon   of AdamW on the whole support, the learning rate following half a cosine.
+                    The implementation in astra-vision/ProLIP takes 300 steps, rates from 1e-5 to 1e-2 and the same epsilon
     seed            of U and V, uniform in +-1 / sqrt(inputs) as PyTorch draws them, the same for every episode
 
     Deviations: the official code takes batches and SGD. Whether features are of unit length when they enter makes no
@@ -44,7 +44,7 @@ class CLIPAdapter(Method):
     reduction: int = 4
     text_scale: float = 1.0
     steps: int = 100
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 0.0
     epsilon: float = 1e-4
     seed: int = 0

@@ -10,7 +10,7 @@ from fewshot.ops.heads import uniform
 from tests.methods.agreement import check_soft
 from tests.methods.trained_heads import fitted, uneven_episodes
 
-AGREEMENT = [("clip_adapter", {"steps": 30, "learning_rate": 1e-2}, "clip_adapter")]
+AGREEMENT = [("clip_adapter", {"steps": 30}, "clip_adapter")]
 
 
 @pytest.mark.parametrize(("name", "params", "official"), AGREEMENT)
