@@ -51,6 +51,7 @@ class AMU(Method):
     paper = "Tang et al. 2024 (AMU-Tuning), arXiv:2404.08958; TJU-sjyj/AMU-Tuning"
     needs_text = True
     text_of_features = False
+    assumes = ("features of a second network",)
 
     bias: float = 0.5
     fusion: float = 0.35

@@ -36,6 +36,7 @@ class ProLIP(Method):
     paper = "Fahes et al. 2024 (ProLIP), arXiv:2410.05270; astra-vision/ProLIP"
     needs_text = True
     text_of_features = False
+    assumes = ("features from before the projection to the texts",)
 
     penalty: float | None = None
     text_scale: float = 1.0
