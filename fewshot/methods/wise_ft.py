@@ -136,6 +136,8 @@ def greedy_soup(heads: Tensor, points: Tensor, targets: Tensor, counts: Tensor) 
     The loss is that on points [E, A, D] with targets [E, A, N], of the items with a 1 in counts [E, A]; without any, all
     heads join.
     """
+    dtype, heads, points = heads.dtype, heads.double(), points.double()  # where all are sure, float32 tells no losses apart
+
     def loss(head: Tensor) -> Tensor:  # [..., E]
         each = -(targets * (points @ head.transpose(-1, -2)).log_softmax(-1)).sum(-1)
         return (each * counts).sum(-1)
@@ -148,7 +150,7 @@ def greedy_soup(heads: Tensor, points: Tensor, targets: Tensor, counts: Tensor) 
         joins = loss(mixed) <= best
         soup, best = mixed.where(joins[:, None, None], soup), loss(mixed).where(joins, best)
         members = members + joins.to(members)
-    return soup
+    return soup.to(dtype)
 
 
 def model_stock(start: Tensor, heads: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from fewshot.contract.checks import PROMISES
 from fewshot.contract.synthetic import random_episodes
 from fewshot.methods import METHODS, IterativeMethod, create_method
 
-# Cases that are no method of their own: a setting that gives a method weights.
-WITH_WEIGHTS = {"matching_net+full_context": {"full_context": True}}
+# Cases that are no method of their own: a setting that gives a method weights, or has it do more.
+WITH_WEIGHTS = {"matching_net+full_context": {"full_context": True},
+                "wise_ft+greedy": {"runs": 3, "dropout": 0.25, "soup": "greedy", "steps": 5}}
 NAMES = [*(name for name in METHODS if METHODS[name].inputs == "features"), *WITH_WEIGHTS]
 # Methods that read the features as maps or as crops: settings that suit the length D of the features here.
 SHAPES = {"dn4": lambda dim: {"channels": dim // 4}, "relation_net": lambda dim: {"channels": dim // 16},
