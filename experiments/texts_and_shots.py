@@ -3,8 +3,8 @@
     python experiments/texts_and_shots.py       # a quarter of an hour on one core; the weights come with the package
 
 All 279 test letters of `named_glyphs` at once, with the features and names of `glyph_clip` (experiments/glyph_clip.py),
-which has read the words of these names but not together. Each method with its default hyper-parameters; of these
-the learning rate of `clip_adapter` was chosen on the validation letters. AMU-Tuning has the pixels as the features of a second
+which has read the words of these names but not together. Each method with its default hyper-parameters; of these the
+learning rate of `clip_adapter` was chosen on the validation letters. AMU-Tuning has the pixels as the features of a second
 network. 20 draws of the images, 3 queries a letter.
 """
 

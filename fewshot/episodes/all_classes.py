@@ -35,18 +35,21 @@ class AllClassesSampler:
     shots       K; the draw of K images begins with that of fewer
     validation  "none", "few" or "full"; it changes neither support nor queries
     seed        any integer
+    classes     labels of the classes that take part; all of the bank unless given
 
     Raises FewshotError for a class with too few images, and for validation="full" without parts.
     """
 
-    def __init__(self, bank: ImageBank | FeatureBank, shots: int = 1, validation: str = "few", seed: int = 0):
+    def __init__(self, bank: ImageBank | FeatureBank, shots: int = 1, validation: str = "few", seed: int = 0,
+                 classes: Tensor | None = None):
         self.shots, self.seed = check_integer("shots", shots, 1), check_integer("seed", seed)
         if validation not in ("none", "few", "full"):
             raise FewshotError(unknown_message("validation", str(validation), ["none", "few", "full"]))
         self.validation, self._few = validation, min(self.shots, FEW)
-        self._labels, self._classes = bank.labels.numpy(), bank.classes.numpy()
-        self._places = np.searchsorted(self._classes, self._labels)  # classes by number, 0 .. C-1
-        self._parts = None if bank.parts is None else bank.parts.numpy()
+        self._all, self._classes = bank.labels.numpy(), (bank.classes if classes is None else classes).numpy()
+        self._rows = np.flatnonzero(np.isin(self._all, self._classes))
+        self._places = np.searchsorted(self._classes, self._all[self._rows])  # classes by number, 0 .. C-1
+        self._parts = None if bank.parts is None else bank.parts.numpy()[self._rows]
         self._validated = self._parts is not None and bool((self._parts == VALIDATION).any())
         if not self._validated and validation == "full":
             raise FewshotError(f"validation='full', but {bank.name}/{bank.split} does not say which images are for it; "
@@ -57,14 +60,15 @@ class AllClassesSampler:
         """Row numbers of draws start .. start+count-1."""
         if start < 0 or count < 1:
             raise FewshotError(f"start={start}, count={count}; start must be at least 0 and count at least 1")
-        uniform = counted_uniforms(f"{_STREAM} {self.seed}", {"items": len(self._labels)}, start, count)["items"]
+        uniform = counted_uniforms(f"{_STREAM} {self.seed}", {"items": len(self._rows)}, start, count)["items"]
         drawn = [self._draw(keys) for keys in uniform]
         support, query, validation = (torch.from_numpy(np.stack([draw[part] for draw in drawn])) for part in range(3))
         places, classes = torch.from_numpy(self._places), torch.from_numpy(self._classes).expand(count, -1)
-        found = EpisodeIndices(support, places[support], query, places[query], classes)
+        rows = torch.from_numpy(self._rows)
+        found = EpisodeIndices(rows[support], places[support], rows[query], places[query], classes)
         if self.validation == "none":
             return found
-        return dataclasses.replace(found, validation=validation, validation_labels=places[validation])
+        return dataclasses.replace(found, validation=rows[validation], validation_labels=places[validation])
 
     def sample(self, bank: ImageBank | FeatureBank, start: int = 0, count: int = 1) -> tuple[Episodes, Tensor]:
         """Draws start .. start+count-1 of `bank` and their query labels [E, Q]."""
@@ -73,9 +77,9 @@ class AllClassesSampler:
         return indices.gather(bank), indices.query_labels
 
     def check_bank(self, bank: ImageBank | FeatureBank) -> None:
-        if not np.array_equal(bank.labels.numpy(), self._labels):
+        if not np.array_equal(bank.labels.numpy(), self._all):
             raise FewshotError(f"the labels of the bank ({len(bank)} items) are not those the sampler was built from "
-                               f"({len(self._labels)} items); build it from this bank")
+                               f"({len(self._all)} items); build it from this bank")
 
     def _draw(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(support, query, validation) rows; the support class by class, the others shuffled."""

@@ -12,7 +12,9 @@ import torch
 from fewshot.core.errors import FewshotError
 from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
+from fewshot.episodes.protocol import BaseToNewProtocol
 from fewshot.episodes.saved import EpisodeList
+from fewshot.evaluation.base_to_new import BaseToNewScorer
 from fewshot.evaluation.calibration import can_adapt, decisions_from, fit_temperature, validation_answers
 from fewshot.evaluation.collect import collect
 from fewshot.evaluation.decisions import check_coverage
@@ -29,6 +31,9 @@ from fewshot.methods.contract import Method
 if TYPE_CHECKING:
     from fewshot.evaluation.store import Store
     from fewshot.features.source import FeatureSource
+
+
+SCORERS: dict[str, type[Scorer]] = {BaseToNewProtocol.name: BaseToNewScorer}
 
 
 def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | None = None, *,
@@ -116,8 +121,9 @@ def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics
         answered = validation_answers(run, calibrate, method, prepare, device, adapts)
         decisions = None if coverage is None else decisions_from(answered, coverage)
         temperature = fit_temperature(answered.logits, answered.labels) if decisions is None else decisions.temperature
-    scorer = Scorer(resolved.bank, sampler, method, prepare, run.episodes, metrics or calibrate is not None, temperature,
-                    decisions, device)
+    scorer = SCORERS.get(run.protocol.name, Scorer)(
+        resolved.bank, sampler, method, prepare, run.episodes, metrics or calibrate is not None, temperature, decisions,
+        device)
     kept = Parts() if store is None else store.parts(record, scores=scorer.scores, temperature=temperature,
                                                      decisions=decisions and decisions.to_dict(), device=device.type)
     rows, fingerprint = collect(scorer, kept, work, label=f"{record.method} {run.protocol}")
