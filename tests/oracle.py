@@ -76,22 +76,17 @@ def with_support_order(episodes: Episodes, order: torch.Tensor) -> Episodes:
                     ways=episodes.ways)
 
 
-def with_known_scores(episodes: Episodes, known: int) -> Episodes:
-    """The episodes with features 10 cos(x, text) to the texts of the first `known` classes, which are the known ones."""
-    texts = episodes.text[:, :known]
-    scores = episodes.with_features(lambda x: 10 * cosine(x, texts))
-    return scores.replace(projection=torch.cat([texts, torch.zeros_like(texts[:, :1])], 1))
-
-
-def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
     """The episodes as the official program got them: as many and with as many queries, with the support in the order that
     was stored, if any, and with scores of known classes for features where it took such."""
     if "known_classes" in outputs:
         return with_known_scores(episodes, int(outputs["known_classes"][0]))
-    episodes = episodes[: len(outputs["preds"])]
-    if (queries := outputs["preds"].shape[1]) < episodes.query.shape[1]:
-        episodes = episodes.replace(query=episodes.query[:, :queries])
-    if "logit_scale" in outputs:
-        episodes = episodes.replace(logit_scale=outputs["logit_scale"].item())
+
+
+def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
+    """The episodes as the official program got them: as many and with as many queries, with the support in the order that
+    """The episodes as the official program got them: as many and with as many queries, with the support in the order that
+    was stored, if any, and with scores of known classes for features where it took such."""
+    if "known_classes" in outputs:
+        return with_known_scores(episodes, int(outputs["known_classes"][0]))
     order = outputs.get("support_order")
     return episodes if order is None else with_support_order(episodes, torch.from_numpy(order))

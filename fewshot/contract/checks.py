@@ -58,7 +58,8 @@ class Candidate:
     device: str = "cpu"
 
     def episodes(self, **settings: Any) -> Any:
-        return random_episodes(**{"dim": self.dim, "with_text": self.method.needs_text, **settings})
+        text_dim = None if self.method.text_of_features else self.dim // 2
+        return random_episodes(**{"dim": self.dim, "with_text": self.method.needs_text, "text_dim": text_dim, **settings})
 
     def answer(self, episodes: Episodes) -> Tensor:
         """Probabilities [E, Q, N]. Raises FewshotError for logits of a wrong shape or dtype, and for any not finite."""

@@ -58,3 +58,14 @@ def _texts(episodes: Episodes) -> Tensor:
     if episodes.text is None:
         raise FewshotError("these episodes have no texts; give text=[E, N, D]")
     return episodes.text.to(episodes.query.dtype)
+
+
+def text_items(episodes: Episodes) -> tuple[Tensor, Tensor, Tensor]:
+    """(unit vectors [E, N M, D] of every prompt of each class, or of its text where there are no prompts; their classes
+    [E, N M]; [E, N M] 1, or 0 for the rows that fill up a class with fewer prompts than another)."""
+    texts = unit_texts(episodes).unsqueeze(2)  # [E, N, 1, D]
+    if episodes.prompts is not None:
+        texts = l2_normalise(episodes.prompts.to(texts.dtype))
+    labels = torch.arange(episodes.ways, device=texts.device).repeat_interleave(texts.shape[2])
+    known = (texts != 0).any(-1).to(texts.dtype)
+    return texts.flatten(1, 2), labels.expand(len(texts), -1), known.flatten(1)

@@ -12,10 +12,11 @@ from fewshot.contract.checks import PROMISES
 from fewshot.contract.synthetic import random_episodes
 from fewshot.methods import METHODS, IterativeMethod, create_method
 
-# Cases that are no method of their own: a setting that gives a method weights, or has it train on the support.
+# Cases that are no method of their own: a setting that gives a method weights, has it train on the support, or do more.
 _TRAINED = {"trained": True, "steps": 3, "learning_rate": 0.02}
 WITH_WEIGHTS = {"matching_net+full_context": {"full_context": True}, "tip_adapter+trained": _TRAINED,
-                "ape+trained": _TRAINED, "proto_clip+trained": _TRAINED}
+                "ape+trained": _TRAINED, "proto_clip+trained": _TRAINED,
+                "wise_ft+greedy": {"runs": 3, "dropout": 0.25, "soup": "greedy", "steps": 5}}
 NAMES = [*(name for name in METHODS if METHODS[name].inputs == "features"), *WITH_WEIGHTS]
 # Methods that read the features as maps or as crops: settings that suit the length D of the features here.
 SHAPES = {"dn4": lambda dim: {"channels": dim // 4}, "relation_net": lambda dim: {"channels": dim // 16},
@@ -26,8 +27,10 @@ DIM = 32
 DIRICHLET = {"iterations": 5, "mm_steps": 40}
 QUICK = {"alpha_tim": {"iterations": 40}, "tim_gd": {"iterations": 40}, "putm": {"outer": 2, "inner": 2},
          "em_dirichlet": DIRICHLET, "hard_em_dirichlet": DIRICHLET, "unem_dirichlet": {"layers": 5, "mm_steps": 40},
-         "free_lunch": {"samples": 12}, "estimator": {"estimator": "sklearn.svm.SVC"},  # which takes a fifth of the time
-         "lfa": {"steps": 3}, "lp_plus_plus": {"steps": 20}}
+         "lfa": {"steps": 3}, "lp_plus_plus": {"steps": 20},
+         "amu": {"steps": 5}, "clip_adapter": {"steps": 5}, "cross_modal": {"steps": 5}, "prograd": {"steps": 5},
+         "prolip": {"steps": 5}, "tes": {"steps": 20}, "wise_ft": {"steps": 5},
+         "free_lunch": {"samples": 12}, "estimator": {"estimator": "sklearn.svm.SVC"}}  # which takes a fifth of the time
 DEFAULTS = "-defaults"
 EXEMPT = {
     "learns": ("relation_net",),  # its weights are all it knows, and those of a fresh one are random
