@@ -31,17 +31,12 @@ from processes import peak_memory, run
 
 from fewshot.core.files import write_atomically
 from fewshot.episodes.types import Episodes
-from fewshot.methods import create_method
+from fewshot.methods import METHODS, create_method
+from fewshot.methods.bases.grid_search import GridSearch, search_grid
 from fewshot.ops.distances import l2_normalise
-from fewshot.tuning.grid import GridSearch, search_grid
 
 ROOT = Path(__file__).resolve().parents[1]
 CRITERION_CLASSES = 10  # of which APE's loop over pairs is timed
-
-
-def steps(low: float, high: float, count: int) -> list[float]:
-    """The grid of the official programs, `high` left out."""
-    return [i * (high - low) / count + low for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -74,11 +69,9 @@ class Search:
 
 
 SEARCHES = {
-    "tip": Search("Tip-Adapter", "tip_adapter", {}, {"beta": steps(0.1, 7, 200), "alpha": steps(0.1, 3, 20)}, 200),
-    "tipx": Search("TIP-X", "tip_x", {"variant": "official"},
-                   {"alpha": steps(0.1, 50, 20), "beta": steps(1, 50, 200), "gamma": steps(0.1, 30, 50)}, 500),
-    "ape": Search("APE", "ape", {"channels": 200},
-                  {"beta": steps(0.1, 7, 200), "alpha": steps(0.1, 7, 20), "gamma": steps(0, 1, 20)}, 400)}
+    "tip": Search("Tip-Adapter", "tip_adapter", {}, METHODS["tip_adapter"].searched_grid, 200),
+    "tipx": Search("TIP-X", "tip_x", {"variant": "official"}, METHODS["tip_x"].searched_grid, 500),
+    "ape": Search("APE", "ape", {"channels": 200}, METHODS["ape"].searched_grid, 400)}
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewshot.core.checked import check_at_least, check_choice, check_integer, check_positive
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
-from fewshot.methods.bases.grid import GridMethod
+from fewshot.methods.bases.grid import GridMethod, equal_steps
 from fewshot.methods.contract import METHODS
 from fewshot.methods.tip_adapter import reused_after_training, steps_for
 from fewshot.ops.adam import Adam, cosine_rate
@@ -75,6 +75,7 @@ class APE(GridMethod):
 
     paper = "Zhu et al. 2023 (APE), arXiv:2304.01195; yangyangyang127/APE"
     needs_text = True
+    searched_grid = {"beta": equal_steps(0.1, 7, 200), "alpha": equal_steps(0.1, 7, 20), "gamma": equal_steps(0, 1, 20)}
     multipliers = ("alpha",)
 
     alpha: float = 2.0

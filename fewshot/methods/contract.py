@@ -130,6 +130,8 @@ class Method(abc.ABC):
     needs_base   True when `fit(base_bank)` must be called first (statistics of the base classes)
     needs_text   True when it reads the texts of the classes; a call without any is refused
     text_of_features   of those: features and texts have the same channels (all but methods that map one to the other)
+    needs_validation   True when it reads validation images of the episodes
+    searched_grid   hyper-parameter -> values that its paper searches on validation images; {} where it searches none
     needs_backbone   True when `with_backbone(backbone, ways)` must be called first: these are the hyper-parameters of a
                      method with weights of its own, which that makes
     paper        where it was published, and official code
@@ -138,8 +140,10 @@ class Method(abc.ABC):
 
     setting: str = "inductive"
     inputs: ClassVar[str] = "features"
-    needs_text: ClassVar[bool] = False
-    text_of_features: ClassVar[bool] = True
+    needs_text: bool = False
+    text_of_features: bool = True
+    needs_validation: ClassVar[bool] = False
+    searched_grid: ClassVar[Mapping[str, tuple]] = {}
     paper: str = ""
     renamed: ClassVar[Mapping[str, str]] = {}
 

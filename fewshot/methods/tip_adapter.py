@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewshot.core.checked import check_at_least, check_positive
 from fewshot.episodes.types import Episodes
-from fewshot.methods.bases.grid import GridMethod
+from fewshot.methods.bases.grid import GridMethod, equal_steps
 from fewshot.methods.contract import METHODS
 from fewshot.ops.adam import Adam, cosine_rate
 from fewshot.ops.distances import l2_normalise
@@ -49,6 +49,7 @@ class TipAdapter(GridMethod):
 
     paper = "Zhang et al. 2022 (Tip-Adapter), arXiv:2207.09519, 2111.03930; gaopengcuhk/Tip-Adapter"
     needs_text = True
+    searched_grid = {"beta": equal_steps(0.1, 7, 200), "alpha": equal_steps(0.1, 3, 20)}
     multipliers = ("alpha",)
 
     alpha: float = 1.0

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewshot.core.checked import check_at_least, check_choice, check_positive
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
-from fewshot.methods.bases.grid import GridMethod
+from fewshot.methods.bases.grid import GridMethod, equal_steps
 from fewshot.methods.contract import METHODS
 from fewshot.ops.distances import l2_normalise, nonzero
 from fewshot.ops.key_cache import KeyCache
@@ -47,6 +47,7 @@ class TipX(GridMethod):
 
     paper = "Udandarao et al. 2023 (SuS-X), arXiv:2211.16198; vishaal27/SuS-X"
     needs_text = True
+    searched_grid = {"alpha": equal_steps(0.1, 50, 20), "beta": equal_steps(1, 50, 200), "gamma": equal_steps(0.1, 30, 50)}
     multipliers = ("alpha", "gamma")
     reused = ("alpha", "beta", "gamma")
 

@@ -17,7 +17,8 @@ _TRAINED = {"trained": True, "steps": 3, "learning_rate": 0.02}
 WITH_WEIGHTS = {"matching_net+full_context": {"full_context": True}, "tip_adapter+trained": _TRAINED,
                 "ape+trained": _TRAINED, "proto_clip+trained": _TRAINED,
                 "wise_ft+greedy": {"runs": 3, "dropout": 0.25, "soup": "greedy", "steps": 5}}
-NAMES = [*(name for name in METHODS if METHODS[name].inputs == "features"), *WITH_WEIGHTS]
+NAMES = [*(name for name in METHODS if METHODS[name].inputs == "features" and not METHODS[name].needs_validation),
+         *WITH_WEIGHTS]
 # Methods that read the features as maps or as crops: settings that suit the length D of the features here.
 SHAPES = {"dn4": lambda dim: {"channels": dim // 4}, "relation_net": lambda dim: {"channels": dim // 16},
           "cosoc": lambda dim: {"crops": 2}}

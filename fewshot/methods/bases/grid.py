@@ -16,6 +16,11 @@ from fewshot.methods.contract import Method, narrowed
 Values = Mapping[str, float]  # hyper-parameter -> value
 
 
+def equal_steps(low: float, high: float, count: int) -> tuple[float, ...]:
+    """`count` values from `low` on in equal steps, `high` not among them: the grids of Tip-Adapter and its successors."""
+    return tuple(low + number * (high - low) / count for number in range(count))
+
+
 class GridMethod(Method):
     """A method that computes in two steps, so that a search repeats only the second one:
 

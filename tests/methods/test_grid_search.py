@@ -17,9 +17,9 @@ from fewshot.data.class_texts import ClassTexts
 from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store
 from fewshot.methods import create_method
+from fewshot.methods.bases import grid_search as grid_module
 from fewshot.methods.bases.grid import GridMethod
-from fewshot.tuning import grid as grid_module
-from fewshot.tuning.grid import search_grid
+from fewshot.methods.bases.grid_search import search_grid
 from fewshot.tuning.search import tune
 
 ALPHA, BETA, GAMMA = [0.1, 0.7, 1.3, 4.0], [0.0, 0.5, 1.0, 6.0], [0.0, 0.4, 1.0, 2.5, 9.0]
