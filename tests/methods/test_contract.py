@@ -74,7 +74,8 @@ def test_keeps_its_promises(promise, name, device):
 @cases([name for name in NAMES if issubclass(registered(name), IterativeMethod)])
 def test_the_space_of_the_prototypes_is_theirs(name):
     """On well separated clusters the mean of the points of its own class in `space` is the nearest to a prototype."""
-    episodes, labels = random_episodes(shots=3, queries=20, dim=DIM, spread=0.02, with_labels=True)
+    episodes, labels = random_episodes(shots=3, queries=20, dim=DIM, spread=0.02, with_labels=True,
+                                       with_text=candidate(name).method.needs_text)
     with torch.no_grad():
         found = candidate(name).method.refine(episodes, history=True)
         assert candidate(name).method.refine(episodes).space is None
