@@ -29,8 +29,8 @@ from torch import Tensor
 
 from fewshot.episodes.types import Episodes
 from fewshot.methods import create_method
+from fewshot.methods.bases.grid_search import search_grid
 from fewshot.ops.distances import l2_normalise
-from fewshot.tuning.grid import search_grid
 
 WAYS, SHOTS, QUERIES = 100, 16, 2500
 # Modules that the official files import for other purposes: reading images and data sets, logging, losses.

@@ -115,8 +115,8 @@ class _Graph:
     def __init__(self, query: Tensor, support: Tensor, neighbours: int, labels: Tensor, official: bool):
         self._labels, self._half = labels, 1 / (2 * max(1, neighbours))
         among = _nearest(query, query, neighbours, alone=True)
-        of_support = _nearest(support, query, neighbours + official)
-        of_support = tuple(part[..., int(official) :] for part in of_support)
+        places, cosines = _nearest(support, query, neighbours + official)
+        of_support = places[..., int(official) :], cosines[..., int(official) :]
         # Rows: [E, R, k] places among the queries and their cosines.
         parts = (of_support, among) if official else (among, of_support)
         count = min(among[0].shape[2], of_support[0].shape[2]) if support.shape[1] else among[0].shape[2]

@@ -9,7 +9,7 @@ from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods import create_method
-from fewshot.tuning.grid import search_grid
+from fewshot.methods.bases.grid_search import search_grid
 from tests.methods.agreement import check_soft
 
 AGREEMENT = [("gda", {"alpha": 1.0}, "vlm_gda_alpha1"), ("gda", {"alpha": 10.0}, "vlm_gda_alpha10")]

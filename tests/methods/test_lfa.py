@@ -8,8 +8,8 @@ from torch.nn.functional import normalize
 from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods import create_method
+from fewshot.methods.bases.grid_search import search_grid
 from fewshot.methods.lfa import rotation
-from fewshot.tuning.grid import search_grid
 from tests.methods.agreement import check_soft
 from tests.methods.test_gda import uneven_episodes
 from tests.oracle import inputs_of, load_inputs, load_outputs

@@ -6,7 +6,7 @@ import torch
 from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
 from fewshot.methods import create_method
-from fewshot.tuning.grid import search_grid
+from fewshot.methods.bases.grid_search import search_grid
 from tests.methods.agreement import check_soft
 from tests.methods.test_gda import uneven_episodes
 
