@@ -22,13 +22,13 @@ CAPTIONS = ("texts", "features")
 @METHODS.register("caps_adapter")
 @dataclass(frozen=True)
 class CapSAdapter(TipX):
-    """The votes of `tip_x` come from keys (1 - delta) x_i + delta c_i of the support, unit features x_i of an image and c_i of
-    its caption; the keys are not made unit length again. The third term compares images alone, as there. delta=0 is `tip_x`.
+    """The votes of `tip_x` come from keys (1 - delta) x_i + delta c_i of the support, for unit features x_i of an image and c_i
+    of its caption; keys are not made unit length again. The third term compares images alone. delta=0 is `tip_x`.
 
     delta        share of the captions; the official program searches 0, 0.1 .. 1 together with the grid of `tip_x`
-    captions     "features": the second half of the features of each item is that of its caption, read by the model of the
-                 texts (`fewshot join` puts two banks side by side, that with texts first); of queries it is not looked at.
-                 "texts": the text of its class stands for the caption of an image, where there are no captions
+    captions     "features": the second half of the features of each item is that of its caption, read by the model of
+                 the texts (`fewshot join` puts two banks side by side, that with texts first); that of queries is not
+                 read. "texts": the text of its class stands for the caption of an image, where there are no captions
     text_scale   0 is without any text, captions neither: `tip_adapter` without text
     variant      "official": that of `tip_x`, in blocks of 10 queries, and with p_x a softmax over the *channels* of the
                  features, so that the texts take no part in the comparison that they are there for
@@ -68,7 +68,7 @@ class CapSAdapter(TipX):
         if self.captions == "texts":
             return episodes, texts.take_along_dim(episodes.support_labels.unsqueeze(-1), dim=1)
         if channels != 2 * dim:
-            raise FewshotError(f"features of {channels} channels beside texts of {dim}; captions='features' takes {2 * dim}, "
-                               "images and then captions: put the two side by side (`fewshot join`), or take "
-                               "captions='texts'")
+            raise FewshotError(f"features of {channels} channels beside texts of {dim}; captions='features' takes "
+                               f"{2 * dim}, images and then captions: put the two side by side (`fewshot join`), or "
+                               "take captions='texts'")
         return episodes.with_features(lambda x: x[..., :dim]), l2_normalise(episodes.support[..., dim:])
