@@ -40,6 +40,7 @@ class GDA(GridMethod):
 
     paper = "Wang et al. 2024 (GDA), arXiv:2402.04087; mrflogs/ICLR24"
     needs_text = True
+    searched_grid = {"alpha": tuple(10.0**power for power in range(-4, 3))}
     multipliers = ("alpha",)
 
     alpha: float = 1.0

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewshot.core.checked import check_at_least, check_number, check_positive
 from fewshot.core.seeding import derived_seed
 from fewshot.episodes.types import Episodes
-from fewshot.methods.bases.grid import GridMethod
+from fewshot.methods.bases.grid import GridMethod, linear
 from fewshot.methods.contract import METHODS
 from fewshot.ops.adam import Adam, cosine_rate
 from fewshot.ops.distances import before_unit, l2_normalise, nonzero
@@ -76,6 +76,7 @@ class LFA(GridMethod):
 
     paper = "Ouali et al. 2023 (LFA), arXiv:2304.01752; saic-fi/LFA"
     needs_text = True
+    searched_grid = {"beta": linear(0, 1, 25)}
 
     beta: float = 0.85
     steps: int = 200

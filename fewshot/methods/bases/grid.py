@@ -21,6 +21,11 @@ def equal_steps(low: float, high: float, count: int) -> tuple[float, ...]:
     return tuple(low + number * (high - low) / count for number in range(count))
 
 
+def linear(low: float, high: float, count: int) -> tuple[float, ...]:
+    """`count` values from `low` to `high` in equal steps."""
+    return tuple(low + number * (high - low) / (count - 1) for number in range(count))
+
+
 class GridMethod(Method):
     """A method that computes in two steps, so that a search repeats only the second one:
 
