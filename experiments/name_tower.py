@@ -40,7 +40,7 @@ TEMPLATES = ("a photo of a {}.", "a painting of a {}.", "a drawing of a {}.", "t
 IN_IMAGENET = {"barrel": "barrel", "beaver": "beaver", "binocular": "binoculars", "butterfly": "monarch butterfly",
                "cannon": "cannon", "cup": "tea cup", "elephant": "African bush elephant", "revolver": "revolver",
                "rooster": "rooster", "watch": "digital watch"}
-PERMUTATIONS = 20
+PERMUTATIONS, EPISODES = 20, 1000
 ALL = "100 classes"
 
 
@@ -67,6 +67,16 @@ def row(test: str, by: str, found: Tensor, labels: Tensor) -> dict:
             "over_classes": each.mean, "half_width": each.half_width}
 
 
+def by_one_shot(test: str, bank: FeatureBank, dim: int) -> dict:
+    """As `row`, of SimpleShot on the features of the backbone alone."""
+    run = fewshot.Run(method="simple_shot", parameters={"norm": "l2n"}, transforms=f"channels(0,{dim})",
+                      ways=len(bank.class_names), shots=1, episodes=EPISODES)
+    found = fewshot.evaluate(run, bank)
+    return {"test": test, "by": "1 shot, SimpleShot", "images": len(bank), "classes": found.over_classes.n,
+            "accuracy": found.accuracy.mean, "over_classes": found.over_classes.mean,
+            "half_width": found.over_classes.half_width}
+
+
 def measured(tests: dict[str, FeatureBank], learned: Tensor) -> pd.DataFrame:
     """tests: joint banks; learned [T, D]: the map from names that the training classes make."""
     rows, dim = [], learned.shape[1]
@@ -78,6 +88,7 @@ def measured(tests: dict[str, FeatureBank], learned: Tensor) -> pd.DataFrame:
         if test != ALL:  # 60 of these classes taught it
             by_map = hits(x[:, :dim], texts[:, dim:] @ learned, labels)
             rows.append(row(test, "map of the 60 classes", by_map, labels))
+            rows.append(by_one_shot(test, bank, dim))
         order = np.random.default_rng(0)
         shuffled = [hits(x, texts[order.permutation(len(texts))], labels) for _ in range(PERMUTATIONS)]
         rows.append(row(test, "names exchanged", torch.stack(shuffled).mean(0), labels))
@@ -160,7 +171,7 @@ def main() -> None:
     print(table(found))
     counts = ", ".join(f"{len(bank):,}" for bank in tests.values())
     note = (f"Accuracy in % over images, and in brackets the mean over classes with its 95 % interval; {counts} images. Names "
-            f"exchanged: mean of {PERMUTATIONS} permutations. Weights {backbone.weights_id[:16]}; commit "
+            f"exchanged: mean of {PERMUTATIONS} permutations; 1 shot: {EPISODES:,} episodes with equal queries a class. Weights {backbone.weights_id[:16]}; commit "
             f"{provenance.commit()}, {json.dumps(provenance.versions())}")
     write_atomically(results / "name_tower.md", f"{table(found)}\n\n{note}\n".encode())
     write_atomically(results / "name_tower.csv", found.to_csv(index=False, float_format="%.6g").encode())
