@@ -71,10 +71,13 @@ def by_one_shot(test: str, bank: FeatureBank, dim: int) -> dict:
     """As `row`, of SimpleShot on the features of the backbone alone."""
     run = fewshot.Run(method="simple_shot", parameters={"norm": "l2n"}, transforms=f"channels(0,{dim})",
                       ways=len(bank.class_names), shots=1, episodes=EPISODES)
-    found = fewshot.evaluate(run, bank)
-    return {"test": test, "by": "1 shot, SimpleShot", "images": len(bank), "classes": found.over_classes.n,
-            "accuracy": found.accuracy.mean, "over_classes": found.over_classes.mean,
-            "half_width": found.over_classes.half_width}
+    found = fewshot.evaluate(run, bank).measures
+    classes = found["classes"].flatten()
+    right, asked = (torch.zeros(run.ways).double().index_add(0, classes, found[f"class_{which}"].flatten().double())
+                    for which in ("correct", "total"))
+    each = mean_interval((right / asked).numpy())
+    return {"test": test, "by": "1 shot, SimpleShot", "images": len(bank), "classes": each.n,
+            "accuracy": float(right.sum() / asked.sum()), "over_classes": each.mean, "half_width": each.half_width}
 
 
 def measured(tests: dict[str, FeatureBank], learned: Tensor) -> pd.DataFrame:
@@ -171,8 +174,8 @@ def main() -> None:
     print(table(found))
     counts = ", ".join(f"{len(bank):,}" for bank in tests.values())
     note = (f"Accuracy in % over images, and in brackets the mean over classes with its 95 % interval; {counts} images. Names "
-            f"exchanged: mean of {PERMUTATIONS} permutations; 1 shot: {EPISODES:,} episodes with equal queries a class. Weights {backbone.weights_id[:16]}; commit "
-            f"{provenance.commit()}, {json.dumps(provenance.versions())}")
+            f"exchanged: mean of {PERMUTATIONS} permutations; 1 shot: {EPISODES:,} episodes with equal queries a class. Weights "
+            f"{backbone.weights_id[:16]}; commit {provenance.commit()}, {json.dumps(provenance.versions())}")
     write_atomically(results / "name_tower.md", f"{table(found)}\n\n{note}\n".encode())
     write_atomically(results / "name_tower.csv", found.to_csv(index=False, float_format="%.6g").encode())
     write_atomically(pictures / "name_tower.png", picture(joint["24 test classes"]))

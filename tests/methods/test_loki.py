@@ -12,7 +12,6 @@ from fewshot.ops.distances import l2_normalise
 from tests.methods.agreement import check_soft
 from tests.methods.test_conse import KNOWN, with_projection
 
-
 AGREEMENT = [("loki", {}, "loki")]
 
 
