@@ -72,7 +72,7 @@ def by_one_shot(test: str, bank: FeatureBank, dim: int) -> dict:
     run = fewshot.Run(method="simple_shot", parameters={"norm": "l2n"}, transforms=f"channels(0,{dim})",
                       ways=len(bank.class_names), shots=1, episodes=EPISODES)
     found = fewshot.evaluate(run, bank).measures
-    classes = found["classes"].flatten()
+    classes = found["classes"].flatten().long()
     right, asked = (torch.zeros(run.ways).double().index_add(0, classes, found[f"class_{which}"].flatten().double())
                     for which in ("correct", "total"))
     each = mean_interval((right / asked).numpy())
@@ -163,8 +163,8 @@ def main() -> None:
     joint = {name: fewshot.name_tower(backbone, bank.class_names, TEMPLATES, words=WORDS, encoder=encoder).joint(bank, base)
              for name, bank in (("24 test classes", banks["test"]), (ALL, every), ("base", base))}
     novel = [label for label, name in enumerate(banks["test"].class_names) if name not in IN_IMAGENET]
-    tests = {"24 test classes": joint["24 test classes"], f"{len(novel)} not in ImageNet": among(joint["24 test classes"], novel),
-             ALL: joint[ALL]}
+    tests = {"24 test classes": joint["24 test classes"],
+             f"{len(novel)} not in ImageNet": among(joint["24 test classes"], novel), ALL: joint[ALL]}
     dim, of_base = backbone.feature_dim, joint["base"]
     means = torch.stack([of_base.features[of_base.labels == label, :dim].mean(0) for label in of_base.classes])
     learned = head_map(l2_normalise(of_base.texts.vectors[:, dim:]), means).float()
@@ -173,9 +173,9 @@ def main() -> None:
     pictures = options.results or ROOT / "docs" / "images"
     print(table(found))
     counts = ", ".join(f"{len(bank):,}" for bank in tests.values())
-    note = (f"Accuracy in % over images, and in brackets the mean over classes with its 95 % interval; {counts} images. Names "
-            f"exchanged: mean of {PERMUTATIONS} permutations; 1 shot: {EPISODES:,} episodes with equal queries a class. Weights "
-            f"{backbone.weights_id[:16]}; commit {provenance.commit()}, {json.dumps(provenance.versions())}")
+    note = (f"Accuracy in % over images, and in brackets the mean over classes with its 95 % interval; {counts} images. "
+            f"Names exchanged: mean of {PERMUTATIONS} permutations; 1 shot: {EPISODES:,} episodes with equal queries a class. "
+            f"Weights {backbone.weights_id[:16]}; commit {provenance.commit()}, {json.dumps(provenance.versions())}")
     write_atomically(results / "name_tower.md", f"{table(found)}\n\n{note}\n".encode())
     write_atomically(results / "name_tower.csv", found.to_csv(index=False, float_format="%.6g").encode())
     write_atomically(pictures / "name_tower.png", picture(joint["24 test classes"]))
