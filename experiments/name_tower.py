@@ -174,7 +174,7 @@ def main() -> None:
     print(table(found))
     counts = ", ".join(f"{len(bank):,}" for bank in tests.values())
     note = (f"Accuracy in % over images, and in brackets the mean over classes with its 95 % interval; {counts} images. "
-            f"Names exchanged: mean of {PERMUTATIONS} permutations; 1 shot: {EPISODES:,} episodes with equal queries a class. "
+            f"Names exchanged: mean of {PERMUTATIONS} permutations; 1 shot: {EPISODES:,} episodes, equal queries a class. "
             f"Weights {backbone.weights_id[:16]}; commit {provenance.commit()}, {json.dumps(provenance.versions())}")
     write_atomically(results / "name_tower.md", f"{table(found)}\n\n{note}\n".encode())
     write_atomically(results / "name_tower.csv", found.to_csv(index=False, float_format="%.6g").encode())

@@ -49,8 +49,8 @@ was given the cosines before them; the stored optima of logistic regression were
 differences of the objective below rounding; channel_importance_lr has no stored optimum, so that scikit-learn's early stop
 shows. The scripts in `tests/official` ran the official code of cosoc, loki, pmf, putm, relation_net, tsa, url and of
 matching_net with full-context embeddings. Where it has weights, these are our initial ones; pmf, tsa and url adapt a small
-network to maps of the inputs. Those that train (pmf, putm, tsa, url) were run in float64 only: they amplify rounding, of float32 beyond
-comparison.
+network to maps of the inputs. Those that train (pmf, putm, tsa, url) were run in float64 only: they amplify rounding, of
+float32 beyond comparison.
 
 To re-create this page with the reference outputs in `$FEWSHOT_SHARED/oracles` (default: `../shared/oracles`):
 

@@ -48,8 +48,8 @@ def known_classes(backbone: Backbone) -> KnownClasses:
         classifier = network.classifier()
     if classifier is None:
         raise FewshotError(f"{getattr(network, 'name', type(network).__name__)} has no text tower and brings no classifier "
-                           "of known classes, by which names could be matched to its features; choose efficientnet_lite0 with "
-                           "its ImageNet weights and without reduce, a model of timm with weights='pretrained', or "
+                           "of known classes, by which names could be matched to its features; choose efficientnet_lite0 "
+                           "with its ImageNet weights and without reduce, a model of timm with weights='pretrained', or "
                            "open_clip/<model>; or give the classifier as known=KnownClasses(...)")
     weight, bias = classifier
     if weight.shape[1] != network.feature_dim:
