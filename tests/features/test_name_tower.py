@@ -136,9 +136,8 @@ def test_scores_are_for_conse_and_loki(network, known, tower):
     joint = tower.joint(bank, bank_of(network, "train", seed=5))
     asked = {"ways": 3, "shots": 1, "queries": 4, "episodes": 40}
     # ConSE on the scores is the second part of the joint features.
-    found = [evaluate(Run(method=method, parameters=parameters, transforms=transforms, **asked), which)
-             for method, parameters, transforms, which in (
-                 ("conse", {}, "", made), ("loki", {}, "", made), ("zero_shot", {}, f"channels({network.feature_dim})", joint))]
+    found = [evaluate(Run(method=method, transforms=transforms, **asked), which) for method, transforms, which in (
+        ("conse", "", made), ("loki", "", made), ("zero_shot", f"channels({network.feature_dim})", joint))]
     for other in found[1:]:
         assert torch.equal(found[0].correct, other.correct)
     with pytest.raises(FewshotError, match="text-space scores"):
@@ -239,9 +238,9 @@ def test_lite0_brings_the_classifier_of_its_package():
     backbone = create_backbone("efficientnet_lite0")
     found = known_classes(backbone)
     assert found.weight.shape == (1000, 1280) and len(set(found.class_names)) == 998
-    for other in (create_backbone("efficientnet_lite0", weights="random"), create_backbone("efficientnet_lite0", reduce="max")):
+    for options in ({"weights": "random"}, {"reduce": "max"}):
         with pytest.raises(FewshotError, match="brings no classifier"):
-            known_classes(other)
+            known_classes(create_backbone("efficientnet_lite0", **options))
 
 
 def run(*arguments):
