@@ -87,8 +87,8 @@ def _precision_times(centred: Tensor, means: Tensor) -> Tensor:
     rows, columns = centred, centred.transpose(1, 2)
     squares = rows @ columns if items <= dim else columns @ rows
     squares.diagonal(dim1=1, dim2=2).add_(shrinkage.squeeze(-1))
-    # A Cholesky factor takes longer: torch clears its other half against the order of the memory. The transpose is the same
-    # matrix, in the order in which it is factorised.
+    # A Cholesky factor takes longer where D is a power of two, as in most models: torch clears its other half column by
+    # column. The transpose is the same matrix, in the order in which it is factorised.
     squares = squares.transpose(1, 2)
     if items <= dim:  # Woodbury: (C'C + tI)^-1 = (I - C' (CC' + tI)^-1 C) / t
         solved = (means - torch.linalg.solve(squares, rows @ means.transpose(1, 2)).transpose(1, 2) @ rows) / shrinkage
