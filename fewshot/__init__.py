@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.reporting.accuracy_tables import results_table
     from fewshot.reporting.page import write_report
     from fewshot.training import SupervisedConfig, TrainConfig, meta_train, train, train_supervised
+    from fewshot.tuning.grid import search_grid
     from fewshot.tuning.search import fit_run, tune
     from fewshot.tuning.unrolled import fit_method
 
@@ -58,6 +59,7 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "reporting.accuracy_tables": ("results_table",),
     "reporting.page": ("write_report",),
     "training": ("SupervisedConfig", "TrainConfig", "meta_train", "train", "train_supervised"),
+    "tuning.grid": ("search_grid",),
     "tuning.search": ("fit_run", "tune"),
     "tuning.unrolled": ("fit_method",),
 }.items() for name in names}

@@ -30,7 +30,8 @@ class KeyCache:
     def of(cls, episodes: Episodes, keys: Tensor, points: Tensor, text_scale: float) -> KeyCache:
         """With keys [E, S, P] for the support and unit vectors `points` [E, Q, P] for the queries."""
         text = text_logits(episodes, text_scale).transpose(1, 2).contiguous()
-        return cls(text, 1 - keys @ points.transpose(1, 2), episodes.support_labels, episodes.ways)
+        distances = (-keys @ points.transpose(1, 2)).add_(1)
+        return cls(text, distances, episodes.support_labels, episodes.ways)
 
     def votes(self, beta: float, weights: Tensor | None = None) -> Tensor:
         """[E, N, Q] sum over the support of each class of weights_s exp(-beta distance), weights [E, S]."""

@@ -23,6 +23,7 @@ from fewshot.ops.class_reductions import best_class
 
 _BLOCK_BYTES = 4 << 20  # of the similarities of a block of queries and the support: they stay in the cache
 _SUPPORT_BLOCK_BYTES = 256 << 20  # for methods that do most of their work on the support, once a block
+_PIECE = 1 << 16  # elements of the parts that are compared at a time
 _ROUNDING = 8  # units in the last place of the largest terms: what two ways of adding them may differ by
 
 
@@ -31,17 +32,19 @@ class GridSearch:
     """What a search found.
 
     values    of the best setting; of several equal ones the first
-    correct   queries that it answers right, of `queries`
-    method    with these values
-    at_most   int64 [values of the first name, of the second, ...]: no setting answers more than this right. Exact but for
-              queries whose two best logits are equal to rounding; a bank in float64 has none
+    right     int64 [values of the first name, of the second, ...]: queries that each setting answers right, of `queries`
+    method    with the best values
     """
 
     values: dict[str, Any]
-    correct: int
+    right: Tensor
     queries: int
     method: Method
-    at_most: Tensor
+
+    @property
+    def correct(self) -> int:
+        """Right answers of the best setting."""
+        return int(self.right.max())
 
     @property
     def accuracy(self) -> float:
@@ -50,7 +53,7 @@ class GridSearch:
     def __repr__(self) -> str:
         best = ", ".join(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
                          for name, value in self.values.items())
-        return (f"<GridSearch: {best} of {self.at_most.numel():,} settings, {self.correct:,} of {self.queries:,} queries "
+        return (f"<GridSearch: {best} of {self.right.numel():,} settings, {self.correct:,} of {self.queries:,} queries "
                 f"right ({self.accuracy:.2%})>")
 
 
@@ -62,32 +65,30 @@ def search_grid(method: Method, episodes: Episodes, labels: Tensor | ArrayLike, 
     labels     [E, Q] int64 of the queries, 0 .. ways-1; a NumPy array or lists, too
     grid       hyper-parameter -> values, the first name in the outermost loop
 
-    The answer is that of a loop over the settings. A `GridMethod` (`tip_adapter`, `tip_x`, `ape`) is not called in one:
-    along the multiplier with most values a query is right in an interval, whose ends follow from one comparison with
-    every other class. These intervals bound how many queries each setting answers right, and settings are evaluated from
-    the highest bound down until none can be better. Similarities are computed once, in blocks of queries of a few
+    The answers are those of a loop over the settings. A `GridMethod` (`tip_adapter`, `tip_x`, `ape`) is not called in one:
+    along the multiplier with most values a query is right in an interval, whose ends follow from one comparison with every
+    other class. Where rounding decides, the method is asked. Similarities are computed once, in blocks of queries of a few
     megabytes where queries do not depend on each other. Other methods are called once for every setting.
 
-    Choose on validation classes or images, never on those that are reported.
+    Choose on validation classes or images, never on those that are reported: with the protocol `all_classes` each draw has
+    some, `search_grid(method, draw.validation, draw.validation_labels, grid)`.
 
     Raises FewshotError for labels of another shape or range, unknown hyper-parameters and values that a method refuses.
     """
     labels = as_tensor("labels", labels)
     _check_labels(episodes, labels)
     settings = _product(method, grid)
-    bound = _bounds(method, episodes, labels, settings)
-    best, correct, batch = 0, -1, 1
-    # From the highest bound down, and of equal bounds in the order of the grid; the first one is mostly the answer.
-    order = torch.argsort(bound, descending=True, stable=True).tolist()
-    while order and (bound[order[0]] > correct or (bound[order[0]] == correct and order[0] < best)):
-        numbers, order, batch = order[:batch], order[batch:], 2 * batch
-        right = _counted(method, episodes, labels, [settings[number] for number in numbers])
-        for number, count in zip(numbers, right.tolist(), strict=True):
-            bound[number] = count
-            if count > correct or (count == correct and number < best):
-                best, correct = number, count
-    shape = tuple(len(values) for values in grid.values())
-    return GridSearch(settings[best], correct, labels.numel(), _changed(method, settings[best]), bound.view(shape))
+    if isinstance(method, GridMethod):
+        right = _counts(method, episodes, labels, settings)
+    else:
+        right = torch.stack([_right(_changed(method, values)(episodes), labels).sum() for values in settings])
+    best = settings[int(torch.nonzero(right == right.max())[0])]  # argmax may be any of several
+    return GridSearch(best, right.view([len(values) for values in grid.values()]), labels.numel(), _changed(method, best))
+
+
+def _right(logits: Tensor, labels: Tensor) -> Tensor:
+    """bool [E, Q] of logits [E, Q, N]: as an evaluation counts."""
+    return best_class(logits.transpose(1, 2)) == labels
 
 
 def _check_labels(episodes: Episodes, labels: Tensor) -> None:
@@ -122,19 +123,17 @@ def _changed(method: Method, values: Mapping[str, Any]) -> Method:
     return dataclasses.replace(made, **values)
 
 
-def _bounds(method: Method, episodes: Episodes, labels: Tensor, settings: list[dict[str, Any]]) -> Tensor:
-    """int64 [settings]: at least as many queries as each setting answers right."""
-    if not isinstance(method, GridMethod):
-        return torch.full((len(settings),), labels.numel())
+def _counts(method: GridMethod, episodes: Episodes, labels: Tensor, settings: list[dict[str, Any]]) -> Tensor:
+    """int64 [settings]: how many queries each setting answers right."""
     found = torch.zeros(len(settings), dtype=torch.int64)
-    rounding = _ROUNDING * torch.finfo(episodes.query.dtype).eps
     for fixed, numbers in _by_shared(method, settings):
-        inner = [{name: settings[number][name] for name in settings[number] if name in fixed.reused} for number in numbers]
+        inner = [{name: value for name, value in settings[number].items() if name in fixed.reused} for number in numbers]
+        groups = fixed.groups(inner).values()
         counts = torch.zeros(len(numbers), dtype=torch.int64)
         for part, wanted in _blocks(fixed, episodes, labels):
             shared = fixed.shared(part)
-            for group in fixed.groups(inner).values():
-                counts[group] += _bounds_of(fixed, shared, wanted, [inner[number] for number in group], rounding)
+            for group in groups:
+                counts[group] += _counts_of(fixed, shared, wanted, [inner[number] for number in group], part.query.dtype)
         found[numbers] = counts
     return found
 
@@ -164,63 +163,71 @@ def _blocks(method: Method, episodes: Episodes, labels: Tensor) -> Iterator[tupl
             yield part if whole else part.replace(query=part.query[:, here]), labels[some, here]
 
 
-def _bounds_of(method: GridMethod, shared: Any, labels: Tensor, settings: list[dict[str, Any]], rounding: float) -> Tensor:
-    """[settings] that differ in multipliers alone: how many queries of these labels [E, Q] each may answer right, where sums
-    are off by `rounding` times their largest term."""
-    base, *parts = method.changed(settings[0]).parts(shared)
-    if not parts:
-        return (_ahead(base, labels.unsqueeze(1)) >= -rounding * base.abs().max()).all(1).sum().expand(len(settings))
+def _counts_of(method: GridMethod, shared: Any, labels: Tensor, settings: list[dict[str, Any]],
+               dtype: torch.dtype) -> Tensor:
+    """int64 [settings] that differ in multipliers alone: right answers to queries of these labels [E, Q] and this dtype."""
+    parts = method.changed(settings[0]).parts(shared)
+    size = max(1, _PIECE // (len(labels) * parts[0].shape[1]))
+    found = torch.zeros(len(settings), dtype=torch.int64)
+    for start in range(0, labels.shape[1], size):
+        here = slice(start, start + size)
+        found += _counts_in(method, [part[..., here] for part in parts], labels[:, here], settings, dtype)
+    return found
+
+
+def _counts_in(method: GridMethod, parts: Sequence[Tensor], labels: Tensor, settings: list[dict[str, Any]],
+               dtype: torch.dtype) -> Tensor:
+    """The same by the parts [E, N, Q] of the logits."""
+
+    def asked(values: Mapping[str, Any]) -> int:
+        return int(_right(method.changed(values).answer(parts, dtype), labels).sum())
+
+    if not method.multipliers:
+        return torch.tensor([asked(settings[0])]).expand(len(settings))
+    base, rounding = parts[0], _ROUNDING * torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps
     values = {name: sorted({float(each.get(name, getattr(method, name))) for each in settings})
               for name in method.multipliers}
     along = max(values, key=lambda name: len(values[name]))
     rest = [name for name in method.multipliers if name != along]
-    # Without negative zeros, whose sign the division below would carry on.
-    part = {name: each + 0.0 for name, each in zip(method.multipliers, parts, strict=True)}
-    own = labels.unsqueeze(1)
-    ahead = {name: _ahead(each, own) for name, each in part.items()}
-    start, axis = _ahead(base, own), torch.tensor(values[along], dtype=base.dtype, device=base.device)
-    size = {name: float(each.abs().max()) for name, each in part.items()}
-    largest = float(base.abs().max()) + size[along] * float(axis.abs().max())
+    # Without negative zeros, whose sign a division by them would carry on.
+    ahead = {name: _ahead(each, labels) + 0.0 for name, each in zip(method.multipliers, parts[1:], strict=True)}
+    size = {name: each.abs().amax(1, keepdim=True) for name, each in zip(method.multipliers, parts[1:], strict=True)}
+    axis = torch.tensor(values[along], dtype=base.dtype, device=base.device)
+    # The true class is ahead of itself, whatever is added.
+    start = _ahead(base, labels).scatter_(1, labels.unsqueeze(1), torch.finfo(base.dtype).max / 4)
+    largest = base.abs().amax(1, keepdim=True) + size[along] * axis.abs().max()
     counts: dict[tuple[float, ...], int] = {}
     for others in itertools.product(*(values[name] for name in rest)):
         lead, room = start, largest
         for name, value in zip(rest, others, strict=True):
-            lead, room = torch.add(lead, ahead[name], alpha=value), room + abs(value) * size[name]
-        low, high = (ends.flatten() for ends in _interval(lead + rounding * room, ahead[along]))
-        right = ~(axis[:, None] < low) & ~(axis[:, None] > high)  # an undefined end bounds nothing
-        counts |= {(value, *others): count for value, count in zip(values[along], right.sum(1).tolist(), strict=True)}
+            lead, room = torch.add(lead, ahead[name], alpha=value), torch.add(room, size[name], alpha=abs(value))
+        sure, possible = _right_along(axis, lead, ahead[along], rounding * room)
+        open_values = (sure != possible).tolist()
+        for value, count, is_open in zip(values[along], sure.tolist(), open_values, strict=True):
+            setting = (value, *others)
+            counts[setting] = asked(dict(zip((along, *rest), setting, strict=True))) if is_open else count
     return torch.tensor([counts[tuple(float(each.get(name, getattr(method, name))) for name in (along, *rest))]
                          for each in settings])
 
 
-def _ahead(part: Tensor, own: Tensor) -> Tensor:
-    """[E, N, Q] by how much the true class own [E, 1, Q] leads each class of `part`."""
-    return part.gather(1, own) - part
+def _ahead(part: Tensor, labels: Tensor) -> Tensor:
+    """[E, N, Q] by how much the class labels [E, Q] leads each class of `part`."""
+    return part.gather(1, labels.unsqueeze(1)) - part
 
 
-def _interval(lead: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """[E, Q] the smallest and the largest v with lead + v slope >= 0 for all classes of [E, N, Q]; the former above the
-    latter where there is none. `lead` of the true class is positive and its slope 0."""
-    ends = lead.div(slope).neg_()
-    # -inf for falling and inf for rising lines, cut to 0 on the side where an end counts: where() takes ten times as long.
-    sides = torch.copysign(ends.new_tensor(math.inf), slope)
-    return (ends + sides.clamp(max=0)).amax(1), (ends + sides.clamp(min=0)).amin(1)
+def _right_along(axis: Tensor, lead: Tensor, slope: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
+    """For each v of the axis the number of queries with lead + v slope > 0 for all classes [E, N, Q], whatever is added
+    between -off and off [E, 1, Q]; and the number of those with whom that may be so."""
+    # An end counts on one side: where() with -inf and inf would take ten times as long as these sums.
+    sides = torch.copysign(slope.new_tensor(math.inf), slope)
+    below, above, largest = sides.clamp(max=0), sides.clamp(min=0), torch.finfo(slope.dtype).max / 2
 
+    def ends(lead: Tensor) -> tuple[Tensor, Tensor]:
+        found = lead.div_(slope).neg_().clamp_(-largest, largest)
+        return (found + below).amax(1).flatten(), (found + above).amin(1).flatten()
 
-def _counted(method: Method, episodes: Episodes, labels: Tensor, settings: list[dict[str, Any]]) -> Tensor:
-    """int64 [settings]: how many queries each answers right, by its logits."""
-    found = torch.zeros(len(settings), dtype=torch.int64)
-    for part, wanted in _blocks(method, episodes, labels):
-        for number, logits in _each(method, part, settings):
-            found[number] += (best_class(logits.transpose(1, 2)) == wanted).sum()
-    return found
-
-
-def _each(method: Method, episodes: Episodes, settings: list[dict[str, Any]]) -> Iterator[tuple[int, Tensor]]:
-    """(number, logits) of all settings."""
-    if not isinstance(method, GridMethod):
-        yield from ((number, _changed(method, values)(episodes)) for number, values in enumerate(settings))
-        return
-    for fixed, numbers in _by_shared(method, settings):
-        inner = [{name: value for name, value in settings[number].items() if name in fixed.reused} for number in numbers]
-        yield from ((numbers[place], logits) for place, logits in fixed.logits_over(episodes, inner))
+    v = axis.unsqueeze(1)
+    low, high = ends(lead - off)
+    sure = (v > low) & (v < high)
+    low, high = ends(lead + off)
+    return sure.sum(1), (~(v < low) & ~(v > high)).sum(1)  # 0 / 0 is possible, and not sure

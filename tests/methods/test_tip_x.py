@@ -13,7 +13,7 @@ from tests.methods.agreement import check_soft
 from tests.methods.test_tip_adapter import uneven_episodes, unit
 
 
-def with_validation_range(raw):
+def official_grid_and_range(raw):
     """The official program's values, and the range of the cosines of validation images and support."""
     of_validation, support = (rows / np.linalg.norm(rows, axis=1, keepdims=True)
                               for rows in (raw[f"{part}_features"].astype(np.float64) for part in ("val", "train")))
@@ -22,7 +22,7 @@ def with_validation_range(raw):
             "affinity_range": (float(cosines.min()), float(cosines.max()))}
 
 
-AGREEMENT = [("tip_x", with_validation_range, "vlm_tip_x"), ("tip_x", with_validation_range, "vlm_tip_x_first100")]
+AGREEMENT = [("tip_x", official_grid_and_range, "vlm_tip_x"), ("tip_x", official_grid_and_range, "vlm_tip_x_first100")]
 
 
 @pytest.mark.parametrize(("name", "params", "official"), AGREEMENT)

@@ -58,6 +58,11 @@ class GridMethod(Method):
             total = torch.add(total, part, alpha=getattr(self, name))
         return total.transpose(1, 2)
 
+    def answer(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """The logits of a call on features of `dtype`, from its parts: these may have been computed in float64."""
+        logits = self.combined(parts)
+        return narrowed(logits) if logits.dtype == torch.float64 != dtype else logits
+
     def logits_over(self, episodes: Episodes, settings: Sequence[Values]) -> Iterator[tuple[int, Tensor]]:
         """(number, logits [E, Q, N]) of every one of `settings`, which give values for some of `reused`. The logits are
         to the last bit those of the method with these values; those that share parts come one after the other."""
@@ -65,8 +70,7 @@ class GridMethod(Method):
         for numbers in together.values():
             parts = self.changed(settings[numbers[0]]).parts(shared)
             for number in numbers:
-                logits = self.changed(settings[number]).combined(parts)
-                yield number, narrowed(logits) if logits.dtype == torch.float64 != episodes.query.dtype else logits
+                yield number, self.changed(settings[number]).answer(parts, episodes.query.dtype)
 
     def groups(self, settings: Sequence[Values]) -> dict[tuple, list[int]]:
         """The numbers of the settings that differ in multipliers alone, by their other values."""
