@@ -34,8 +34,9 @@ class GDA(GridMethod):
     With one shot in every class there is no covariance: P is 0, as the pseudo-inverse of the program, and the logits are
     those of `zero_shot` plus a constant (all equal with text_scale=0). Classes of one shot beside others are fine.
 
-    The pseudo-inverse is that of a regular matrix, solved here in the smaller of the dimensions S and D. Deviations: none;
-    the ten augmented views of every support image of the paper are items of the support.
+    The pseudo-inverse is that of a regular matrix, solved here in the smaller of the dimensions S and D. Deviations: the
+    ten augmented views of every support image of the paper are items of the support; new classes without images (`transfer`)
+    are those of their texts, where the paper makes up statistics from near support items.
     """
 
     paper = "Wang et al. 2024 (GDA), arXiv:2402.04087; mrflogs/ICLR24"
