@@ -56,7 +56,7 @@ class LFA(GridMethod):
 
     beta            1 is `zero_shot` (without steps). 0.85 is the default of the official function; the program
                     searches 25 values from 0 to 1, on splits of the support
-    steps           of the refinement; 0 leaves W as it starts
+    steps           of the refinement, which moves D^2 numbers for each episode; 0 leaves W as it starts
     learning_rate   falls along a cosine to 1e-7;  weight_decay: of AdamW, towards 0
     neighbours      k; the class itself counts among them, with a loss of 0
     batch           share of the support in each step
