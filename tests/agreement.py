@@ -49,8 +49,8 @@ was given the cosines before them; the stored optima of logistic regression were
 differences of the objective below rounding; channel_importance_lr has no stored optimum, so that scikit-learn's early stop
 shows. The scripts in `tests/official` ran the official code of cosoc, pmf, putm, relation_net, tsa, url, of matching_net
 with full-context embeddings, of lp_plus_plus and of the trained forms of ape, lfa, proto_clip and tip_adapter. Where it has
-weights, these are our initial ones; pmf, tsa and url adapt a small network to maps of the inputs. Those that train were run in
-float64 only: they amplify rounding, some of them that of float32 beyond comparison. What lfa and proker return there are
+weights, these are our initial ones; pmf, tsa and url adapt a small network to maps of the inputs. Those that train were run
+in float64 only: they amplify rounding, some of them that of float32 beyond comparison. What lfa and proker return there are
 cosines: they are compared with our logits at a scale of 1.
 
 To re-create this page with the reference outputs in `$FEWSHOT_SHARED/oracles` (default: `../shared/oracles`):
