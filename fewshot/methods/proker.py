@@ -99,6 +99,5 @@ class ProKeR(GridMethod):
                                    f"least {items / _CONDITION[torch.float64]:.1g}, or take zero_shot")
             kernel, residuals = kernel.double(), residuals.double()
         kernel = kernel + self.ridge * torch.eye(items, dtype=kernel.dtype, device=kernel.device)
-        # A Cholesky factor takes longer: torch clears its other half against the order of the memory. The transpose is the
-        # same matrix, in the order in which it is factorised.
+        # The transpose is the same matrix, in the order in which it is factorised.
         return self.ridge * torch.linalg.solve(kernel.transpose(1, 2), residuals).to(shared.residuals.dtype)

@@ -65,7 +65,7 @@ def search_grid(method: Method, episodes: Episodes, labels: Tensor | ArrayLike, 
     labels     [E, Q] int64 of the queries, 0 .. ways-1; a NumPy array or lists, too
     grid       hyper-parameter -> values, the first name in the outermost loop
 
-    The answers are those of a loop over the settings. A `GridMethod` (`tip_adapter`, `tip_x`, `ape`) is not called in one:
+    The answers are those of a loop over the settings. A `GridMethod` (`tip_adapter`, `gda`, ...) is not called in one:
     along the multiplier with most values a query is right in an interval, whose ends follow from one comparison with every
     other class. Where rounding decides, the method is asked. Similarities are computed once, in blocks of queries of a few
     megabytes where queries do not depend on each other. Other methods are called once for every setting.
