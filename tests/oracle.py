@@ -71,8 +71,16 @@ def with_support_order(episodes: Episodes, order: torch.Tensor) -> Episodes:
                     ways=episodes.ways)
 
 
+def sentences_near(text: torch.Tensor, count: int) -> torch.Tensor:
+    """[E, N, count, D] vectors around texts [E, N, D], not of unit length, where a method takes several of each class."""
+    return torch.stack([text + 0.5 * text.roll(by, -1) for by in range(count)], 2)
+
+
 def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
-    """The episodes as the official program got them: as many, and with the support in the order that was stored, if any."""
+    """The episodes as the official program got them: as many, with the support in the order that was stored, if any, and with
+    as many sentences of each class as it was given."""
     episodes = episodes[: len(outputs["preds"])]
+    if "sentences" in outputs:
+        episodes = episodes.replace(prompts=sentences_near(episodes.text, int(outputs["sentences"][0])))
     order = outputs.get("support_order")
     return episodes if order is None else with_support_order(episodes, torch.from_numpy(order))
