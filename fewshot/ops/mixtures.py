@@ -30,49 +30,48 @@ class GaussianStatistics:
     p_k give all distances. One Gram matrix replaces two products with [Q, D] per iteration, unless there are more than
     twice as many queries as dimensions: then these two are less work.
 
-    query    [E, Q, D]  z_i, shifted to the query mean
-    sums     [E, N, D]  p_k, shifted alike
-    counts   [E, N]     support items per class
-    halves   [E, 1, Q]  |z_i|^2 / 2
-    gram     [E, Q, Q]  z_i . z_j, or None
-    cross    [E, N, Q]  p_k . z_i, or None
+    counts    [E, N]     support items per class
+    halves    [E, 1, Q]  |z_i|^2 / 2
+    squares   [E, N]     p_k . p_k
+    products  gram [E, Q, Q], z_i . z_j, and cross [E, N, Q], p_k . z_i; or None
+    points    z [E, Q, D] and p [E, N, D], of features shifted to the query mean; or None
     """
 
-    query: Tensor
-    sums: Tensor
     counts: Tensor
     halves: Tensor
-    gram: Tensor | None
-    cross: Tensor | None
+    squares: Tensor
+    products: tuple[Tensor, Tensor] | None
+    points: tuple[Tensor, Tensor] | None
 
     @classmethod
     def of(cls, query: Tensor, sums: Tensor, counts: Tensor) -> GaussianStatistics:
         """From query [E, Q, D] and class sums [E, N, D] of the support, both shifted to the query mean."""
+        squares, across = sums.square().sum(-1), query.transpose(1, 2)
         if query.shape[1] > 2 * query.shape[2]:
-            return cls(query, sums, counts, query.square().sum(-1).unsqueeze(1) / 2, None, None)
-        across = query.transpose(1, 2)
+            return cls(counts, query.square().sum(-1).unsqueeze(1) / 2, squares, None, (query, sums))
         gram = query @ across
-        return cls(query, sums, counts, gram.diagonal(dim1=1, dim2=2).unsqueeze(1) / 2, gram, sums @ across)
+        return cls(counts, gram.diagonal(dim1=1, dim2=2).unsqueeze(1) / 2, squares, (gram, sums @ across), None)
 
     def scaled(self, factor: Tensor) -> GaussianStatistics:
         """The statistics of features multiplied by `factor`."""
         square = factor.square()
-        return GaussianStatistics(self.query * factor, self.sums * factor, self.counts, self.halves * square,
-                                  None if self.gram is None else self.gram * square,
-                                  None if self.cross is None else self.cross * square)
+        products = None if self.products is None else (self.products[0] * square, self.products[1] * square)
+        points = None if self.points is None else (self.points[0] * factor, self.points[1] * factor)
+        return GaussianStatistics(self.counts, self.halves * square, self.squares * square, products, points)
 
     def scores(self, u: Tensor | None) -> Tensor:
         """-|z_i - w_k|^2 / 2 as [E, N, Q] for the centroids of assignments u [E, N, Q]; None: of the support alone."""
         mass = (self.counts if u is None else self.counts + u.sum(-1)).unsqueeze(-1)
-        if self.gram is None or self.cross is None:
-            w = (self.sums if u is None else torch.baddbmm(self.sums, u, self.query)) / mass
-            found = torch.baddbmm(w.square().sum(-1, keepdim=True), w, self.query.transpose(1, 2), beta=-0.5)
+        if self.points is not None:
+            query, w = self.points
+            w = (w if u is None else torch.baddbmm(w, u, query)) / mass
+            found = torch.baddbmm(w.square().sum(-1, keepdim=True), w, query.transpose(1, 2), beta=-0.5)
             return found.sub_(self.halves)
-        squares = self.sums.square().sum(-1)
-        products = self.cross
+        assert self.products is not None, "one of the two is there"
+        (gram, products), squares = self.products, self.squares
         if u is not None:
-            products = torch.baddbmm(self.cross, u, self.gram)  # [E, N, Q]
-            squares = squares + (u * (self.cross + products)).sum(-1)
+            cross, products = products, torch.baddbmm(products, u, gram)  # [E, N, Q]
+            squares = squares + (u * (cross + products)).sum(-1)
         return products / mass - (squares.unsqueeze(-1) / mass.square() / 2 + self.halves)
 
 
