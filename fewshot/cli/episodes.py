@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewshot.cli.options import Values, options_from_types
-from fewshot.cli.request import Banks, Places, data_of, protocol_of
+from fewshot.cli.request import Banks, Places, data_of, images_of, protocol_of
 from fewshot.episodes.protocol import Protocol, read_protocol
 from fewshot.evaluation.run import Run, on_dataset
 from fewshot.features.subject import Subject
@@ -48,6 +48,27 @@ def import_list(context: typer.Context, path: Annotated[Path, typer.Argument(met
     check_file_to_write(out)
     found = import_episodes(path, _bank_of(context, subject, banks, places))
     typer.echo(f"wrote {found.save(out)}: {len(found)} episodes, {read_protocol(found.described)}, fingerprint "
+               f"{found.fingerprint}")
+
+
+@app.command()
+@options_from_types(left_out=("backbone", "weights", "crops", "backbone_options", "runs"), split="all")
+def draws(path: Annotated[Path, typer.Argument(metavar="PLACE", help="folder or zip with files shot_K-seed_S.json")],
+          out: Annotated[Path, typer.Option(help="file to write (.safetensors)")], subject: Values[Subject], places: Places,
+          shots: Annotated[int, typer.Option(min=1, help="training images a class")] = 1) -> None:
+    """Make a list of episodes from published draws of training images (protocol all_classes).
+
+    The data are those with the published labels, for example --dataset caltech101 --data-option protocol=zhou.
+    """
+    from fewshot.core.files import check_file_to_write
+    from fewshot.datasets import load_dataset
+    from fewshot.episodes.published_draws import import_draws
+
+    check_file_to_write(out)
+    asked, root = images_of(subject, places.data_root)
+    images = load_dataset(asked["dataset"], asked["split"], root=root, **asked["data_options"])
+    found = import_draws(path, images, shots)
+    typer.echo(f"wrote {found.save(out)}: {len(found)} draws, {read_protocol(found.described)}, fingerprint "
                f"{found.fingerprint}")
 
 

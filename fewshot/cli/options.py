@@ -96,8 +96,10 @@ def _parameters(function: Callable[..., Any], groups: dict[str, tuple[type[Datac
         if not dataclasses.is_dataclass(cls):
             found.append(parameter.replace(annotation=hint, kind=parameter.KEYWORD_ONLY))
             continue
+        # Protocols may share a setting: it is one option, as the first of them has it.
+        owners = {field: owner for owner in reversed(_owners(cls)) for field in settings_of(owner)}
         made = [_option(owner, field, lists, defaults) for owner in _owners(cls) for field in settings_of(owner)
-                if field not in left_out]
+                if field not in left_out and owners[field] is owner]
         made += [_PROTOCOL] if cls is Protocol and len(PROTOCOLS) > 1 else []
         groups[name] = cls, cls is not hint, [option.name for option in made]
         found += made

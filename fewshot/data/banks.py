@@ -97,10 +97,23 @@ def _plain_names(names: Sequence[str]) -> Sequence[str] | int:
     return len(names) if isinstance(names, NumberedNames) else names
 
 
-def _identity(name: str, split: str, class_names: Sequence[str], labels: Tensor) -> str:
+def _identity(name: str, split: str, class_names: Sequence[str], labels: Tensor, parts: Tensor | None) -> str:
     digest = hashlib.sha256(json.dumps([name, split, _plain_names(class_names)]).encode())
-    digest.update(labels.numpy().tobytes())
+    for values in (labels, parts):
+        if values is not None:
+            digest.update(values.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _as_parts(given: Tensor | ArrayLike | None, items: int) -> Tensor | None:
+    if given is None:
+        return None
+    parts = as_tensor("parts", given)
+    whole = parts.shape == (items,) and not parts.is_floating_point()
+    if not whole or (items and not 0 <= int(parts.min()) <= int(parts.max()) <= 2):
+        raise FewshotError(f"parts has dtype {parts.dtype}, shape {tuple(parts.shape)}; expected one of 0 (training image), "
+                           f"1 (validation) and 2 (test) for each of {items} items")
+    return parts.to(torch.int8)
 
 
 def _with_texts(identity: str, texts: ClassTexts | None) -> str:
@@ -115,6 +128,7 @@ class _Bank:
     name: str
     split: str
     title: str
+    parts: Tensor | None
     items: ClassVar[str]  # what they are called
 
     @property
@@ -131,6 +145,7 @@ class _Bank:
         labels = _as_labels(labels, items)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "class_names", _as_names(names, labels))
+        object.__setattr__(self, "parts", _as_parts(self.parts, items))
 
     @property
     def _data(self) -> Tensor:
@@ -186,9 +201,9 @@ class _Bank:
 
     @cached_property
     def identity(self) -> str:
-        """sha256 over data set, split, labels and class names: equal for every backbone's features of the same items,
+        """sha256 over data set, split, labels, class names and parts: equal for every backbone's features of the same items,
         so that results on different backbones can be paired."""
-        return _identity(self.name, self.split, self.class_names, self.labels)
+        return _identity(self.name, self.split, self.class_names, self.labels, self.parts)
 
     @cached_property
     def classes(self) -> Tensor:
@@ -210,6 +225,7 @@ class ImageBank(_Bank):
     name, split  data set and split, for provenance
     files        optional [M] source names, for error messages and galleries
     title        of own data: what results call it, the name of its folder; no part of its identity
+    parts        optional [M] 0, 1 or 2: a training, validation or test image of a bank with all three (protocol all_classes)
     """
 
     images: Tensor
@@ -219,6 +235,7 @@ class ImageBank(_Bank):
     split: str = "all"
     files: tuple[str, ...] | None = None
     title: str = ""
+    parts: Tensor | None = None
 
     def __post_init__(self) -> None:
         images = as_tensor("images", self.images)
@@ -268,6 +285,7 @@ class FeatureBank(_Bank):
     provenance   plain dictionary: backbone, weights sha256, transform, ... stored with the features
     title        of own data: what results call it, the name of its folder or file; no part of its identity
     texts        what a model made of the class names, which methods with texts need; or their vectors [C, D] alone
+    parts        optional [M] 0, 1 or 2: of a training, validation or test image, as in `ImageBank`
     """
 
     features: Tensor
@@ -278,6 +296,7 @@ class FeatureBank(_Bank):
     provenance: dict = field(default_factory=dict)
     title: str = ""
     texts: ClassTexts | None = None
+    parts: Tensor | None = None
 
     def __post_init__(self) -> None:
         features = as_tensor("features", self.features)
@@ -350,13 +369,13 @@ class FeatureBank(_Bank):
         pieces, dim = bank_files.blocks_of(self.features), self.features.shape[1]
         return FeatureBank.save_pieces(path, pieces, dim, self.features.dtype, labels=self.labels, name=self.name,
                                        class_names=self.class_names, split=self.split, provenance=self.provenance,
-                                       title=self.title, texts=self.texts)
+                                       title=self.title, texts=self.texts, parts=self.parts)
 
     @staticmethod
     def save_pieces(path: str | Path, pieces: Iterable[Tensor], dim: int, dtype: torch.dtype = torch.float32, *,
                     labels: Tensor | Sequence[int], class_names: Sequence[str] | None = None, name: str = "custom",
                     split: str = "all", provenance: dict | None = None, title: str = "",
-                    texts: ClassTexts | None = None) -> Path:
+                    texts: ClassTexts | None = None, parts: Tensor | None = None) -> Path:
         """Write a bank that need not fit into memory, as `save` does: its features come in pieces [m, dim], in order.
 
         Raises FewshotError for wrong labels, features that are not finite, and when they are not as many as the labels.
@@ -366,7 +385,9 @@ class FeatureBank(_Bank):
         names = _as_names(class_names, labels)
         about = {"name": name, "split": split, "class_names": json.dumps(_plain_names(names)),
                  "provenance": json.dumps(provenance or {}, sort_keys=True), **({"title": title} if title else {})}
-        identity, small = _identity(name, split, names, labels), {"labels": labels}
+        parts = _as_parts(parts, len(labels))
+        identity = _identity(name, split, names, labels, parts)
+        small = {"labels": labels} if parts is None else {"labels": labels, "parts": parts}
         if texts is not None:
             texts.check_names(names)
             about, small = {**about, "texts": texts.described()}, {**small, **texts.tensors()}
@@ -391,6 +412,7 @@ class FeatureBank(_Bank):
         values = {"features": tensors["features"], "labels": labels, "name": meta["name"], "split": meta["split"],
                   "class_names": NumberedNames(names) if isinstance(names, int) else tuple(names),
                   "provenance": json.loads(meta["provenance"]), "content_hash": meta["content_hash"]}
+        values["parts"] = tensors["parts"].clone() if "parts" in tensors else None
         values["texts"] = ClassTexts.read(tensors, meta["texts"]) if "texts" in meta else None
         values["title"] = meta.get("title") or _title_of_file(Path(path), meta["name"], values["provenance"])
         bank.__dict__.update(values)  # verified below, or before: the checks of a new bank would read everything again

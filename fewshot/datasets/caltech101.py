@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewshot.core.errors import FewshotError
-from fewshot.datasets.base import DATASETS, SPLITS, classes_of, read_splits
+from fewshot.datasets.base import DATASETS, classes_of, read_splits
+from fewshot.datasets.divided import published_listing
 from fewshot.datasets.files import Download, Tree, open_tree
 from fewshot.datasets.images import ImageFiles, Listing, need_classes
 
@@ -61,25 +60,5 @@ class Caltech101(ImageFiles):
                 files[parent].append((tree, name))
         need_classes(self, sorted(names), files, where)
         if self.protocol == "zhou":
-            return _published(where.parent / _SPLIT_FILE, files, split)
+            return published_listing(where.parent / _SPLIT_FILE, (file for found in files.values() for file in found), split)
         return Listing.of_classes(files, classes_of(lists, split))
-
-
-def _published(path: Path, files: dict[str, list[tuple[Tree, str]]], split: str) -> Listing:
-    """The images that the published file names, with its labels and class names."""
-    try:
-        lists = json.loads(path.read_text("utf-8"))
-        rows = [tuple(row) for part in (SPLITS if split == "all" else (split,)) for row in lists[part]]
-        names = {int(label): name for part in SPLITS for _, label, name in lists[part]}
-    except FileNotFoundError:
-        raise FewshotError(f'protocol="zhou" needs {path}; get it from github.com/KaiyangZhou/CoOp '
-                           "(DATASETS.md, Caltech101) and put it there") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise FewshotError(f"{path} is not the published split file ({error}); download it again") from None
-    places = {"/".join(name.split("/")[-2:]): (tree, name) for found in files.values() for tree, name in found}
-    missing = [file for file, _, _ in rows if file not in places]
-    if missing:
-        raise FewshotError(f"{len(missing)} images that {path.name} names are not there, the first is {missing[0]}; "
-                           "unpack or download the set again")
-    return Listing([places[file] for file, _, _ in rows], [int(label) for _, label, _ in rows],
-                   tuple(names[label] for label in range(len(names))))

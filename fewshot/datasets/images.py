@@ -29,11 +29,13 @@ _UNREADABLE = (*UNREADABLE, zipfile.BadZipFile)  # the latter for a damaged memb
 
 @dataclass(frozen=True)
 class Listing:
-    """Files of one split with their labels, nothing decoded."""
+    """Files of one split with their labels, nothing decoded; `parts` of all splits together where these divide the images of
+    each class, see `ImageBank`."""
 
     files: list[tuple[Tree, str]]
     labels: list[int]
     class_names: tuple[str, ...]
+    parts: list[int] | None = None
 
     @classmethod
     def of_classes(cls, files: Mapping[str, list[tuple[Tree, str]]], class_names: Iterable[str]) -> Listing:
@@ -79,7 +81,8 @@ class ImageFiles(Dataset):
             else:
                 labels, names = _without_empty(labels[list(rows)], names)
         files = tuple(listing.files[row][1] for row in rows)
-        return ImageBank(images, labels, names, self.name, request.split, files)
+        parts = None if listing.parts is None else torch.tensor(listing.parts)[list(rows)]
+        return ImageBank(images, labels, names, self.name, request.split, files, parts=parts)
 
 
 def need_classes(dataset: Dataset, wanted: Collection[str], found: Container[str], where: Path) -> None:

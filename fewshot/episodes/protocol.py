@@ -18,7 +18,7 @@ from fewshot.episodes.query_distributions import QUERY_DISTRIBUTIONS
 
 if TYPE_CHECKING:
     from fewshot.data.banks import FeatureBank, ImageBank
-    from fewshot.episodes.sampler import EpisodeSampler
+    from fewshot.episodes.sampler import Sampler
 
 PROTOCOLS: Registry[type[Protocol]] = Registry("protocol")
 
@@ -32,6 +32,8 @@ class Protocol(abc.ABC):
     """
 
     name: ClassVar[str]
+    usual_episodes: ClassVar[int] = 10_000  # of a run that does not say how many
+    covers: ClassVar[str] = "episode sampling"  # what an interval over its episodes is about
     open_settings: tuple[str, ...] = dataclasses.field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -42,7 +44,7 @@ class Protocol(abc.ABC):
         """Raise FewshotError for settings that do not fit each other."""
 
     @abc.abstractmethod
-    def sampler(self, bank: ImageBank | FeatureBank, seed: int) -> EpisodeSampler:
+    def sampler(self, bank: ImageBank | FeatureBank, seed: int) -> Sampler:
         """What draws its episodes from `bank`; raises FewshotError where the bank has too few classes or items."""
 
     @abc.abstractmethod
@@ -102,7 +104,7 @@ class EpisodicProtocol(Protocol):
             raise FewshotError(f"open_classes={self.open_classes} with open_queries={self.open_queries}; open-set episodes "
                                "need both of at least 1")
 
-    def sampler(self, bank: ImageBank | FeatureBank, seed: int) -> EpisodeSampler:
+    def sampler(self, bank: ImageBank | FeatureBank, seed: int) -> Sampler:
         from fewshot.episodes.sampler import EpisodeSampler
 
         return EpisodeSampler(bank, seed=seed, **self.settings())
@@ -115,6 +117,55 @@ class EpisodicProtocol(Protocol):
         opened = f", {self.open_classes} open classes" if self.open_classes else ""
         dropped = ", small classes left out" if self.small_classes == "drop" and without != "small_classes" else ""
         return " ".join(value for name, value in size.items() if name != without) + queries + opened + dropped
+
+
+@PROTOCOLS.register("all_classes")
+@dataclass(frozen=True)
+class AllClassesProtocol(Protocol):
+    """All classes of a data set at once, K training images of each, all its test images as queries: an episode is one draw
+    of the training images, see `AllClassesSampler`."""
+
+    name = "all_classes"
+    usual_episodes = 10
+    covers = "the draw of the training images"
+
+    shots: int = setting(1, "support images a class", whole(1), axis="shots per class", named=True, several=True)
+    validation: str = setting("few", "images to choose hyper-parameters on: none, few (min(shots, 4) a class) or full (all "
+                              "that there are)", one_of(("none", "few", "full")), named=True)
+
+    def sampler(self, bank: ImageBank | FeatureBank, seed: int) -> Sampler:
+        from fewshot.episodes.all_classes import AllClassesSampler
+
+        return AllClassesSampler(bank, seed=seed, **self.settings())
+
+    def text(self, without: str = "") -> str:
+        shots = "" if without == "shots" else f", {self.shots}-shot"
+        said = {"none": ", no validation images", "few": "", "full": ", full validation set"}
+        return "all classes" + shots + ("" if without == "validation" else said[self.validation])
+
+
+@PROTOCOLS.register("base_to_new")
+@dataclass(frozen=True)
+class BaseToNewProtocol(Protocol):
+    """K training images of each of the first half of the classes; tests on these, and on the others, of which a method knows
+    the names alone, see `BaseToNewSampler`. The accuracy is the harmonic mean of both. Published with 16 shots."""
+
+    name = "base_to_new"
+    usual_episodes = 10
+    covers = AllClassesProtocol.covers
+
+    shots: int = setting(1, "support images a class", whole(1), axis="shots per class", named=True, several=True)
+    validation: str = setting("few", "images to choose hyper-parameters on: none, few (min(shots, 4) a class) or full (all "
+                              "that there are)", one_of(("none", "few", "full")), named=True)
+
+    def sampler(self, bank: ImageBank | FeatureBank, seed: int) -> Sampler:
+        from fewshot.episodes.base_to_new import BaseToNewSampler
+
+        return BaseToNewSampler(bank, seed=seed, **self.settings())
+
+    def text(self, without: str = "") -> str:
+        inside = AllClassesProtocol(shots=self.shots, validation=self.validation).text(without)
+        return f"base to new{inside.removeprefix('all classes')}"
 
 
 def protocol_settings() -> dict[str, Setting]:

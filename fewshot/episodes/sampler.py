@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ class EpisodeIndices:
 
     support, support_labels [E, S] (class-major); query, query_labels [E, Q] (shuffled, so that the order of the queries
     tells nothing about their classes); classes [E, N] the bank's label of each episode class. A query label of -1 marks a
-    query of a class outside the episode.
+    query of a class outside the episode. validation, validation_labels [E, V]: further images for methods that choose their
+    hyper-parameters; None where there are none.
     """
 
     support: Tensor
@@ -44,6 +46,13 @@ class EpisodeIndices:
     query: Tensor
     query_labels: Tensor
     classes: Tensor
+    validation: Tensor | None = None
+    validation_labels: Tensor | None = None
+
+    @property
+    def items(self) -> int:
+        """Rows that an episode reads."""
+        return sum(rows.shape[1] for rows in (self.support, self.query, self.validation) if rows is not None)
 
     @property
     def ways(self) -> int:
@@ -53,13 +62,19 @@ class EpisodeIndices:
         return len(self.support)
 
     def __getitem__(self, which: slice) -> EpisodeIndices:
-        return EpisodeIndices(self.support[which], self.support_labels[which], self.query[which],
-                              self.query_labels[which], self.classes[which])
+        return EpisodeIndices(**{name: rows[which] for name, rows in self.columns.items()})
+
+    @property
+    def columns(self) -> dict[str, Tensor]:
+        """Name -> rows or labels of all that there is."""
+        found = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return {name: rows for name, rows in found if rows is not None}
 
     def split(self, size: int) -> Iterator[EpisodeIndices]:
         """These episodes in pieces of `size`, the last one smaller."""
-        columns = (getattr(self, field.name).split(size) for field in dataclasses.fields(self))
-        return (EpisodeIndices(*piece) for piece in zip(*columns, strict=True))
+        columns = self.columns
+        pieces = zip(*(rows.split(size) for rows in columns.values()), strict=True)
+        return (EpisodeIndices(**dict(zip(columns, piece, strict=True))) for piece in pieces)
 
     def gather(self, bank: ImageBank | FeatureBank, room: Tensor | None = None) -> Episodes:
         """The episodes themselves; the bank's rows were validated when it was built.
@@ -67,20 +82,36 @@ class EpisodeIndices:
         room   [E (S + Q) or more, D] memory for the features: with its next use these are gone
         """
         lengths = None if bank.lengths is None else bank.lengths.take(self.query)
-        rows = torch.cat([self.support.flatten(), self.query.flatten()])
+        wanted = [rows for rows in (self.support, self.query, self.validation) if rows is not None]
+        rows = torch.cat([rows.flatten() for rows in wanted])
         taken = bank.take(rows, room) if isinstance(bank, FeatureBank) else bank.take(rows)
-        item, shots = taken.shape[1:], self.support.numel()
+        found = [part.view(*rows.shape, *taken.shape[1:])
+                 for rows, part in zip(wanted, taken.split([rows.numel() for rows in wanted]), strict=True)]
         texts = bank.texts if isinstance(bank, FeatureBank) else None
         of_text = {} if texts is None else texts.of_classes(self.classes, taken.dtype)
-        return Episodes.trusted(support=taken[:shots].view(*self.support.shape, *item), support_labels=self.support_labels,
-                                query=taken[shots:].view(*self.query.shape, *item), ways=self.ways, query_lengths=lengths,
-                                **of_text)
+        common = {"support": found[0], "support_labels": self.support_labels, "ways": self.ways, **of_text}
+        if self.validation is not None:
+            validation = Episodes.trusted(**common, query=found[2])
+            common |= {"validation": validation, "validation_labels": self.validation_labels}
+        return Episodes.trusted(**common, query=found[1], query_lengths=lengths)
+
+
+class Sampler(Protocol):
+    """What draws episodes by their number."""
+
+    def indices(self, start: int, count: int) -> EpisodeIndices:
+        """Row numbers of episodes start .. start+count-1, of one shape."""
+
+    def sample(self, bank: ImageBank | FeatureBank, start: int, count: int) -> tuple[Episodes, Tensor]:
+        """These episodes of `bank` and their query labels [E, Q]."""
+
+    def check_bank(self, bank: ImageBank | FeatureBank) -> None:
+        """Raise FewshotError where the labels of the bank are others."""
 
 
 def joined(parts: Sequence[EpisodeIndices]) -> EpisodeIndices:
     """The episodes of all parts, in their order."""
-    names = (field.name for field in dataclasses.fields(EpisodeIndices))
-    return EpisodeIndices(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    return EpisodeIndices(**{name: torch.cat([part.columns[name] for part in parts]) for name in parts[0].columns})
 
 
 class EpisodeSampler:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import read_safetensors, replacing, save_tensors
 from fewshot.data.banks import FeatureBank, ImageBank
-from fewshot.episodes.sampler import EpisodeIndices, EpisodeSampler, joined
+from fewshot.episodes.sampler import EpisodeIndices, Sampler, joined
 
 _BLOCK = 2048  # episodes whose row numbers are drawn in one call; the fingerprint is taken over such blocks
 _BLOCK_BYTES = 64 << 20  # of row numbers and labels; only episodes of more than about 250 classes come in smaller blocks
@@ -35,13 +36,13 @@ class EpisodeDigest:
         return self._digest.hexdigest()
 
 
-def block_size(drawn_from: EpisodeSampler | EpisodeList) -> int:
+def block_size(drawn_from: Sampler | EpisodeList) -> int:
     """Episodes of the blocks of which fingerprints are made."""
     one = drawn_from.indices(0, 1)
     return max(1, min(_BLOCK, _BLOCK_BYTES // (one.support.nbytes + one.query.nbytes + one.query_labels.nbytes)))
 
 
-def blocks(drawn_from: EpisodeSampler | EpisodeList, episodes: int) -> Iterator[EpisodeIndices]:
+def blocks(drawn_from: Sampler | EpisodeList, episodes: int) -> Iterator[EpisodeIndices]:
     """The first `episodes` episodes, block by block."""
     size = block_size(drawn_from)
     for start in range(0, episodes, size):
@@ -66,7 +67,7 @@ class EpisodeList:
     items: int
 
     @classmethod
-    def draw(cls, sampler: EpisodeSampler, episodes: int, bank: ImageBank | FeatureBank, protocol: dict) -> EpisodeList:
+    def draw(cls, sampler: Sampler, episodes: int, bank: ImageBank | FeatureBank, protocol: dict) -> EpisodeList:
         """The first `episodes` episodes of `sampler`, which was made for `bank` and has the settings `protocol`."""
         drawn = joined(list(blocks(sampler, episodes)))
         return cls(drawn, bank.identity, protocol, bank.name, bank.split, len(bank))
@@ -97,7 +98,8 @@ class EpisodeList:
             raise FewshotError(f"the episodes were made from {self.items} items of {self.name}, split {self.split} "
                                f"(identity {self.identity[:12]}); the bank holds {len(bank)} items of {bank.name}, split "
                                f"{bank.split} ({bank.identity[:12]}): evaluate them on the same items")
-        rows = torch.cat([self.all.support, self.all.query], 1).sort(1).values
+        each = (self.all.support, self.all.query, self.all.validation)
+        rows = torch.cat([rows for rows in each if rows is not None], 1).sort(1).values
         inside = len(rows) == 0 or (int(rows[:, 0].min()) >= 0 and int(rows[:, -1].max()) < len(bank))
         if not inside or (rows[:, 1:] == rows[:, :-1]).any():
             raise FewshotError("an episode of the list holds an item twice, or one that the data do not have; support and "
@@ -117,8 +119,8 @@ class EpisodeList:
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file atomically: row numbers as int32, labels as int16, ids of classes as they are where they
         need it, the rest as metadata."""
-        narrow = {name: getattr(self.all, name).to(torch.int16 if name.endswith("labels") else torch.int32)
-                  for name in _FIELDS}
+        narrow = {name: rows.to(torch.int16 if name.endswith("labels") else torch.int32)
+                  for name, rows in self.all.columns.items()}
         if not torch.equal(narrow["classes"], self.all.classes):
             narrow["classes"] = self.all.classes
         about = {"identity": self.identity, "protocol": json.dumps(self.protocol, sort_keys=True), "name": self.name,
@@ -132,8 +134,9 @@ class EpisodeList:
         """Read a file written by `save`; raises FewshotError if it is missing, no such file, or altered."""
         tensors, about = read_safetensors(path, "episodes", "a readable list of episodes",
                                           f"save some with `fewshot episodes save --out {path}`", "save it again")
-        rows = {name: tensors[name].long() for name in _FIELDS if name in tensors}
-        if len(rows) < len(_FIELDS) or "fingerprint" not in about:
+        rows = {field.name: tensors[field.name].long() for field in dataclasses.fields(EpisodeIndices)
+                if field.name in tensors}
+        if not rows.keys() >= set(_FIELDS) or "fingerprint" not in about:
             raise FewshotError(f"{path} is no list of episodes; it was not written by EpisodeList.save")
         found = cls(EpisodeIndices(**rows), about["identity"], json.loads(about["protocol"]), about["name"], about["split"],
                     int(about["items"]))

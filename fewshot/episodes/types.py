@@ -35,6 +35,8 @@ class Episodes:
     logit_bias      what it then adds
     projection      [E, P + 1, D] optional: takes features [P] from before the model's projection to the texts; last the bias
     unlabelled      [E, U, ...]  optional further images without labels
+    validation      episodes of the same support whose queries are validation images, for methods that choose their
+                    hyper-parameters, with validation_labels [E, V]; None where the protocol has none
     query_lengths   [E, Q]       |z| of the query features where a bank has them ready, else None; not to be given
     working_dtype   what arithmetic on the features takes (`fewshot.data.precision`), or None: their own; not to be given
 
@@ -52,6 +54,8 @@ class Episodes:
     logit_scale: float | None = None
     logit_bias: float = 0.0
     projection: Tensor | None = None
+    validation: Episodes | None = None
+    validation_labels: Tensor | None = None
     query_lengths: Tensor | None = dataclasses.field(default=None, init=False)
     working_dtype: torch.dtype | None = dataclasses.field(default=None, init=False)
 
@@ -116,14 +120,17 @@ class Episodes:
         """The episodes of all parts, of one shape, in their order."""
         if len(parts) == 1:
             return parts[0]
-        first = {field.name: getattr(parts[0], field.name) for field in dataclasses.fields(Episodes)}
-        return Episodes.trusted(**{name: torch.cat([getattr(part, name) for part in parts]) if isinstance(value, Tensor)
-                                   else value for name, value in first.items()})
+        fields = {field.name: [getattr(part, field.name) for part in parts] for field in dataclasses.fields(Episodes)}
+        join: dict[type, Callable[[list], object]] = {Tensor: torch.cat, Episodes: Episodes.joined}
+        return Episodes.trusted(**{name: join.get(type(values[0]), operator.itemgetter(0))(values)
+                                   for name, values in fields.items()})
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Episodes:
         """`function` of every tensor, unchecked."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return Episodes.trusted(**{k: function(v) if isinstance(v, Tensor) else v for k, v in fields.items()})
+        inner = None if self.validation is None else self.validation.map(function)
+        return Episodes.trusted(**{k: function(v) if isinstance(v, Tensor) else v for k, v in fields.items()} |
+                                {"validation": inner})
 
     def _repr_html_(self) -> str:
         """What there is; of stored images those of the first episode, too."""
@@ -186,6 +193,9 @@ def _check(e: Episodes) -> None:
         raise FewshotError(f"prompts have shape {tuple(e.prompts.shape)}; expected [E, N, M, D] with E={len(e)}, N={e.ways}")
     if e.projection is not None and (e.projection.ndim != 3 or len(e.projection) != len(e)):
         raise FewshotError(f"projection has shape {tuple(e.projection.shape)}; expected [E, P + 1, D] with E={len(e)}")
+    if e.validation is not None and (e.validation_labels is None or
+                                     e.validation_labels.shape != e.validation.query.shape[:2]):
+        raise FewshotError("validation without validation_labels [E, V] of its queries; give both")
     if e.logit_scale is not None:
         check_number("logit_scale", e.logit_scale, 0, low_allowed=False)
     check_number("logit_bias", e.logit_bias)

@@ -12,7 +12,9 @@ import torch
 from fewshot.core.errors import FewshotError
 from fewshot.core.team import own_device
 from fewshot.data.banks import FeatureBank, ImageBank
+from fewshot.episodes.protocol import BaseToNewProtocol
 from fewshot.episodes.saved import EpisodeList
+from fewshot.evaluation.base_to_new import BaseToNewScorer
 from fewshot.evaluation.calibration import can_adapt, decisions_from, fit_temperature, validation_answers
 from fewshot.evaluation.collect import collect
 from fewshot.evaluation.decisions import check_coverage
@@ -21,7 +23,7 @@ from fewshot.evaluation.progress import Parts
 from fewshot.evaluation.record import Record
 from fewshot.evaluation.resolve import Resolved, check_images, ready, resolve
 from fewshot.evaluation.result import Result
-from fewshot.evaluation.run import Run
+from fewshot.evaluation.run import Run, of_list
 from fewshot.evaluation.scorer import Scorer
 from fewshot.evaluation.work import Work, source_taken_from
 from fewshot.methods.contract import Method
@@ -29,6 +31,9 @@ from fewshot.methods.contract import Method
 if TYPE_CHECKING:
     from fewshot.evaluation.store import Store
     from fewshot.features.source import FeatureSource
+
+
+SCORERS: dict[str, type[Scorer]] = {BaseToNewProtocol.name: BaseToNewScorer}
 
 
 def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | None = None, *,
@@ -72,7 +77,7 @@ def evaluate(run: Run | Record | None = None, bank: FeatureBank | ImageBank | No
     run = Run(**settings) if run is None else run.changed(**settings) if settings else run
     episodes = None if episodes_file is None else EpisodeList.load(episodes_file)
     if episodes is not None:
-        run = run.changed(**episodes.protocol)
+        run = of_list(run, episodes)
     if bank is None and (base_bank is not None or notes):
         raise FewshotError(f"{'base_bank' if base_bank is not None else 'notes'} without bank: with a data set its own base "
                            "classes and notes are used; give bank=, too, or leave it out")
@@ -116,8 +121,9 @@ def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics
         answered = validation_answers(run, calibrate, method, prepare, device, adapts)
         decisions = None if coverage is None else decisions_from(answered, coverage)
         temperature = fit_temperature(answered.logits, answered.labels) if decisions is None else decisions.temperature
-    scorer = Scorer(resolved.bank, sampler, method, prepare, run.episodes, metrics or calibrate is not None, temperature,
-                    decisions, device)
+    scorer = SCORERS.get(run.protocol.name, Scorer)(
+        resolved.bank, sampler, method, prepare, run.episodes, metrics or calibrate is not None, temperature, decisions,
+        device)
     kept = Parts() if store is None else store.parts(record, scores=scorer.scores, temperature=temperature,
                                                      decisions=decisions and decisions.to_dict(), device=device.type)
     rows, fingerprint = collect(scorer, kept, work, label=f"{record.method} {run.protocol}")

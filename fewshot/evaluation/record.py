@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fewshot.core.frozen import FrozenDict, frozen_dict, plain
 from fewshot.core.settings import default_of, settings_of
-from fewshot.episodes.protocol import EpisodicProtocol, Protocol, protocol_settings, read_protocol
+from fewshot.episodes.protocol import EpisodicProtocol, Protocol, protocol_default, protocol_settings, read_protocol
 from fewshot.features.subject import Subject
 
 # Content hashes of the evaluated images or features, of those of the base classes, and of a list of episodes.
@@ -99,5 +99,5 @@ def flat_key(values: Mapping[str, Any]) -> str:
 
 
 _DEFAULTS = {**{name: default_of(Subject, name) for name in settings_of(Subject)}, **dict.fromkeys(IDENTITIES),
-             **{name: default_of(EpisodicProtocol, name) for name in settings_of(EpisodicProtocol)},
+             **{name: protocol_default(name) for name in protocol_settings()},
              "protocol": EpisodicProtocol.name, "transforms": ""}

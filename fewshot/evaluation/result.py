@@ -65,7 +65,7 @@ class Result:
     @cached_property
     def accuracy(self) -> Interval:
         """Mean accuracy and its 95 % Student-t interval over episodes."""
-        return mean_interval(self.correct)
+        return mean_interval(self.correct, covers=self.record.protocol.covers)
 
     @cached_property
     def over_classes(self) -> Interval:

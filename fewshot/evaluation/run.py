@@ -21,7 +21,7 @@ from fewshot.features.subject import Subject
 
 if TYPE_CHECKING:
     from fewshot.data.banks import FeatureBank, ImageBank
-    from fewshot.episodes.sampler import EpisodeSampler
+    from fewshot.episodes.sampler import Sampler
     from fewshot.episodes.saved import EpisodeList
 
 MOST_EPISODES = 100_000_000  # far beyond what an interval needs; what each measures is kept in memory
@@ -36,7 +36,7 @@ class Run:
     spec        method, parameters, transforms (`MethodSpec`)
     protocol    ways, shots, queries, query_distribution, alpha, k_eff, open_classes, open_queries,
                 small_classes (`EpisodicProtocol`)
-    episodes    their number;  seed  which ones
+    episodes    their number, the protocol's usual one unless given;  seed  which ones
 
     Written flat: `Run(dataset="omniglot", method="pt_map", shots=5)`, and read flat: `run.shots`. Also
     `run.changed(shots=1)`, or `dataclasses.replace`; another method begins with its own defaults. Equal requests are equal,
@@ -48,11 +48,11 @@ class Run:
     subject: Subject
     spec: MethodSpec
     protocol: Protocol
-    episodes: int = setting(10_000, "number of episodes", whole(2, MOST_EPISODES))
+    episodes: int = setting(None, "number of episodes (default: 10,000; of all_classes 10 draws)", whole(2, MOST_EPISODES))
     seed: int = setting(0, "seed of the episodes", whole())
 
     def __init__(self, subject: Subject | None = None, spec: MethodSpec | None = None, protocol: Protocol | None = None, *,
-                 episodes: int = 10_000, seed: int = 0, **settings: Any):
+                 episodes: int | None = None, seed: int = 0, **settings: Any):
         from fewshot.datasets import DATASETS
 
         known = {*_SUBJECT, *_METHOD, *protocol_settings()}
@@ -62,6 +62,7 @@ class Run:
         subject = _changed(Subject() if subject is None else subject, settings, _SUBJECT)
         DATASETS[subject.dataset]  # raises for an unknown one
         protocol = _changed_protocol(EpisodicProtocol() if protocol is None else protocol, settings)
+        episodes = protocol.usual_episodes if episodes is None else episodes
         for name, value in {"subject": subject, "spec": _changed_method(spec, settings), "episodes": episodes, "seed": seed,
                             "protocol": on_dataset(protocol, subject.dataset)}.items():
             object.__setattr__(self, name, value)
@@ -120,7 +121,7 @@ class Run:
         """16 hexadecimal digits: equal for equal requests. A stored result is named by the key of its `Record`."""
         return flat_key(self.to_dict())
 
-    def sampler(self, bank: ImageBank | FeatureBank) -> EpisodeSampler:
+    def sampler(self, bank: ImageBank | FeatureBank) -> Sampler:
         """What draws the episodes from `bank`."""
         return on_dataset(self.protocol, bank.name).sampler(bank, self.seed)
 
@@ -128,8 +129,17 @@ class Run:
         """The episodes that evaluating this on `bank` draws."""
         from fewshot.episodes.saved import EpisodeList
 
-        about = {**on_dataset(self.protocol, bank.name).settings(), "episodes": self.episodes, "seed": self.seed}
+        protocol = on_dataset(self.protocol, bank.name)
+        about = {**protocol.settings(), "episodes": self.episodes, "seed": self.seed}
+        if protocol.name != EpisodicProtocol.name:
+            about["protocol"] = protocol.name
         return EpisodeList.draw(self.sampler(bank), self.episodes, bank, about)
+
+
+def of_list(run: Run, episodes: EpisodeList) -> Run:
+    """`run` with the protocol, number and seed of a list of episodes."""
+    outside = {name: episodes.protocol[name] for name in ("episodes", "seed")}
+    return run.changed(protocol=read_protocol(episodes.described), **outside)
 
 
 def on_dataset(protocol: Protocol, name: str) -> Protocol:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewshot.data.banks import FeatureBank, ImageBank
-from fewshot.episodes.sampler import EpisodeIndices, EpisodeSampler, joined
+from fewshot.episodes.sampler import EpisodeIndices, Sampler, joined
 from fewshot.episodes.saved import EpisodeList, block_size
 from fewshot.episodes.types import Episodes
 from fewshot.evaluation.batching import answers
@@ -45,7 +45,7 @@ class Scorer:
     """
 
     bank: FeatureBank | ImageBank
-    drawn_from: EpisodeSampler | EpisodeList
+    drawn_from: Sampler | EpisodeList
     method: Method
     prepare: Callable[[Episodes], Episodes]
     episodes: int
@@ -64,7 +64,7 @@ class Scorer:
     def chunk(self) -> int:
         """Episodes of one call of the method."""
         one = self.drawn_from.indices(0, 1)
-        items, queries = one.support.shape[1] + one.query.shape[1], one.query.shape[1]
+        items, queries = one.items, one.query.shape[1]
         item = self.bank.images[0].numel() * 4 if isinstance(self.bank, ImageBank) else self.bank.features[0].nbytes
         # Images become float32. With hundreds of classes it is the logits that are large.
         room = _CHUNK_BYTES if self.device.type == "cpu" else _DEVICE_BYTES
@@ -129,8 +129,8 @@ class Scorer:
             here = self.device.type == "cpu"
             if here and isinstance(self.bank, FeatureBank) and not isinstance(self.method, TwoStageMethod):
                 # An answer is copied before the next chunk is gathered: its features can lie in the same, warm memory.
-                items = indices.support.shape[1] + indices.query.shape[1]
-                room = self.bank.features.new_empty(min(self.chunk, len(indices)) * items, self.bank.features.shape[1])
+                rows = min(self.chunk, len(indices)) * indices.items
+                room = self.bank.features.new_empty(rows, self.bank.features.shape[1])
             for chunk in indices.split(self.chunk):
                 if not going():
                     raise Cancelled

@@ -86,7 +86,7 @@ def embed(bank: ImageBank, backbone: Backbone | nn.Module | Callable[[Tensor], T
     if target is not None and shards is not None:
         try:
             FeatureBank.save_pieces(target, extract(), dim, labels=bank.labels, class_names=bank.class_names,
-                                    name=bank.name, split=bank.split, provenance=provenance)
+                                    name=bank.name, split=bank.split, provenance=provenance, parts=bank.parts)
         except OSError as error:
             _warn_unkept(target, error)
         else:
@@ -96,7 +96,8 @@ def embed(bank: ImageBank, backbone: Backbone | nn.Module | Callable[[Tensor], T
     for piece in extract():
         features[at : at + len(piece)] = piece
         at += len(piece)
-    return FeatureBank(features, bank.labels, bank.class_names, bank.name, bank.split, provenance, bank.title)
+    return FeatureBank(features, bank.labels, bank.class_names, bank.name, bank.split, provenance, bank.title,
+                       parts=bank.parts)
 
 
 def embed_episodes(episodes: Episodes, backbone: Backbone) -> Episodes:

@@ -248,8 +248,11 @@ class TransformChain:
             raise FewshotError(f"transforms {str(self)!r} take features [E, S, D]; support has shape "
                                f"{tuple(episodes.support.shape)}: embed the images first")
         episodes = episodes.working() if self.steps else episodes
+        validation = episodes.validation
         for step in self.steps:
             episodes = step(episodes)
+        if self.steps and validation is not None:  # with the support as it is beside these queries
+            episodes = episodes.replace(validation=self(validation))
         return episodes
 
     def __str__(self) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewshot.backbones import BACKBONES, Backbone, create_backbone
+from fewshot.backbones.create import FAMILIES
 from fewshot.core.errors import FewshotError
 from fewshot.core.frozen import frozen_dict
 from fewshot.core.team import own_device
@@ -283,7 +284,7 @@ def _network(described: dict, backbone: Backbone | None, weights: str | Path | N
     name, (kind, _, seed) = described["backbone"], described["weights_id"].partition(":")
     if backbone is not None:
         return network_of(backbone, weights)
-    if name not in BACKBONES and not name.startswith("timm/"):
+    if name not in BACKBONES and not name.startswith(FAMILIES):
         raise FewshotError(f"the classifier is on {name!r}, a network of your own; give it as backbone=")
     if weights is None and kind == "random":
         weights = "random"

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import Registry, unknown_message
 from fewshot.episodes.types import Episodes
+from fewshot.ops.text import text_logits
 
 if TYPE_CHECKING:
     from fewshot.data.banks import FeatureBank
@@ -187,6 +188,14 @@ class Method(abc.ABC):
         known = [name for name in METHODS if METHODS[name].point_classifier is not Method.point_classifier]
         raise FewshotError(f"{type(self).__name__} does not reduce to a classifier of one image at a time that could be "
                            f"written to a file; choose one of {', '.join(known)}")
+
+    def transfer(self, episodes: Episodes, query: Tensor, text: Tensor) -> Tensor:
+        """Logits [E, Q, M] of queries [E, Q, D] among other classes, of which there are texts [E, M, D] and no images, by
+        what the support of `episodes` teaches. A method that changes neither features nor texts takes the nearest text."""
+        if not self.needs_text:
+            raise FewshotError(f"{type(self).__name__} knows classes by their images alone; for new ones that have but "
+                               "names take a method with texts, such as zero_shot")
+        return text_logits(episodes.replace(query=query, text=text))
 
     def without_network(self) -> FewshotError:
         """What to raise where a method that needs a backbone is called without one."""

@@ -84,6 +84,10 @@ def comparison_table(results: Iterable[Result]) -> Table:
                  tuple(records), signed=True)
 
 
+def _balanced(result: Result) -> bool:
+    return result.record.protocol.settings().get("query_distribution") == "balanced"
+
+
 def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[str]:
     """What a reader must know about these results, one sentence each."""
     sizes = sorted({len(r.correct) for r in results})
@@ -101,13 +105,15 @@ def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[
     untrained = sorted({result_field(r, "backbone") for r in results if str(r.record.weights).startswith("random:")})
     notes += [f"Untrained weights: {_join(untrained)}."] if untrained else []
     sets = sorted({f"{r.data_name}, split {r.record.split}" for r in results})
+    per_class = [r for r in results if "queries" in r.record.protocol.settings()]
     queries, seeds = (sorted({getattr(r.record, name) for r in some}) for name, some in (
-        ("queries", results), ("seed", [r for r in results if not r.record.episode_list])))
-    average = "" if all(r.record.query_distribution == "balanced" for r in results) else " (a mean where not balanced)"
+        ("queries", per_class), ("seed", [r for r in results if not r.record.episode_list])))
+    average = "" if all(map(_balanced, per_class)) else " (a mean where not balanced)"
+    each = f"Queries per class: {_join(queries)}{average}. " if per_class else ""
     lists = sorted({r.record.episode_list[:12] for r in results if r.record.episode_list})
     drawn = [f"Episode seed {_join(seeds)}."] if seeds else []
     drawn += [f"Episodes of a file, fingerprint {_join(lists)}."] if lists else []
-    notes.append(f"Data: {'; '.join(sets)}. Queries per class: {_join(queries)}{average}. {' '.join(drawn)}")
+    notes.append(f"Data: {'; '.join(sets)}. {each}{' '.join(drawn)}")
     for protocol in sorted({r.protocol for r in results}, key=natural):
         if len({r.fingerprint for r in results if r.protocol == protocol}) > 1:
             notes.append(f"{protocol}: results are on different episodes; only those on the same ones are compared.")
@@ -121,7 +127,7 @@ def result_notes(results: Sequence[Result], interval: str = "episodes") -> list[
                    and r.record.query_distribution == "balanced"})
     if told:
         notes.append(f"Using that every class has exactly one query, which other methods are not told: {_join(told)}.")
-    uneven = {r.record.method for r in results if r.record.query_distribution != "balanced"}
+    uneven = {r.record.method for r in results if not _balanced(r)}
     lacking = sorted({r.record.method for r in results if r.setting == "transductive"} - uneven)
     notes += [f"Transductive, evaluated with balanced queries only: {', '.join(lacking)}."] if lacking else []
     for text in dict.fromkeys(note for r in results for note in r.notes):

@@ -41,12 +41,14 @@ COMMANDS = {
     "convert": ("toy.safetensors", "--out", "weights.safetensors"),
     "sweep": ("experiment.py",), "episodes save": (*BANK[:-2], "--out", "episodes.safetensors"),
     "episodes show": ("episodes.safetensors",), "episodes import": ("list.csv", *BANK[:2], "--out", "i.safetensors"),
+    "episodes draws": ("empty", "--dataset", "photos", "--out", "d.safetensors"),
     "classifier create": ("made.safetensors", "--support", "photos", "--backbone", "pixels"),
     **{f"classifier {name}": ("kept.safetensors",) for name in ("add", "remove", "correct", "predict", "show")}}
 
 UNBOUNDED = ("--steps", "--epochs", "--samples", "--generations")  # 10^21 of these is right, and takes for ever
-# These want more or else, and say so whatever is given: a weights file, an experiment, an inductive method, images.
-INCOMPLETE = ("convert", "sweep", "export", *(f"classifier {name}" for name in ("add", "remove", "correct", "predict")))
+# These want more or else, and say so whatever is given: a weights file, an experiment, an inductive method, images, draws.
+INCOMPLETE = ("convert", "sweep", "export", "episodes draws",
+              *(f"classifier {name}" for name in ("add", "remove", "correct", "predict")))
 
 
 def commands(group=None, before=""):
@@ -146,6 +148,8 @@ FILES = {  # what reads a file: the command with `?` for it
     "predict with weights": ("predict", *LABEL[:4], "--weights", "?"), "load": ("--load", "?", "list"),
     "classifier": ("classifier", "show", "?"), "decisions": ("predict", *LABEL, "--decisions", "?"),
     "corrections": ("classifier", "correct", "kept.safetensors", "?"),
+    "templates": ("embed", *COMMANDS["embed"], "--templates", "?"),
+    "descriptions": ("embed", *COMMANDS["embed"], "--descriptions", "?"),
     "npz": ("eval", "--features", "?.npz"), "parquet": ("eval", "--features", "?.parquet"),
     "dataset csv": ("eval", "--dataset", "./?.csv"), "dataset tar": ("eval", "--dataset", "./?.tar")}
 

@@ -24,11 +24,13 @@ from fewshot.datasets.files import Download, fetch, md5_of
 from fewshot.datasets.images import free_memory, resize_pixels
 from tests.datasets.synthetic import encoded, omniglot_characters, write_class_folders, write_omniglot
 
-NEEDS_FILES = ("caltech101", "cifar_fs", "cub", "fc100", "mini_imagenet", "omniglot", "tiered_imagenet")
+NEEDS_FILES = ("caltech101", "cifar_fs", "cub", "dtd", "eurosat", "fc100", "fgvc_aircraft", "food101", "imagenet",
+               "mini_imagenet", "omniglot", "oxford_flowers", "oxford_pets", "stanford_cars", "sun397", "tiered_imagenet",
+               "ucf101")
 
 
 def test_all_data_sets_are_registered_and_described():
-    assert set(DATASETS) == {*NEEDS_FILES, "glyphs", "folder", "csv", "webdataset", "parquet"}
+    assert set(DATASETS) == {*NEEDS_FILES, "glyphs", "named_glyphs", "folder", "csv", "webdataset", "parquet"}
     for name in DATASETS:
         cls = DATASETS[name]
         assert cls.name == name and cls.description and cls.licence and cls.channels in (1, 3)
