@@ -147,9 +147,9 @@ class PUTM(IterativeMethod):
 class _Navigator:
     """E three-layer networks trained side by side, with hand-written gradients.
 
-    Every step writes into the same memory: fresh arrays of this size would have to be mapped anew each time. Where an episode
-    has so many queries that they take several blocks, a block passes through the network twice in a step: for the scores,
-    all of which the objective needs, and for the gradients.
+    Every step writes into the same memory: fresh arrays of this size would have to be mapped anew each time. Where the
+    queries of an episode take several blocks, a block passes through the network twice in a step: for the scores, all of
+    which the objective needs, and for the gradients.
     """
 
     def __init__(self, parameters: list[Tensor], rows: int, learning_rate: float):

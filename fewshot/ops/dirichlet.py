@@ -57,8 +57,7 @@ def _advance(a: Tensor, mean_log: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     size = max(1, _ELEMENTS // a.shape[1])
     if size < len(a):
         parts = [_advance(*part, steps) for part in zip(a.split(size), mean_log.split(size), strict=True)]
-        before, after = zip(*parts, strict=True)
-        return torch.cat(before), torch.cat(after)
+        return torch.cat([before for before, _ in parts]), torch.cat([after for _, after in parts])
     for _ in range(steps):
         before, a = a, _mm_step(a, mean_log)
     return before, a

@@ -96,8 +96,8 @@ def gaussian_em(statistics: GaussianStatistics, prior_weights: Iterable, tempera
 
 
 def without_denormals(p: Tensor) -> Tensor:
-    """Probabilities (overwritten where they carry no gradient), those too small to matter beside any other as 0: a product with denormal numbers takes up to a
-    hundred times as long, and clusters that lie far apart make many."""
+    """Probabilities p, overwritten where they carry no gradient, with 0 in place of those too small to matter beside any
+    other: a product with denormal numbers takes up to a hundred times as long, and classes that lie far apart make many."""
     limits = torch.finfo(p.dtype)
     return torch.nn.functional.threshold(p, limits.tiny / limits.eps, 0, inplace=not p.requires_grad)
 
