@@ -4,8 +4,8 @@
 
 The published division of the images (caltech101/split_zhou_Caltech101.json), protocol `all_classes`: 1 to 16 training images
 a class, 10 draws, 2,465 test images. Features of EfficientNet-Lite0, names through its own classifier by MiniLM
-(experiments/name_tower.py): ImageNet, on which that classifier was trained, has many of these classes, so the numbers compare
-methods and are no accuracy on unseen kinds of objects. The mean that is subtracted is that of the training images.
+(experiments/name_tower.py): ImageNet, on which that classifier was trained, has many of these classes, so the numbers
+compare methods and are no accuracy on unseen kinds of objects. The mean that is subtracted is that of the training images.
 
 - *validation-free*: the methods at their defaults. The one number that a model with a text tower brings along and this one
   does not, the scale of its logits, is fitted to the names and images of the project's 16 validation classes.
@@ -50,8 +50,8 @@ TRAINED = {"tip_adapter": {"trained": True}, "ape": {"trained": True}}
 
 
 def embedded(root: Path | None, cache: Path) -> tuple[FeatureBank, FeatureBank]:
-    """(the published parts, the project's validation classes), features and names in one space, with the scale of logits that
-    explains the validation classes best."""
+    """(the published parts, the project's validation classes), features and names in one space; the scale of logits of the
+    former explains the validation classes best."""
     backbone = fewshot.create_backbone("efficientnet_lite0")
     images = fewshot.load_dataset("caltech101", "all", root=root, protocol="zhou")
     whole = fewshot.embed(images, backbone, cache=cache)
@@ -130,12 +130,12 @@ def main() -> None:
             cells.append(Cell(gap.difference.mean, gap.difference.half_width, "" if gap.significant else "†",
                               found[kind, label, shots].record.key))
         gains.append(tuple(cells))
-    notes = (f"Caltech-101, published division, {options.episodes} draws of the training images, 2,465 test images; accuracy in "
-             "percent ± half width of the 95 % interval over draws (Student t).",
+    notes = (f"Caltech-101, published division, {options.episodes} draws of the training images, 2,465 test images; accuracy "
+             "in percent ± half width of the 95 % interval over draws (Student t).",
              f"EfficientNet-Lite0 was trained on ImageNet, which has many of these classes. Scale of the texts' logits "
              f"{bank.texts.logit_scale:g}, fitted on 16 other classes of the project's split, which are among these 100.")
-    accuracy = Table(("kind", "method"), tuple(named), columns,
-                     tuple(tuple(percent(found[kind, label, shots]) for shots in SHOTS) for kind, label in named), {}, notes, ())
+    cells_of = tuple(tuple(percent(found[kind, label, shots]) for shots in SHOTS) for kind, label in named)
+    accuracy = Table(("kind", "method"), tuple(named), columns, cells_of, {}, notes, ())
     difference = Table(("kind", "method"), tuple(named), columns, tuple(gains), {"†": "the interval includes zero."},
                        ("Difference in percentage points to the best method on images alone at as many shots, on the same "
                         "draws, ± half width of its 95 % interval.",), (), signed=True)
