@@ -10,6 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fewshot
 from fewshot.backbones import create_backbone
@@ -243,6 +244,11 @@ def test_lite0_brings_the_classifier_of_its_package():
             known_classes(create_backbone("efficientnet_lite0", **options))
 
 
+def made_folder(path):
+    path.mkdir(parents=True)
+    return path
+
+
 def run(*arguments):
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
@@ -260,6 +266,9 @@ def test_the_command_writes_both_spaces(tmp_path, monkeypatch, capsys):
         found = FeatureBank.load(f"{space}.safetensors")
         assert found.features.shape[1] == dim and found.texts.vectors.shape == (len(found.class_names), texts)
     assert "and texts of" in capsys.readouterr().out
+    Image.new("RGB", (40, 40)).save(made_folder(tmp_path / "own" / "a") / "1.png")
+    assert run("embed", "--dataset", str(tmp_path / "own"), *asked[3:], "--templates", "{}", "--out", "o.safetensors") == 2
+    assert "--base-features, as the split train cannot be had" in capsys.readouterr().err
     for wrong, says in ((["--words", "w.json"], "--words without --templates"),
                         (["--templates", "{}", "--text-space", "both"], "choose one of joint, scores"),
                         (["--templates", "{}", "--text-space", "scores", "--base-features", "b"], "subtracts no mean"),
