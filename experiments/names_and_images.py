@@ -7,8 +7,8 @@ a class, 10 draws, 2,465 test images. Features of EfficientNet-Lite0, names thro
 (experiments/name_tower.py): ImageNet, on which that classifier was trained, has many of these classes, so the numbers
 compare methods and are no accuracy on unseen kinds of objects. The mean that is subtracted is that of the training images.
 
-- *validation-free*: the methods at their defaults. The one number that a model with a text tower brings along and this one
-  does not, the scale of its logits, is fitted to the names and images of the project's 16 validation classes.
+- *validation-free*: the methods at their defaults. The scale of the texts' logits, which a model with a text tower brings
+  along, is that of `name_tower`, chosen on the project's 16 validation classes, which are among these 100.
 - *searched*: the grid of each paper, with the weight of the texts (0, 1/4, 1, 4) before it, on min(K, 4) validation images a
   class, anew in each draw (`searched`).
 - *names exchanged*: as validation-free, each class with the name of another one: the control.
@@ -32,7 +32,6 @@ from fewshot.evaluation.result import Result, compare
 from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store
 from fewshot.methods import METHODS
-from fewshot.ops.distances import l2_normalise
 from fewshot.reporting.table import Cell, Table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,29 +48,14 @@ FIXED = {"lfa": {"steps": 0}}  # a search would refine it for every value
 TRAINED = {"tip_adapter": {"trained": True}, "ape": {"trained": True}}
 
 
-def embedded(root: Path | None, cache: Path) -> tuple[FeatureBank, FeatureBank]:
-    """(the published parts, the project's validation classes), features and names in one space; the scale of logits of the
-    former explains the validation classes best."""
+def embedded(root: Path | None, cache: Path) -> FeatureBank:
+    """The published parts, features and names in one space."""
     backbone = fewshot.create_backbone("efficientnet_lite0")
-    images = fewshot.load_dataset("caltech101", "all", root=root, protocol="zhou")
-    whole = fewshot.embed(images, backbone, cache=cache)
+    whole = fewshot.embed(fewshot.load_dataset("caltech101", "all", root=root, protocol="zhou"), backbone, cache=cache)
     training = whole.parts == 0
     base = FeatureBank(whole.features[training], whole.labels[training], whole.class_names, "caltech101", "train",
                        whole.provenance)
-    others = fewshot.embed(fewshot.load_dataset("caltech101", "val", root=root), backbone, cache=cache)
-    found = [fewshot.name_tower(backbone, bank.class_names, TEMPLATES, words=WORDS).joint(bank, base)
-             for bank in (whole, others)]
-    scale = fitted_scale(found[1])
-    return found[0].with_texts(dataclasses.replace(found[0].texts, logit_scale=scale)), found[1]
-
-
-def fitted_scale(bank: FeatureBank) -> float:
-    """The scale of cosines with the texts at which their softmax is the best prediction of the labels, of whole powers of
-    2^(1/4)."""
-    cosines = l2_normalise(bank.features) @ l2_normalise(bank.texts.vectors).T
-    losses = {2 ** (step / 4): float(torch.nn.functional.cross_entropy(2 ** (step / 4) * cosines, bank.labels))
-              for step in range(33)}
-    return round(min(losses, key=lambda scale: losses[scale]), 2)
+    return fewshot.name_tower(backbone, whole.class_names, TEMPLATES, words=WORDS).joint(whole, base)
 
 
 def rows() -> list[tuple[str, str, str, dict, str]]:
@@ -99,7 +83,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, nargs="+", default=SHOTS)
     parser.add_argument("--method", nargs="+", help="only these, printed and not written")
     options = parser.parse_args()
-    bank, _ = embedded(options.data_root, options.runs / "cache")
+    bank = embedded(options.data_root, options.runs / "cache")
     order = torch.randperm(len(bank.texts), generator=torch.Generator().manual_seed(0))
     exchanged = bank.with_texts(dataclasses.replace(bank.texts, vectors=bank.texts.vectors[order], prompts=(),
                                                     prompt_vectors=None))
@@ -130,10 +114,10 @@ def main() -> None:
             cells.append(Cell(gap.difference.mean, gap.difference.half_width, "" if gap.significant else "†",
                               found[kind, label, shots].record.key))
         gains.append(tuple(cells))
-    notes = (f"Caltech-101, published division, {options.episodes} draws of the training images, 2,465 test images; accuracy "
-             "in percent ± half width of the 95 % interval over draws (Student t).",
-             f"EfficientNet-Lite0 was trained on ImageNet, which has many of these classes. Scale of the texts' logits "
-             f"{bank.texts.logit_scale:g}, fitted on 16 other classes of the project's split, which are among these 100.")
+    notes = (f"Caltech-101, published division, {options.episodes} draws of the training images, 2,465 test images; "
+             "accuracy in percent ± half width of the 95 % interval over draws (Student t).",
+             "EfficientNet-Lite0 was trained on ImageNet, which has many of these classes. Scale of the texts' logits: "
+             f"{bank.texts.logit_scale:g}.")
     cells_of = tuple(tuple(percent(found[kind, label, shots]) for shots in SHOTS) for kind, label in named)
     accuracy = Table(("kind", "method"), tuple(named), columns, cells_of, {}, notes, ())
     difference = Table(("kind", "method"), tuple(named), columns, tuple(gains), {"†": "the interval includes zero."},
