@@ -27,7 +27,8 @@ import pandas as pd
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "reproducing", "adapting")))
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "reproducing", "adapting",
+                                                                              "class_names")))
 
 
 def table(name: str) -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test compares both lists
     from fewshot.backbones import convert_official, create_backbone, list_backbones, load_official, wrap_backbone
+    from fewshot.backbones.two_towers import encode_texts
     from fewshot.contract.check_method import check_method
     from fewshot.core.errors import FewshotError
     from fewshot.data.banks import FeatureBank, ImageBank
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.evaluation.result import Result, compare
     from fewshot.evaluation.run import Run
     from fewshot.evaluation.store import Store
+    from fewshot.features.class_prompts import class_texts
     from fewshot.features.extract import embed
     from fewshot.integrations.scikit_learn import FewShotClassifier
     from fewshot.labelling.classifier import Classifier
@@ -34,6 +36,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.tuning.unrolled import fit_method
 
 _HOMES = {name: f"fewshot.{home}" for home, names in {
+    "backbones.two_towers": ("encode_texts",),
     "backbones": ("convert_official", "create_backbone", "list_backbones", "load_official", "wrap_backbone"),
     "contract.check_method": ("check_method",),
     "core.errors": ("FewshotError",),
@@ -49,6 +52,7 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "evaluation.result": ("Result", "compare"),
     "evaluation.run": ("Run",),
     "evaluation.store": ("Store",),
+    "features.class_prompts": ("class_texts",),
     "features.extract": ("embed",),
     "integrations.scikit_learn": ("FewShotClassifier",),
     "labelling.export": ("export_onnx",),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewshot.backbones.base import BACKBONES, Backbone
+from fewshot.backbones.open_clip_models import find_open_clip
 from fewshot.backbones.timm_models import TimmBackbone
 from fewshot.backbones.weights import load_weights
 from fewshot.core.checked import check_integer
@@ -20,22 +21,24 @@ from fewshot.core.registry import UnknownName, nearest, unknown_message
 from fewshot.core.seeding import isolated_rng
 
 _COMMON = ("channels", "image_size", "weights", "model")
+FAMILIES = ("timm/", "open_clip/")  # what the names of backbones begin with that are models of a library
 
 
 def create_backbone(name: str, *, channels: int = 3, image_size: int | None = None, weights: str | Path | None = None,
                     seed: int = 0, batch_norm: str = "running", reduce: str | None = None, **options: Any) -> Backbone:
     """The backbone `name` in eval mode; call `.train()` to train it.
 
-    name         one of `list_backbones()`, "timm/<model>" for any model of timm, "timm/hf-hub:<owner>/<name>" for one of the
-                 Hugging Face hub
+    name         one of `list_backbones()`, "timm/<model>" for any model of timm, "open_clip/<architecture>[:<tag>]" for the
+                 image tower of a model of open_clip, "timm/hf-hub:<owner>/<name>" and "open_clip/hf-hub:<owner>/<name>" for
+                 those of the Hugging Face hub
     channels     1 or 3 the network takes; its transform adapts images of the other kind
     image_size   side images are resized to; None is the backbone's default (see its class)
     weights      None for the backbone's default, "random", another name its class lists ("imagenet" of
-                 efficientnet_lite0, "pretrained" of timm models), or a file written by `save_weights`
+                 efficientnet_lite0, "pretrained" of the libraries' models), or a file written by `save_weights`
     seed         of random weights; the caller's generators are left as they were
     batch_norm   "running" or "batch", see `Backbone`
     reduce       None: features as the network makes them; "average", "max" or "flatten" of its last map, see `Backbone`
-    options      keywords of the backbone (of `timm.create_model` for timm models)
+    options      keywords of the backbone (of `timm.create_model`, `open_clip.create_model` for their models)
 
     Raises FewshotError; for unknown names and options with the nearest known ones.
     """
@@ -107,13 +110,16 @@ def backbone_table() -> list[dict]:
         dim, size = BACKBONES[name].at_defaults
         rows.append({"name": name, "feature_dim": dim, "input_size": size or "any",
                      "pretrained_on": BACKBONES[name].default_pretrained_on or "-"})
-    return [*rows, {"name": "timm/<model>", "feature_dim": "the model's", "input_size": "the model's",
-                    "pretrained_on": "optional"}]
+    return [*rows, *({"name": name, "feature_dim": "the model's", "input_size": "the model's", "pretrained_on": "optional"}
+                     for name in ("timm/<model>", "open_clip/<architecture>[:<tag>]"))]
 
 
 def _find(name: str) -> tuple[type[Backbone], dict]:
     if name in BACKBONES:
         return BACKBONES[name], {}
+    if name.startswith("open_clip/"):
+        model = name.removeprefix("open_clip/")
+        return find_open_clip(model), {"model": model}
     import timm  # takes seconds, with torchvision behind it: only for names that may be its
 
     if not name.startswith("timm/"):

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from fewshot.backbones.base import BACKBONES, Backbone
-from fewshot.backbones.create import create_backbone
+from fewshot.backbones.create import FAMILIES, create_backbone
 from fewshot.backbones.layouts import LAYOUTS, Layout
+from fewshot.backbones.open_clip_models import pairs_behind
 from fewshot.backbones.weights import mismatches, save_weights
 from fewshot.core.errors import FewshotError
 from fewshot.core.files import read_safetensors
@@ -40,7 +41,8 @@ def load_official(path: str | Path, backbone: str | None = None, layout: str = "
     """The network in a weight file that another project published, as one of our backbones in eval mode.
 
     backbone     "resnet12", "wrn28_10", "resnet18" or "conv4"; None: the one whose names the file has. Or "timm/<model>" for
-                 a checkpoint of timm, also a .safetensors file, whose layout is timm's own
+                 a checkpoint of timm, also a .safetensors file, whose layout is timm's own; "open_clip/<architecture>:<tag>"
+                 for one of open_clip, the tag saying how its images are prepared and what it has seen
     layout       "feat", "metaopt", "rfs", "easy", "s2m2" or "simple_shot" (also for files of LaplacianShot and TIM; "s2m2"
                  for those of PT-MAP), or "fewshot" for the networks of this package trained elsewhere (torch.compile,
                  Lightning); "auto": the one whose names the file has
@@ -71,8 +73,11 @@ def convert_official(path: str | Path, out: str | Path, backbone: str | None = N
 def read_official(path: str | Path, backbone: str | None = None, layout: str = "auto", *, dataset: str | None = None,
                   image_size: int | None = None, **options: Any) -> tuple[Backbone, dict]:
     """(backbone, where its weights come from) of `load_official`."""
-    if backbone is not None and backbone.startswith("timm/"):
-        return _read_timm(Path(path), backbone, layout, dataset, image_size=image_size, **options)
+    if backbone is not None and backbone.startswith(FAMILIES):
+        if layout != "auto":
+            raise FewshotError(f"layout={layout!r} with {backbone!r}, whose files have that library's; leave layout out")
+        read = _read_timm if backbone.startswith("timm/") else _read_open_clip
+        return read(Path(path), backbone, dataset, image_size=image_size, **options)
     candidates = _candidates(backbone, layout)
     content, digest = _read(Path(path))
     container, state = _tensors(path, content)
@@ -95,11 +100,9 @@ def read_official(path: str | Path, backbone: str | None = None, layout: str = "
                   "filled_with_zeros": len(filled)}
 
 
-def _read_timm(path: Path, backbone: str, layout: str, dataset: str | None, **options: Any) -> tuple[Backbone, dict]:
+def _read_timm(path: Path, backbone: str, dataset: str | None, **options: Any) -> tuple[Backbone, dict]:
     """As `read_official`. timm itself passes over what does not fit once the classifier is another one; here only the
     classifier may be left over."""
-    if layout != "auto":
-        raise FewshotError(f"layout={layout!r} with {backbone!r}, whose files have timm's; leave layout out")
     content, digest = _read(path)
     state = _tensors(path, content, re.compile(r"^((module|_orig_mod)\.)+"))[1]
     made: Any = create_backbone(backbone, weights="random", **options)
@@ -117,6 +120,22 @@ def _read_timm(path: Path, backbone: str, layout: str, dataset: str | None, **op
                   "file": path.name, "file_sha256": digest, "dataset": dataset,
                   "left_out": sorted({name.split(".")[0] for name in state if name not in own}),
                   "filled_with_zeros": len(filled)}
+
+
+def _read_open_clip(path: Path, backbone: str, dataset: str | None, **options: Any) -> tuple[Backbone, dict]:
+    """As `read_official`, of both towers; open_clip translates names of other projects itself, and every tensor must fit."""
+    digest = _read(path)[1]
+    made: Any = create_backbone(backbone, weights="random", **options)
+    try:
+        made.load_published(path)
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        shown = reason if len(reason) <= 300 else f"{reason[:300]} ..."
+        raise FewshotError(f"{path} does not fit {backbone}: {shown} Name the model that it was saved from") from None
+    made.pretrained_on = _pretraining(dataset) if dataset else pairs_behind(backbone.removeprefix("open_clip/"))
+    return made, {"source": "published weight file", "backbone": backbone, "layout": "open_clip",
+                  "repository": "mlfoundations/open_clip", "file": path.name, "file_sha256": digest, "dataset": dataset,
+                  "left_out": [], "filled_with_zeros": 0}
 
 
 def _pretraining(dataset: str | None) -> str | None:

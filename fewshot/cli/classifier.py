@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewshot.cli.options import Values, options_from_types
+from fewshot.cli.options import Values, given, options_from_types
 from fewshot.cli.predict import Deciding, Labelling, decisions_of, print_answers
 from fewshot.cli.values import pairs
 from fewshot.core.errors import FewshotError
@@ -43,20 +43,23 @@ class Asked(Deciding):
 
 
 @app.command()
-@options_from_types(left_out=(*_WORK, "decisions", "coverage", "low", "out"), transforms="l2", device="auto")
+@options_from_types(left_out=(*_WORK, "coverage", "low", "out"), transforms="l2", device="auto")
 def create(file: File, support: Annotated[Path, typer.Option(help="folder with one folder of example images per class")],
            spec: Values[MethodSpec], labelling: Labelling, work: Values[Work]) -> None:
     """Make a classifier from a few examples of each class. Settings are those of `fewshot predict`."""
     from fewshot.data.banks import FeatureBank
+    from fewshot.evaluation.decisions import Decisions
     from fewshot.labelling.classifier import Classifier
 
     if file.exists():
         raise FewshotError(f"{file} exists; extend it with `fewshot classifier add`, or choose another name for a new "
                            "classifier")
     base = FeatureBank.load(labelling.base_features) if labelling.base_features else None
+    decisions = Decisions.load(labelling.decisions) if labelling.decisions else None
     _save(Classifier.from_folder(
         support, labelling.backbone, weights=labelling.weights, method=spec["method"], parameters=pairs(spec["parameters"]),
-        transforms=spec["transforms"], base_bank=base, device=work["device"], progress=True), file)
+        transforms=spec["transforms"], base_bank=base, decisions=decisions, device=work["device"],
+        progress=True), file)
 
 
 @app.command()
@@ -110,14 +113,33 @@ def correct(file: File, corrections: Annotated[Path, typer.Argument(help="CSV fi
 def predict(context: typer.Context, file: File,
             images: Annotated[Path, typer.Argument(help="folder of images to label, or one image")],
             asked: Asked, network: Network, work: Values[Work]) -> None:
-    """Label images: a table, and a page of all, the least certain first, where corrections are picked."""
+    """Label images: a table, and a page of all, the least certain first, where corrections are picked.
+
+    By the decisions that the classifier holds; --decisions takes others, and --coverage sets from the support instead.
+    """
     if not 0 <= asked.low <= 1:
         raise FewshotError(f"--low={asked.low}; a probability lies between 0 and 1")
-    found = _load(file, network, work).predict(images, decisions=decisions_of(context, asked.decisions, asked.coverage))
+    kept = asked.decisions is None and not given(context, "coverage")
+    chosen = None if kept else decisions_of(context, asked.decisions, asked.coverage)
+    found = _load(file, network, work).predict(images, decisions=chosen)
     written = found.save(asked.out, asked.low)
     print_answers(found, asked.low)
     for path in written:
         typer.echo(f"wrote {path}")
+
+
+@app.command()
+def decisions(file: File, chosen: Annotated[Path | None, typer.Argument(help="file of `fewshot decide`")] = None,
+              forget: Annotated[bool, typer.Option("--forget", help="keep none any more")] = False) -> None:
+    """Keep thresholds and the temperature of `fewshot decide` in a classifier; predict follows them. Needs no network."""
+    from fewshot.evaluation.decisions import Decisions
+    from fewshot.labelling.contents import Contents
+
+    if (chosen is None) != forget:
+        raise FewshotError("give either a file of `fewshot decide`, or --forget")
+    found = Contents.read(file).deciding(Decisions.load(chosen) if chosen else None)
+    found.write(file)
+    _tell(found, file)
 
 
 @app.command()
@@ -131,6 +153,8 @@ def show(file: File,
     spec, backbone = found.spec, found.backbone
     typer.echo(f"{spec.method} ({parameter_text(spec.parameters)}), transforms {spec.transforms or 'none'}")
     typer.echo(f"backbone {backbone['backbone']}, weights {backbone['weights_id']}, images of {found.image_size} pixels")
+    if found.decisions is not None:
+        typer.echo(f"decisions {found.decisions.describe()}")
     for name, count in found.class_sizes.items():
         typer.echo(f"{name}: {count}")
         for example in sorted(found.examples, key=lambda example: example.file) if images else ():
@@ -152,4 +176,5 @@ def _save(found: Classifier, file: Path) -> None:
 def _tell(found: Classifier | Contents, file: Path) -> None:
     sizes = found.class_sizes
     listed = ", ".join(f"{name} {count}" for name, count in sizes.items())
-    typer.echo(f"wrote {file}: {len(sizes)} classes, {sum(sizes.values())} images ({listed})")
+    typer.echo(f"wrote {file}: {len(sizes)} classes, {sum(sizes.values())} images ({listed})"
+               + (f"; decisions of {found.decisions.origin}" if found.decisions else ""))

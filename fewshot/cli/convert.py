@@ -12,8 +12,9 @@ from fewshot.cli.values import pairs
 
 def convert(checkpoint: Annotated[Path, typer.Argument(help="weight file that another project published (.pth, .tar, ...)")],
             out: Annotated[Path, typer.Option(help="file to write (.safetensors)")],
-            backbone: Annotated[str | None, typer.Option(help="resnet12, wrn28_10, resnet18, conv4 or timm/MODEL; left "
-                                                         "out: the one of ours whose names the file has")] = None,
+            backbone: Annotated[str | None, typer.Option(help="resnet12, wrn28_10, resnet18, conv4, timm/MODEL or "
+                                                         "open_clip/MODEL:TAG; left out: the one of ours whose names the "
+                                                         "file has")] = None,
             layout: Annotated[str, typer.Option(help="feat, metaopt, rfs, easy, s2m2 or simple_shot; auto: the one whose "
                                                 "names the file has")] = "auto",
             dataset: Annotated[str | None, typer.Option(help="what the network was trained on, e.g. mini_imagenet: decides "
@@ -22,8 +23,8 @@ def convert(checkpoint: Annotated[Path, typer.Argument(help="weight file that an
             backbone_options: Annotated[list[str] | None, typer.Option(
                 "--backbone-option", metavar="NAME=VALUE", help="an option of the backbone; repeat for more")] = None
             ) -> None:
-    """Convert the weights of FEAT, MetaOptNet, RFS, EASY, S2M2, SimpleShot, LaplacianShot, TIM, PT-MAP or timm; the file is
-    read without executing anything in it."""
+    """Convert the weights of FEAT, MetaOptNet, RFS, EASY, S2M2, SimpleShot, LaplacianShot, TIM, PT-MAP, timm or OpenCLIP;
+    the file is read without executing anything in it."""
     from fewshot.backbones import convert_official
 
     made = convert_official(checkpoint, out, backbone, layout, dataset=dataset, image_size=image_size,

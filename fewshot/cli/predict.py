@@ -119,9 +119,7 @@ def decide(context: typer.Context, spec: Values[MethodSpec], subject: Values[Sub
     asked = asked.changed(parameters=own_parameters(asked.method, pairs(spec["parameters"])))
     found = choose_decisions(asked, data.bank, data.base_bank, coverage=rates.coverage, keep=rates.keep, root=data.root,
                              cache=places.runs / "cache", progress=True, **work)
-    adapts = f", and follows the difficulty of the support with slope {found.slope:.3g}" if found.slope else ""
-    typer.echo(f"temperature {found.temperature:.4g}; a class is in the set up to log odds of {found.threshold:.4g} against "
-               f"it{adapts}; unknown below a logit of {found.unknown_below:.4g}")
+    typer.echo(found.describe())
     typer.echo(f"wrote {found.save(rates.out)}")
 
 

@@ -8,7 +8,7 @@ import importlib.resources
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -256,6 +256,6 @@ def read_splits(name: str) -> dict:
     return json.loads((importlib.resources.files("fewshot.datasets") / "splits" / f"{name}.json").read_text("utf-8"))
 
 
-def classes_of(lists: dict[str, list[str]], split: str) -> list[str]:
+def classes_of(lists: Mapping[str, Sequence[str]], split: str) -> list[str]:
     """Class names of one split; "all" is train, val, test in this order."""
     return [name for part in (SPLITS if split == "all" else (split,)) for name in lists[part]]

@@ -52,20 +52,26 @@ class Glyphs(Dataset):
     image_size = 28
     queries = 7  # of at least 12 images a class, up to five are shots
     state = "built in"
+    collection = "characters of Unicode"
+
+    @property
+    def lists(self) -> dict[str, str]:
+        """Split -> its characters."""
+        return read_splits(self.name)
 
     def find(self, root: Path) -> Path | None:
         return font_folder()
 
     def counts(self, root: Path) -> dict[str, tuple[int, int]]:
         covered = {face: covers(face) for face in FACES}
-        lists = read_splits("glyphs")
+        lists = self.lists
         return {split: (len(lists[split]), sum(ord(c) in cover for c in lists[split] for cover in covered.values()))
                 for split in SPLITS}
 
     def load(self, request: Request) -> ImageBank:
-        characters = classes_of(read_splits("glyphs"), request.split)
+        characters = classes_of(self.lists, request.split)
         size = request.image_size
-        path = cache.path_for(request.cache, f"glyphs-{request.split}", [characters, size, _versions()])
+        path = cache.path_for(request.cache, f"{self.name}-{request.split}", [characters, size, _versions()])
         kept = cache.read(path)
         if kept is None:
             kept = render_all(characters, size)

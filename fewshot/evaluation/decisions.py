@@ -19,6 +19,7 @@ from fewshot.core.files import write_atomically
 from fewshot.core.frozen import FrozenDict, frozen_dict, plain
 from fewshot.episodes.types import Episodes
 from fewshot.evaluation.batching import answers
+from fewshot.evaluation.record import present_parameters
 from fewshot.methods.contract import Method, complete_parameters
 from fewshot.statistics.conformal import conformal_rank
 
@@ -57,7 +58,8 @@ class Decisions:
     temperature   that divides the logits before the softmax
     keep, unknown_below   a query whose highest logit is below `unknown_below` is "unknown", as a share 1 - keep of the
                   validation queries was at most
-    chosen_on     the record of the validation episodes, plain values: method, parameters, transforms, weights, ways, shots
+    chosen_on     the record of the validation episodes, plain values: method, parameters, transforms, backbone, weights,
+                  data set, ways, shots, episodes, seed
 
     Equal values are equal decisions; `to_dict` and `from_dict`, `save` and `load` lose nothing.
     Raises FewshotError for values out of range.
@@ -98,15 +100,36 @@ class Decisions:
         """bool [...] of logits [..., N]."""
         return logits.double().amax(-1) < self.unknown_below
 
-    def check(self, method: str, parameters: Mapping[str, Any], transforms: str, weights: str | None = None) -> None:
-        """Raise FewshotError unless they were chosen for this method after these transforms, on features of these weights
-        (None: not known here)."""
-        here = {"method": method, "parameters": frozen_dict(complete_parameters(method, dict(parameters))),
-                "transforms": transforms, **({} if weights is None else {"weights": weights})}
+    def check(self, method: str, parameters: Mapping[str, Any], transforms: str,
+              network: tuple[str, str] | None = None) -> None:
+        """Raise FewshotError unless they were chosen for this method after these transforms, on features of this network:
+        the name of the backbone and the identity of its weights (None: not known here), of whole images."""
+        here: dict[str, Any] = {"method": method, "transforms": transforms}
+        if network is not None:
+            # Networks without weights, and untrained ones of one seed, are told apart by their names alone.
+            here |= {"backbone": network[0], "weights": network[1], "crops": ""}
+        chosen = {"crops": "", **self.chosen_on}
+        if chosen.get("method") == method:  # hyper-parameters may be in a file that is older than the method's newest one
+            here["parameters"] = frozen_dict(complete_parameters(method, dict(parameters)))
+            stored = present_parameters(method, chosen.get("parameters", {}))
+            chosen["parameters"] = frozen_dict(complete_parameters(method, stored))
         for name, value in here.items():
-            if self.chosen_on.get(name) != value:
-                raise FewshotError(f"the decisions were chosen with {name}={plain(self.chosen_on.get(name))}, here it is "
+            if chosen.get(name) != value:
+                raise FewshotError(f"the decisions were chosen with {name}={plain(chosen.get(name))}, here it is "
                                    f"{plain(value)}; use the same, or choose them anew (fewshot decide)")
+
+    @property
+    def origin(self) -> str:
+        """Where they were found, as words."""
+        ways, shots, episodes, dataset, seed = (self.chosen_on.get(name, "?")
+                                                for name in ("ways", "shots", "episodes", "dataset", "seed"))
+        return f"{episodes} {ways}-way {shots}-shot validation episodes of {dataset}, seed {seed}"
+
+    def describe(self) -> str:
+        """The values and where they were found, as one line."""
+        adapts = f", and follows the difficulty of the support with slope {self.slope:.3g}" if self.slope else ""
+        return (f"temperature {self.temperature:.4g}; a class is in the set up to log odds of {self.threshold:.4g} against "
+                f"it{adapts}; unknown below a logit of {self.unknown_below:.4g}; chosen on {self.origin}")
 
     def doubt(self, labels: Tensor, ways: int) -> str:
         """What to say where the support with these labels [S] has other ways or shots than the validation episodes."""
@@ -115,8 +138,9 @@ class Decisions:
         chosen = self.chosen_on.get("ways"), self.chosen_on.get("shots")
         if chosen == (ways, low) and low == high:
             return ""
+        nearest = "" if chosen == (ways, low) else f"; choose them anew on {ways}-way {low}-shot episodes (fewshot decide)"
         return (f"the decisions were chosen on {chosen[0]}-way {chosen[1]}-shot episodes, and here are {ways} classes with "
-                f"{low if low == high else f'{low} to {high}'} examples each: their rates may not hold")
+                f"{low if low == high else f'{low} to {high}'} examples each: their rates may not hold{nearest}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON writes them."""

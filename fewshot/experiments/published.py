@@ -121,9 +121,10 @@ def weights_id(backbone: str, weights: str | None, method: str) -> str:
 def _backbone_id(backbone: str, weights: str | None) -> str:
     from fewshot.backbones import create_backbone
     from fewshot.backbones.base import BACKBONES
+    from fewshot.backbones.create import FAMILIES
     from fewshot.backbones.weights import read_weights
 
-    if not backbone.startswith("timm/"):
+    if not backbone.startswith(FAMILIES):
         named = BACKBONES[backbone].weights
         if weights is not None and weights not in named:
             return read_weights(weights)[1]["weights_sha256"]

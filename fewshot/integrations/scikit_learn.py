@@ -228,7 +228,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         method, chain = fitted_method(self.method, self.method_parameters or {}, self.transforms, bank)
         if isinstance(self.decisions, Decisions):
             self.decisions.check(self.method, parameters_of_own_data(self.method, self.method_parameters or {}), str(chain),
-                                 None if self.backbone is None else self.backbone_.weights_id)
+                                 None if self.backbone is None else (self.backbone_.name, self.backbone_.weights_id))
         else:
             check_coverage(self.decisions, "decisions")
         return method, chain

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fewshot.backbones import BACKBONES, Backbone, create_backbone
+from fewshot.backbones.create import FAMILIES
 from fewshot.core.errors import FewshotError
 from fewshot.core.frozen import frozen_dict
 from fewshot.core.team import own_device
@@ -58,6 +59,7 @@ class Classifier:
     method       any method on features; parameters: its hyper-parameters, as for `predict_folder`
     transforms   feature transforms before the method
     base_bank    features of base classes, for methods and transforms that need their statistics; kept in the file
+    decisions    of `fewshot.choose_decisions`, as `decide_by` takes them; kept in the file
     device       where the backbone computes: cpu, cuda, mps, or auto;  progress: show progress bars
 
     A method of this class changes everything that it is to change or, where it raises FewshotError, nothing.
@@ -65,14 +67,16 @@ class Classifier:
 
     def __init__(self, backbone: str | Backbone | None = None, *, weights: str | Path | None = None,
                  method: str = "protonet", parameters: dict | None = None, transforms: str = "l2",
-                 base_bank: FeatureBank | None = None, device: str = "cpu", progress: bool = False):
+                 base_bank: FeatureBank | None = None, decisions: Decisions | None = None, device: str = "cpu",
+                 progress: bool = False):
         given = own_parameters(method, parameters)
         fitted_method(method, given, transforms, base_bank)  # a mistake is named before a network is built
         network, spec = network_of(backbone, weights), MethodSpec(method, frozen_dict(given), transforms)
         if not spec.needs_base:
             base_bank = None
         size, _ = image_shape(network)
-        self._begin(Contents(_described(network), size, spec, base_bank), network, device, progress)
+        contents = Contents(_described(network), size, spec, base_bank).deciding(decisions)
+        self._begin(contents, network, device, progress)
 
     def _begin(self, contents: Contents, network: Backbone, device: str, progress: bool) -> None:
         if network.batch_norm == "batch":
@@ -90,6 +94,7 @@ class Classifier:
         listing = support_listing(support)
         names = [listing.class_names[label] for label in listing.labels]
         made._add(listing.files, [name for _, name in listing.files], names, support)
+        made.decide_by(made.decisions)  # the numbers of classes and examples are known only now
         return made
 
     @classmethod
@@ -129,6 +134,11 @@ class Classifier:
         """Class -> its images, each by its folder and file when it came."""
         return {name: tuple(sorted(one.file for one in self._contents.examples if one.name == name))
                 for name in self.class_names}
+
+    @property
+    def decisions(self) -> Decisions | None:
+        """What `decide_by` was given, None without any."""
+        return self._contents.decisions
 
     def __len__(self) -> int:
         """Number of images."""
@@ -191,9 +201,20 @@ class Classifier:
                                "again, or give images='FOLDER', which they lie below")
         self._take(pixels, hashes, [f"{one.folder.absolute().name}/{one.file}" for one in found], names, moves=True)
 
-    def predict(self, images: str | Path, batch_size: int = 64, decisions: Decisions | float = COVERAGE) -> Review:
-        """Label an image, or all images of a folder and of those below it, as one episode. decisions: as `predict_folder`
-        takes them.
+    def decide_by(self, decisions: Decisions | None) -> None:
+        """Keep decisions of `fewshot.choose_decisions` in the classifier and its file: answers come with their sets,
+        calibrated probabilities and "unknown". None forgets them.
+
+        Raises FewshotError for decisions that were chosen for another method, hyper-parameters, transforms or network; those
+        of other ways or shots are warned about here, and noted with the answers.
+        """
+        self._contents = self._contents.deciding(decisions)
+
+    def predict(self, images: str | Path, batch_size: int = 64, decisions: Decisions | float | None = None) -> Review:
+        """Label an image, or all images of a folder and of those below it, as one episode.
+
+        decisions   as `predict_folder` takes them, for this call; by default those that the classifier holds, and without
+                    any sets from the support at the rate of 0.9
 
         An unreadable image is left out with a warning; fewer than two classes and no readable image raise FewshotError.
         """
@@ -202,6 +223,9 @@ class Classifier:
             raise FewshotError(f"the classifier has {len(self.class_names)} classes and needs at least 2; add them with "
                                "add_class")
         spec, (method, chain) = contents.spec, self._fitted
+        held = decisions is None and contents.decisions is not None
+        if decisions is None:
+            decisions = contents.decisions or COVERAGE
         check_decisions(decisions, spec.method, spec.parameters, chain, self._network)
         tree, names = query_files(where)
         asked, unreadable = read_readable(tree, names, contents.image_size, self._network.transform.channels, where)
@@ -216,6 +240,7 @@ class Classifier:
         named = {key: value for key, value in spec.parameters.items() if value != usual[key]}
         setting, description, notes = told(spec.method, named, method, chain, self._network, len(asked), ways)
         notes += decision_notes(spec.method, contents.labels, ways, decisions, decided)
+        notes += ("These decisions are kept in the classifier.",) if held else ()
         files = asked.files or ()
         repeated = {file: contents.held[key].file for file, key in zip(files, hashes, strict=True) if key in contents.held}
         folder = where.parent if where.is_file() else where
@@ -283,7 +308,7 @@ def _network(described: dict, backbone: Backbone | None, weights: str | Path | N
     name, (kind, _, seed) = described["backbone"], described["weights_id"].partition(":")
     if backbone is not None:
         return network_of(backbone, weights)
-    if name not in BACKBONES and not name.startswith("timm/"):
+    if name not in BACKBONES and not name.startswith(FAMILIES):
         raise FewshotError(f"the classifier is on {name!r}, a network of your own; give it as backbone=")
     if weights is None and kind == "random":
         weights = "random"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -21,9 +22,12 @@ from fewshot.core.hashing import state_sha256
 from fewshot.core.registry import unknown_message
 from fewshot.data.banks import FeatureBank
 from fewshot.datasets.files import composed
+from fewshot.evaluation.decisions import Decisions
 from fewshot.evaluation.method_spec import MethodSpec
 
-FORMAT, VERSION = "fewshot classifier", 1  # the version goes up where an older reader would misread the file
+# The version goes up where an older reader would misread the file. One of version 1 would forget decisions: a file that has
+# some is of version 2, any other still of version 1.
+FORMAT, VERSION = "fewshot classifier", 2
 _TEXTS = ("classifier", "a readable classifier", "make one with `fewshot classifier create`", "restore it from a copy")
 _BEGINNING = 8  # digits of a hash that name an image
 
@@ -46,13 +50,14 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Contents:
-    """A function of which image is in which class, and of nothing else: examples are kept in the order of their classes and
+    """A function of which image is in which class, and of its settings: examples are kept in the order of their classes and
     pixels, each image once, so that neither the order in which they came nor what has been removed is seen in it.
 
     backbone     `Backbone.describe()` of the network that made the features
     image_size   side in pixels of the decoded images
     spec         method, all its hyper-parameters, transforms
     base         features of the base classes, where the method or a transform needs their statistics
+    decisions    what turns its answers into sets, calibrated probabilities and "unknown", where it has any
     """
 
     backbone: dict
@@ -60,6 +65,7 @@ class Contents:
     spec: MethodSpec
     base: FeatureBank | None = None
     examples: tuple[Example, ...] = ()
+    decisions: Decisions | None = None
 
     def __post_init__(self) -> None:
         ordered = sorted(self.examples, key=lambda example: (example.name, example.sha256))
@@ -122,6 +128,17 @@ class Contents:
         name = self.check_class(name)
         return dataclasses.replace(self, examples=tuple(one for one in self.examples if one.name != name))
 
+    def deciding(self, decisions: Decisions | None) -> Contents:
+        """With these decisions. Raises FewshotError where they were chosen for another method, transforms or network; warns
+        where the classes are more or fewer, or have more or fewer examples, than on the validation episodes."""
+        if decisions is not None:
+            spec = self.spec
+            decisions.check(spec.method, spec.parameters, spec.transforms,
+                            (self.backbone["backbone"], self.backbone["weights_id"]))
+            if self.examples and (doubtful := decisions.doubt(self.labels, len(self.class_sizes))):
+                warnings.warn(doubtful, stacklevel=3)
+        return dataclasses.replace(self, decisions=decisions)
+
     def _kept(self, examples: dict[str, Example]) -> Contents:
         changed = dataclasses.replace(self, examples=tuple(examples.values()))
         if lost := [name for name in self.class_sizes if name not in changed.class_sizes]:
@@ -138,9 +155,12 @@ class Contents:
         if self.base is not None:
             about["base"] = [self.base.name, self.base.split]
             tensors |= {"base_features": self.base.features, "base_labels": self.base.labels}
+        if self.decisions is not None:
+            about["decisions"] = self.decisions.to_dict()
+        version = "1" if self.decisions is None else "2"
         text = json.dumps(about, sort_keys=True)
         with replacing(path) as temporary:
-            save_tensors(temporary, tensors, {"format": FORMAT, "version": str(VERSION), "about": text,
+            save_tensors(temporary, tensors, {"format": FORMAT, "version": version, "about": text,
                                               "sha256": _checksum(text, tensors)})
         return Path(path)
 
@@ -163,7 +183,8 @@ class Contents:
             name, split = about["base"]
             base = FeatureBank(tensors["base_features"], tensors["base_labels"], name=name, split=split)
         spec = MethodSpec(about["method"], frozen_dict(about["parameters"]), about["transforms"])
-        return cls(about["backbone"], about["image_size"], spec, base, examples)
+        decisions = Decisions.from_dict(about["decisions"]) if "decisions" in about else None
+        return cls(about["backbone"], about["image_size"], spec, base, examples, decisions)
 
 
 def _checksum(about: str, tensors: dict[str, Tensor]) -> str:

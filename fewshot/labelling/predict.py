@@ -111,7 +111,7 @@ def check_decisions(decisions: Decisions | float, method: str, parameters: Mappi
                     network: Backbone) -> None:
     """Raise FewshotError unless the decisions were chosen for such answers, or are a rate."""
     if isinstance(decisions, Decisions):
-        decisions.check(method, parameters, str(chain), network.weights_id)
+        decisions.check(method, parameters, str(chain), (network.name, network.weights_id))
     else:
         check_coverage(decisions, "decisions")
 
@@ -166,8 +166,8 @@ def decision_notes(name: str, labels: Tensor, ways: int, decisions: Decisions | 
         doubtful = decisions.doubt(labels, ways)
         return (f"Sets are to hold the true class in {100 * decisions.coverage:g} % of the images, and at most "
                 f"{100 * (1 - decisions.keep):.3g} % of images of these classes are to be called unknown; thresholds and "
-                "the temperature of the probabilities were chosen on validation episodes of "
-                f"{decisions.chosen_on.get('dataset')}.", *([f"{doubtful[0].upper()}{doubtful[1:]}."] if doubtful else []))
+                "the temperature of the probabilities were chosen on "
+                f"{decisions.origin}.", *([f"{doubtful[0].upper()}{doubtful[1:]}."] if doubtful else []))
     first = f"Probabilities are those of {name}, not calibrated; compare them with each other."
     if decided is None:
         return (first, "There are no sets: without values chosen on validation episodes (fewshot decide) they come from the "

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fewshot.core.checked import check_at_least, check_choice, check_number, check_positive
+from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
 from fewshot.methods.contract import METHODS, Refinement, TwoStageMethod
 from fewshot.ops.distances import l2_normalise
 from fewshot.ops.features import centred_unit, power_transform
 from fewshot.ops.prototypes import one_hot, prototypes
 from fewshot.ops.span import to_span
-from fewshot.ops.transport import Transport, assignment, assumed_queries, free_columns, query_marginals, sinkhorn
+from fewshot.ops.transport import (
+    Transport,
+    assignment,
+    assumed_queries,
+    free_columns,
+    query_marginals,
+    sinkhorn,
+    unbalanced_plan,
+)
 
 VARIANTS = ("converged", "official")
 
@@ -38,6 +48,13 @@ class PTMAP(TwoStageMethod):
                   episode, and the rows of its plan, so exp(logits), do not quite sum to 1. The official program shares
                   the rule over a batch of tasks; here it holds for each episode alone.
 
+    query_weight  None: the mass of every query is 1. A number lets it differ for query_weight KL(mass | 1): a query that is
+                  far from every class, as one of another class is, gets less mass, moves the prototypes less, and has a
+                  lower highest logit. In units of the squared distance, 0 to 4; `experiments/open_transport.py`
+    class_weight  None: the mass of a class is that of the prior. A number lets it differ for class_weight KL(mass | prior)
+
+    With either number the plan is `unbalanced_plan`, and exp(logits) are masses: their softmax has the probabilities.
+
     A single query is centred by the mean of the support, and its plan has no column sums: its own would leave nothing of it.
 
     Works in the span of the points (the official code reduces by QR), see `fewshot.ops.span`.
@@ -51,16 +68,29 @@ class PTMAP(TwoStageMethod):
     step_size: float = 0.2
     query_prior: str | Tensor | tuple[float, ...] = "balanced"
     variant: str = "converged"
+    query_weight: float | None = None
+    class_weight: float | None = None
 
     @property
     def assumes(self) -> tuple[str, ...]:
-        return assumed_queries(self.query_prior)
+        return () if self.class_weight is not None else assumed_queries(self.query_prior)
 
     def __post_init__(self) -> None:
         check_choice(VARIANTS, variant=self.variant)
         check_number("step_size", self.step_size, 0, 1, low_allowed=False)
         check_positive(power=self.power, scale=self.scale)
         check_at_least(0, iterations=self.iterations)
+        check_at_least(0, query_weight=self.query_weight, class_weight=self.class_weight)
+        if self.class_weight is not None and isinstance(self.query_prior, str) and self.query_prior == "unknown":
+            raise FewshotError(f"class_weight={self.class_weight} weighs a prior, and query_prior='unknown' has none; leave "
+                               "it out, or give query_prior='balanced'")
+        if self._relaxed and self.variant == "official":
+            raise FewshotError("variant='official' has balanced plans alone; leave query_weight and class_weight out, or "
+                               "choose variant='converged'")
+
+    @property
+    def _relaxed(self) -> bool:
+        return self.query_weight is not None or self.class_weight is not None
 
     @torch.no_grad()
     def reduce(self, episodes: Episodes) -> Episodes:
@@ -95,7 +125,17 @@ class PTMAP(TwoStageMethod):
         # |z|^2 is the same for every class, and a plan with given row sums does not depend on it. The product is several
         # times faster with the few classes in front.
         cost = torch.baddbmm(means.square().sum(-1, keepdim=True), means, query.transpose(1, 2), alpha=-2).transpose(1, 2)
+        if self._relaxed:
+            return self._unbalanced(cost + query.square().sum(-1, keepdim=True), start)
         if self.variant == "converged" or free_columns(cost, self.query_prior):
             return assignment(cost, 1 / self.scale, self.query_prior, start)
         rows, cols = cost.new_ones(cost.shape[:2]), query_marginals(self.query_prior, cost)
         return sinkhorn(cost, rows, cols, 1 / self.scale, 1e-6, 1000, stop="row_sums")
+
+    def _unbalanced(self, cost: Tensor, start: Transport | None) -> Transport:
+        """The plan for squared distances [E, Q, N], where sums may differ from the marginals."""
+        free = free_columns(cost, self.query_prior)
+        cols = query_marginals("balanced" if free else self.query_prior, cost)
+        of_query, of_class = (math.inf if weight is None else weight for weight in (self.query_weight, self.class_weight))
+        return unbalanced_plan(cost, cost.new_ones(cost.shape[:2]), cols, 1 / self.scale, of_query,
+                               0.0 if free else of_class, start=start)

@@ -169,17 +169,32 @@ def adapt_implicitly(module: nn.Module, loss: Loss, support: Any, *, steps: int 
                 weights, found, buffers = _gradients(start, loss, support, weights, buffers, rates, second_order=False)
                 weights = {name: value.detach() - rates[name] * (found[name] + strength * (value.detach() - anchor[name]))
                            for name, value in weights.items()}
-        others = {name: value for name, value in start.module.named_parameters()
-                  if value.requires_grad and name not in rates}
+        others: Tensors = {name: value for name, value in start.module.named_parameters()
+                           if value.requires_grad and name not in rates}
 
         def scaled(weights: Tensors, others: Tensors) -> Tensor:
             """loss / strength + |w - w_0|^2 / 2 of all tasks together, whose Hessian in w is I + H / strength."""
             value = _value(Adapted(start.module, weights, dict(buffers), start.tasks, others), loss, support) / strength
             return value + sum((weights[name] - anchor[name]).square().sum() for name in weights) / 2
 
-        minimum = _Minimum.apply(scaled, weights, list(others), conjugate_steps, start.tasks,
-                                 *initial.values(), *others.values())
-    return Adapted(start.module, dict(zip(initial, minimum, strict=True)), buffers, start.tasks)
+        minimum = at_minimum(scaled, weights, initial, others, conjugate_steps, start.tasks)
+    return Adapted(start.module, minimum, buffers, start.tasks)
+
+
+def at_minimum(scaled: Callable[[Tensors, Tensors], Tensor], weights: Tensors, initial: Tensors, others: Tensors,
+               conjugate_steps: int, tasks: int | None = None) -> Tensors:
+    """`weights`, {name: tensor}, as functions of `initial` and `others`, whose minimiser they are.
+
+    scaled            (weights, others) -> F = loss / strength + |weights - initial|^2 / 2, summed over the tasks
+    initial           those that the distance is to, in the shapes and the order of `weights`
+    others            further tensors that the loss depends on, {name: tensor}, shared by the tasks
+    conjugate_steps   as in `adapt_implicitly`
+    tasks             E where weights are stacked [E, ...], each a system of its own; None for one task
+
+    `scaled` is called once in the backward pass, which raises FewshotError for a layer without a second derivative.
+    """
+    found = _Minimum.apply(scaled, weights, list(others), conjugate_steps, tasks, *initial.values(), *others.values())
+    return dict(zip(weights, found, strict=True))
 
 
 class _Minimum(torch.autograd.Function):
@@ -213,6 +228,9 @@ class _Minimum(torch.autograd.Function):
         with torch.enable_grad(), twice_differentiable():
             value = ctx.scaled(dict(zip(ctx.names, at, strict=True)), dict(zip(ctx.others, others, strict=True)))
             slope = torch.autograd.grad(value, at, create_graph=True, materialize_grads=True)
+        if not differentiable(slope):
+            raise FewshotError("a layer, or the loss, has no second derivative, which implicit gradients need; take another "
+                               "layer, or a first-order method (adapt with first_order=True, maml with first_order=true)")
 
         def product(vector: Tensor) -> Tensor:
             return flat(torch.autograd.grad(slope, at, apart(vector), retain_graph=True, materialize_grads=True))

@@ -13,12 +13,13 @@ which alone need it.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewshot.core.checked import check_choice
+from fewshot.core.checked import check_at_least, check_choice
 from fewshot.core.errors import FewshotError
 
 LINEAR_RANGE = 200.0  # exp(+-3 * 200) is still finite in float64
@@ -211,7 +212,53 @@ def _log_products(kernel: Tensor, log_weights: Tensor, linear: bool, dim: int) -
     return (exponents - peak).exp_().sum(dim).log_() + peak.squeeze(dim)
 
 
-def _checked(cost: Tensor, rows: Tensor, cols: Tensor, reg: float) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def unbalanced_plan(cost: Tensor, row_marginals: Tensor, col_marginals: Tensor, reg: float, row_weight: float = math.inf,
+                    col_weight: float = math.inf, tolerance: float = 1e-9, max_iterations: int = 5000,
+                    start: Transport | None = None) -> Transport:
+    """Transport whose row and column sums may differ from the marginals, and pay for it: the plan P minimising
+
+        <P, cost> + reg sum P (log P - 1) + row_weight KL(row sums | rows) + col_weight KL(column sums | cols)
+
+    for the marginals `rows` and `cols`, with KL(x | m) = sum x log(x / m) - x + m. A row that is far from every column then
+    has little mass.
+
+    Shapes as in `entropic_plan`; totals may differ. A weight is infinite for sums that are as given, and 0 for free ones;
+    one of them must be finite. Sinkhorn's iteration with its steps shortened by weight / (weight + reg), in logarithms
+    (Chizat et al. 2018, arXiv:1607.05816, algorithm 1 and section 4), which converges by the product of both factors a
+    step. An episode has converged when no column's log scaling changes by more than `tolerance`. `start`: what was found
+    for a similar problem.
+    """
+    rows, cols = _checked(cost, row_marginals, col_marginals, reg, balanced=False)
+    check_at_least(0, row_weight=row_weight, col_weight=col_weight)
+    if math.isinf(row_weight) and math.isinf(col_weight):
+        raise FewshotError("row_weight and col_weight are both infinite, which is balanced transport; give one a number, or "
+                           "use entropic_plan")
+    of_row, of_col = (1.0 if math.isinf(weight) else weight / (weight + reg) for weight in (row_weight, col_weight))
+    kernel = (-cost.double() / reg).transpose(1, 2).contiguous()  # [E, N, Q]: sums over classes are faster so
+    log_rows, log_cols = rows.log(), cols.log()
+    g = torch.zeros_like(cols) if start is None else start.potentials.double() / reg
+    result = Transport(torch.empty_like(kernel), torch.full((len(cost),), max_iterations, device=cost.device),
+                       torch.zeros(len(cost), dtype=torch.bool, device=cost.device), torch.empty_like(g))
+    alive = torch.arange(len(cost), device=cost.device)
+    for step in range(1, max_iterations + 1):
+        f = of_row * (log_rows - torch.logsumexp(kernel + g.unsqueeze(2), 1))  # [E, Q]
+        before, g = g, of_col * (log_cols - torch.logsumexp(kernel + f.unsqueeze(1), 2))
+        # A column without mass is at minus infinity from the first step on, which is no change.
+        done = (g - before).nan_to_num(nan=0.0).abs().amax(1) <= tolerance
+        last = step == max_iterations
+        if last or bool(done.any()):
+            leave = torch.ones_like(done) if last else done
+            gone, stay = alive[leave], ~leave
+            result.plan[gone] = (kernel[leave] + f[leave].unsqueeze(1) + g[leave].unsqueeze(2)).exp()
+            result.potentials[gone], result.converged[gone], result.iterations[gone] = reg * g[leave], done[leave], step
+            if bool(leave.all()):
+                break
+            kernel, log_rows, log_cols, g, alive = (x[stay] for x in (kernel, log_rows, log_cols, g, alive))
+    return result._replace(plan=result.plan.transpose(1, 2).to(cost.dtype))
+
+
+def _checked(cost: Tensor, rows: Tensor, cols: Tensor, reg: float, balanced: bool = True) -> tuple[Tensor, Tensor]:
     if not reg > 0:
         raise FewshotError(f"reg={reg}; entropic transport needs reg > 0 (unregularised transport: ot.emd)")
     if rows.shape != cost.shape[:2] or cols.shape != (cost.shape[0], cost.shape[2]):
@@ -219,11 +266,14 @@ def _checked(cost: Tensor, rows: Tensor, cols: Tensor, reg: float) -> tuple[Tens
                            f"{tuple(cols.shape)}; expected [E, Q, N], [E, Q] and [E, N]")
     rows, cols = rows.double(), cols.double()
     supply, demand = rows.sum(-1), cols.sum(-1)
-    wrong = (rows < 0).any(-1) | (cols < 0).any(-1) | ((supply - demand).abs() > 1e-3 * supply) | (supply <= 0)
+    wrong = (rows < 0).any(-1) | (cols < 0).any(-1) | (supply <= 0) | (demand <= 0)
+    if balanced:
+        wrong |= (supply - demand).abs() > 1e-3 * supply
     if bool(wrong.any()):
         episode = int(wrong.nonzero()[0])
+        sums = "equal, positive sums" if balanced else "positive sums"
         raise FewshotError(f"marginals of episode {episode} sum to {float(supply[episode]):g} (rows) and "
-                           f"{float(demand[episode]):g} (columns); they must be non-negative with equal, positive sums")
+                           f"{float(demand[episode]):g} (columns); they must be non-negative with {sums}")
     return rows, cols
 
 

@@ -37,6 +37,7 @@ CASES = [
     ("pixels", dict(channels=1), 20, 784, (1, 28, 28)),
     ("pixels", dict(image_size=8), 20, 192, (3, 8, 8)),
     ("efficientnet_lite0", dict(weights="random", image_size=64), 32, 1280, (1280, 2, 2)),
+    ("glyph_clip", dict(weights="random"), 32, 64, (512, 2, 2)),
     ("timm/resnet10t", dict(channels=1, image_size=64), 32, 512, (512, 2, 2)),
     (VIT, dict(image_size=64), 32, 192, (192, 4, 4)),
 ]
@@ -74,10 +75,11 @@ def test_table_agrees_with_the_backbones():
     before = torch.get_rng_state()
     rows = {row["name"]: row for row in backbone_table()}
     assert torch.equal(torch.get_rng_state(), before)
-    assert list(rows) == [*list_backbones(), "timm/<model>"]
+    assert list(rows) == [*list_backbones(), "timm/<model>", "open_clip/<architecture>[:<tag>]"]
     for name in BACKBONES:
+        own_weights = {"weights": "random"} if "random" in BACKBONES[name].weights[1:] else {}
         with torch.device("meta"):
-            made = BACKBONES[name](3, None, **({"weights": "random"} if name == "efficientnet_lite0" else {}))
+            made = BACKBONES[name](3, None, **own_weights)
         assert rows[name] == {"name": name, "feature_dim": made.feature_dim, "input_size": made.input_size or "any",
                               "pretrained_on": "ImageNet-1k" if name == "efficientnet_lite0" else "-"}
 

@@ -337,7 +337,7 @@ def test_help_shows_defaults(run):
     (["eval", "--method", "pt_map", "--set", "scale=0"], "give a positive number"),
     (["eval", "--backbone", "conv5"], "unknown backbone 'conv5'; did you mean 'conv4'?"),
     (["eval", "--weights", "lost.safetensors"], "weights='lost.safetensors' is neither a file nor one of those of conv4"),
-    (["eval", "--dataset", "glyph"], "unknown dataset 'glyph'; did you mean 'glyphs'?"),
+    (["eval", "--dataset", "glyph"], "unknown dataset 'glyph'; did you mean 'glyphs' or 'named_glyphs'?"),
     (["eval", "--dataset", "./nothing"], "nothing is not a folder"),
     (["eval", "--dataset", "folder"], "needs root=..."),
     (["eval", "--split", "novel"], "did you mean 'test'?"),

@@ -43,12 +43,13 @@ COMMANDS = {
     "episodes show": ("episodes.safetensors",), "episodes import": ("list.csv", *BANK[:2], "--out", "i.safetensors"),
     "episodes draws": ("empty", "--dataset", "photos", "--out", "d.safetensors"),
     "classifier create": ("made.safetensors", "--support", "photos", "--backbone", "pixels"),
-    **{f"classifier {name}": ("kept.safetensors",) for name in ("add", "remove", "correct", "predict", "show")}}
+    **{f"classifier {name}": ("kept.safetensors",)
+       for name in ("add", "remove", "correct", "predict", "decisions", "show")}}
 
 UNBOUNDED = ("--steps", "--epochs", "--samples", "--generations")  # 10^21 of these is right, and takes for ever
 # These want more or else, and say so whatever is given: a weights file, an experiment, an inductive method, images, draws.
 INCOMPLETE = ("convert", "sweep", "export", "episodes draws",
-              *(f"classifier {name}" for name in ("add", "remove", "correct", "predict")))
+              *(f"classifier {name}" for name in ("add", "remove", "correct", "predict", "decisions")))
 
 
 def commands(group=None, before=""):
@@ -146,8 +147,11 @@ FILES = {  # what reads a file: the command with `?` for it
     "show": ("episodes", "show", "?"), "import": ("episodes", "import", "?", *BANK[:2], "--out", "i.safetensors"),
     "convert": ("convert", "?", "--out", "w.safetensors"), "predict": ("predict", *LABEL[:3], "?", *LABEL[4:]),
     "predict with weights": ("predict", *LABEL[:4], "--weights", "?"), "load": ("--load", "?", "list"),
-    "classifier": ("classifier", "show", "?"), "decisions": ("predict", *LABEL, "--decisions", "?"),
+    "classifier": ("classifier", "show", "?"), "kept decisions": ("classifier", "decisions", "kept.safetensors", "?"),
+     "decisions": ("predict", *LABEL, "--decisions", "?"),
     "corrections": ("classifier", "correct", "kept.safetensors", "?"),
+    "templates": ("embed", *COMMANDS["embed"], "--templates", "?"),
+    "descriptions": ("embed", *COMMANDS["embed"], "--descriptions", "?"),
     "npz": ("eval", "--features", "?.npz"), "parquet": ("eval", "--features", "?.parquet"),
     "dataset csv": ("eval", "--dataset", "./?.csv"), "dataset tar": ("eval", "--dataset", "./?.tar")}
 

@@ -30,7 +30,7 @@ NEEDS_FILES = ("caltech101", "cifar_fs", "cub", "dtd", "eurosat", "fc100", "fgvc
 
 
 def test_all_data_sets_are_registered_and_described():
-    assert set(DATASETS) == {*NEEDS_FILES, "glyphs", "folder", "csv", "webdataset", "parquet"}
+    assert set(DATASETS) == {*NEEDS_FILES, "glyphs", "named_glyphs", "folder", "csv", "webdataset", "parquet"}
     for name in DATASETS:
         cls = DATASETS[name]
         assert cls.name == name and cls.description and cls.licence and cls.channels in (1, 3)

@@ -14,7 +14,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fewshot import Classifier, FeatureBank, create_backbone, predict_folder
+from fewshot import Classifier, Decisions, FeatureBank, create_backbone, embed, load_dataset, predict_folder
 from fewshot.backbones import save_weights
 from fewshot.backbones.wrapped import wrap_backbone
 from fewshot.cli.main import main
@@ -249,6 +249,61 @@ def test_an_empty_classifier_has_a_file_too(place, network):
     assert again.class_sizes == {"red": 4} and Contents.read("empty.safetensors").examples == ()
 
 
+def decisions_for(classifier, **changes):
+    """Values as if chosen for `classifier` on episodes of 3 ways and 3 shots."""
+    spec, network = classifier._contents.spec, classifier._contents.backbone
+    about = {"method": spec.method, "parameters": spec.parameters, "transforms": spec.transforms, "ways": 3, "shots": 3,
+             "dataset": "made", "episodes": 500, "seed": 7, "backbone": network["backbone"],
+             "weights": network["weights_id"], **changes}
+    return Decisions(coverage=0.9, threshold=0.1, slope=0.2, temperature=1 / 3, keep=0.95, unknown_below=-30,
+                     chosen_on=about)
+
+
+def test_decisions_live_in_the_file(place, network):
+    classifier = Classifier.from_folder("examples", network)
+    without, decisions = saved(classifier), decisions_for(classifier)
+    classifier.remove_images(["red/3.png"])
+    with pytest.warns(UserWarning, match="3-way 3-shot episodes, and here are 3 classes with 2 to 3 .* 3-way 2-shot"):
+        classifier.decide_by(decisions)
+    with pytest.warns(UserWarning, match="choose them anew"):
+        assert Classifier.from_folder("examples", network, decisions=decisions).decisions == decisions
+    classifier.add_images("red", "examples/red/3.png")  # what comes and goes leaves them
+    assert saved(classifier) != without
+    again = Classifier.load("probe.safetensors", network)
+    assert again.decisions == decisions and saved(again, "again.safetensors") == saved(classifier)
+    found, expected = again.predict("photos"), again.predict("photos", decisions=decisions)
+    assert found.decided.sets.equal(expected.decided.sets) and found.decided.unknown.equal(expected.decided.unknown)
+    assert found.decided.probabilities.equal(expected.decided.probabilities)
+    assert found.notes[:-1] == expected.notes and found.notes[-1] == "These decisions are kept in the classifier."
+    assert any("500 3-way 3-shot validation episodes of made, seed 7." in note for note in found.notes)
+    assert again.predict("photos", decisions=0.5).decided.probabilities is None  # from the support
+    again.decide_by(None)
+    assert saved(again) == without  # of version 1, as ever
+
+
+@pytest.mark.parametrize(("other", "value"), [
+    ("method", "ridge"), ("parameters", {"temperature": 1.0}), ("transforms", ""), ("backbone", "resnet12"),
+    ("weights", "random:4"), ("crops", "keep(7)")])
+def test_decisions_of_another_classifier_are_refused(place, network, other, value):
+    classifier = Classifier.from_folder("examples", network)
+    before = saved(classifier)
+    with pytest.raises(FewshotError, match=f"chosen with {other}=.*use the same, or choose them anew"):
+        classifier.decide_by(decisions_for(classifier, **{other: value}))
+    assert saved(classifier) == before and classifier.decisions is None
+
+
+def test_decisions_of_an_older_version_of_the_method_fit(place, network):
+    """A hyper-parameter that the method gained since has its default, and is not another choice."""
+    classifier = Classifier.from_folder("examples", network, method="ridge")
+    stored = dict(classifier._contents.spec.parameters)
+    del stored["scale"]
+    classifier.remove_images(["red/3.png", "green/2.png"])
+    with pytest.warns(UserWarning, match="rates may not hold"):
+        classifier.decide_by(decisions_for(classifier, parameters=stored))
+    with pytest.raises(FewshotError, match="chosen with parameters="):
+        classifier.decide_by(decisions_for(classifier, parameters={**stored, "scale": 3.0}))
+
+
 # -- review and corrections --------------------------------------------------------------------------------------------
 
 
@@ -379,6 +434,40 @@ def test_the_commands(place, capsys):
                         (("predict", file, "photos", "--low", "2", *weights), "--low=2")]:
         code, told = run(capsys, *wrong)
         assert code == 2 and part in told
+
+
+def test_decisions_from_a_shell(place, capsys):
+    """Found on validation episodes, kept in the file, followed by predict."""
+    pixels = create_backbone("pixels", image_size=28)
+    embed(load_dataset("glyphs", "val"), pixels).save("val.safetensors")
+    with pytest.raises(SystemExit) as stop:
+        main(["decide", "--features", "val.safetensors", "--ways", "3", "--shots", "2", "--out", "d.json", "--quiet"])
+    assert stop.value.code == 0 and "2-shot validation episodes of glyphs, seed 0" in capsys.readouterr().out
+    for name in ("green", "red"):
+        for file in sorted((place / "examples" / name).iterdir())[2:]:
+            file.unlink()
+    file, create = "c.safetensors", ("--support", "examples", "--backbone", "pixels")
+    code, told = run(capsys, "create", file, *create, "--decisions", "d.json")
+    assert code == 0 and "decisions of 500 3-way 2-shot validation episodes of glyphs, seed 0" in told and "anew" not in told
+    held = (place / file).read_bytes()
+    code, told = run(capsys, "show", file)
+    assert code == 0 and "decisions temperature" in told and "3-way 2-shot validation episodes of glyphs" in told
+    code, told = run(capsys, "predict", file, "photos", "--out", "labelled")
+    assert code == 0 and "kept in the classifier" in told
+    assert all(row["calibrated"] for row in rows_of("labelled/predictions.csv"))
+    code, told = run(capsys, "predict", file, "photos", "--out", "labelled", "--coverage", "0.5")
+    assert code == 0 and "50 % of the images; they come from the support" in told
+    assert not any(row["calibrated"] for row in rows_of("labelled/predictions.csv"))
+    assert run(capsys, "decisions", file, "--forget")[0] == 0 and (place / file).read_bytes() != held
+    code, told = run(capsys, "decisions", file, "d.json")
+    assert code == 0 and (place / file).read_bytes() == held
+    assert run(capsys, "create", "other.safetensors", *create, "--method", "ridge")[0] == 0
+    before = (place / "other.safetensors").read_bytes()
+    code, told = run(capsys, "decisions", "other.safetensors", "d.json")
+    assert code == 2 and "chosen with method=protonet, here it is ridge" in told
+    assert (place / "other.safetensors").read_bytes() == before
+    code, told = run(capsys, "decisions", file)
+    assert code == 2 and "give either a file of `fewshot decide`, or --forget" in told
 
 
 def test_a_command_names_the_option_that_helps(place, capsys, network):

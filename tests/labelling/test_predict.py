@@ -238,7 +238,8 @@ def test_the_command(folders, tmp_path, capsys, monkeypatch):
 def decisions_for(**changes):
     """Values for the answers of a classifier, as if chosen on 3-way 2-shot episodes."""
     about = {"method": "protonet", "parameters": {**method_parameters("protonet"), "temperature": 0.1}, "transforms": "l2",
-             "ways": 3, "shots": 2, "dataset": "made", "weights": create_backbone("pixels").weights_id}
+             "ways": 3, "shots": 2, "dataset": "made", "backbone": "pixels",
+             "weights": create_backbone("pixels").weights_id}
     values = {"coverage": 0.9, "threshold": 0.0, "slope": 0.0, "temperature": 2.0, "keep": 0.95, "unknown_below": -1e9}
     return Decisions(**{**values, **changes}, chosen_on=about)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import ot
 import pytest
@@ -37,8 +39,8 @@ def test_converged_variant_stays_near_the_official_stop(oracles):
         assert np.array_equal(found.logits.argmax(-1).numpy()[clear], outputs["preds"][clear])
 
 
-def reference(support, labels, query, ways, prior, iterations):
-    """The card, one episode, with POT's solver."""
+def reference(support, labels, query, ways, prior, iterations, weights=None):
+    """The card, one episode, with POT's solvers; weights: of the unbalanced one."""
     def unit(x):
         return x / np.linalg.norm(x, axis=1, keepdims=True)
 
@@ -50,8 +52,12 @@ def reference(support, labels, query, ways, prior, iterations):
     w = y.T @ support / y.sum(0)[:, None]
     for epoch in range(iterations + 1):
         cost = ((query[:, None] - w[None]) ** 2).sum(-1)
-        plan = ot.bregman.sinkhorn_log(np.ones(len(query)), prior * len(query), cost, 0.1, stopThr=1e-10,
-                                       numItermax=100_000)
+        rows, cols = np.ones(len(query)), prior * len(query)
+        if weights is None:
+            plan = ot.bregman.sinkhorn_log(rows, cols, cost, 0.1, stopThr=1e-10, numItermax=100_000)
+        else:
+            plan = ot.unbalanced.sinkhorn_unbalanced(rows, cols, cost, 0.1, weights, reg_type="entropy", stopThr=1e-13,
+                                                     numItermax=100_000)
         if epoch < iterations:
             mean = (plan.T @ query + y.T @ support) / (plan.sum(0) + y.sum(0))[:, None]
             w = w + 0.2 * (mean - w)
@@ -86,7 +92,38 @@ def test_rotation_after_the_power_does_not_matter():
                                atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("prior", "class_weight"), [("balanced", 0.5), ((3, 1, 1, 1, 2), 0.5), ("balanced", None),
+                                                     ("unknown", None)])
+def test_unbalanced_plans_equal_a_plain_loop(prior, class_weight):
+    episodes = random_episodes(episodes=2, queries=13, seed=4)
+    method = create_method("pt_map", iterations=4, query_weight=0.2, class_weight=class_weight, query_prior=prior)
+    found = method.refine(episodes)
+    assert found.converged.all() and method.setting == "transductive"
+    of_class = 0.0 if prior == "unknown" else class_weight or np.inf
+    shares = np.full(5, 0.2) if isinstance(prior, str) else np.array(prior) / sum(prior)
+    for e in range(2):
+        expected = reference(episodes.support[e].numpy(), episodes.support_labels[e].numpy(), episodes.query[e].numpy(), 5,
+                             shares, 4, (0.2, of_class))
+        np.testing.assert_allclose(found.logits[e].exp().numpy(), expected, atol=1e-7)
+
+
+def test_open_queries_get_less_mass():
+    """Known queries lie at their class, open ones elsewhere; a balanced plan hands them out all the same."""
+    known = random_episodes(ways=3, spread=0.05)
+    other = random_episodes(ways=3, spread=0.05, seed=9)
+    mixed = dataclasses.replace(known, query=torch.cat([known.query, other.query], 1))
+    masses = [create_method("pt_map", **settings)(mixed).exp().sum(2)
+              for settings in ({}, {"query_weight": 0.1, "class_weight": 1.0})]
+    torch.testing.assert_close(masses[0], torch.ones_like(masses[0]), atol=1e-5, rtol=0)
+    assert masses[1][:, :15].min() > 2 * masses[1][:, 15:].max()
+
+
 def test_wrong_parameters_are_named():
+    for settings, message in [({"query_weight": -1.0}, "query_weight=-1"), ({"class_weight": -1.0}, "class_weight=-1"),
+                              ({"class_weight": 1.0, "query_prior": "unknown"}, "has none; leave it out"),
+                              ({"query_weight": 1.0, "variant": "official"}, "variant='converged'")]:
+        with pytest.raises(FewshotError, match=message):
+            create_method("pt_map", **settings)
     for params in ({"variant": "fast"}, {"step_size": 0.0}):
         with pytest.raises(FewshotError, match=next(iter(params))):
             create_method("pt_map", **params)

@@ -7,7 +7,7 @@ import torch
 
 from fewshot.core.errors import FewshotError
 from fewshot.ops import transport
-from fewshot.ops.transport import assignment, entropic_plan, query_marginals, sinkhorn
+from fewshot.ops.transport import assignment, entropic_plan, query_marginals, sinkhorn, unbalanced_plan
 
 SOLVERS = pytest.mark.parametrize("solver", [entropic_plan, sinkhorn])
 
@@ -156,6 +156,73 @@ def test_the_costs_of_a_single_query_decide():
                                (torch.tensor([2, 1, 1]) * (-cost / 0.1).exp()).sum())
     with pytest.raises(FewshotError, match="query_prior='even'"):
         assignment(cost, 0.1, "even")
+
+
+@pytest.mark.parametrize(("row_weight", "col_weight"), [(0.3, 0.1), (0.05, 2.0), (np.inf, 0.5), (0.5, np.inf), (0.2, 0.0)])
+def test_unbalanced_plans_agree_with_pot(row_weight, col_weight):
+    cost, rows, cols = problems()
+    cols = 1.5 * cols  # the totals may differ
+    found = unbalanced_plan(cost, rows, cols, 0.05, row_weight, col_weight, tolerance=1e-13)
+    assert found.converged.all() and found.plan.shape == cost.shape
+    for e in range(len(cost)):
+        expected = ot.unbalanced.sinkhorn_unbalanced(rows[e].numpy(), cols[e].numpy(), cost[e].numpy(), 0.05,
+                                                     (row_weight, col_weight), reg_type="entropy", stopThr=1e-14,
+                                                     numItermax=20_000)
+        np.testing.assert_allclose(found.plan[e].numpy(), expected, atol=1e-10)
+
+
+def test_an_unbalanced_plan_is_a_minimum():
+    """Of the objective in the docstring: no other plan near it is better."""
+    cost, rows, cols = problems(episodes=1)
+    reg, of_row, of_col = 0.1, 0.4, 0.2
+
+    def objective(plan):
+        def kl(x, m):
+            return (x * (x / m).log() - x + m).sum()
+
+        return ((plan * cost).sum() + reg * (plan * (plan.log() - 1)).sum() + of_row * kl(plan.sum(2), rows)
+                + of_col * kl(plan.sum(1), cols))
+
+    plan = unbalanced_plan(cost, rows, cols, reg, of_row, of_col, tolerance=1e-13).plan.requires_grad_()
+    slope, = torch.autograd.grad(objective(plan), plan)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), atol=1e-10, rtol=0)
+
+
+def test_unbalanced_plans_from_free_to_balanced_sums():
+    cost, rows, cols = problems()
+    free = unbalanced_plan(cost, rows, cols, 0.1, col_weight=0.0)
+    torch.testing.assert_close(free.plan, torch.softmax(-cost / 0.1, 2) * rows.unsqueeze(2), atol=1e-12, rtol=0)
+    balanced = entropic_plan(cost, rows, cols, 0.1).plan
+    away = [float((unbalanced_plan(cost, rows, cols, 0.1, col_weight=weight).plan - balanced).abs().max())
+            for weight in (2.0, 20.0)]
+    assert 12 * away[1] > away[0] > 8 * away[1]  # as 1 / weight
+
+
+def test_unbalanced_episodes_do_not_see_each_other():
+    """Each stops by itself, and a good start saves steps; far costs neither underflow nor are they followed."""
+    cost, rows, cols = problems()
+    cost[1] *= 20
+    cost[2, 5] += 1e4  # a row far from everything
+    cols[3, 0] = 0
+    found = unbalanced_plan(cost, rows, cols, 0.02, 0.3, 0.3)
+    assert found.converged.all() and found.plan.isfinite().all() and len(set(found.iterations.tolist())) > 1
+    for e in range(4):
+        alone = unbalanced_plan(cost[e : e + 1], rows[e : e + 1], cols[e : e + 1], 0.02, 0.3, 0.3)
+        assert alone.iterations == found.iterations[e]
+        torch.testing.assert_close(alone.plan[0], found.plan[e], atol=1e-14, rtol=0)
+    assert found.plan[2, 5].sum() == 0 and found.plan[3, :, 0].sum() == 0
+    again = unbalanced_plan(cost, rows, cols, 0.02, 0.3, 0.3, start=found)
+    assert (again.iterations <= 2).all()
+    assert not unbalanced_plan(cost, rows, cols, 0.02, 0.3, 0.3, max_iterations=2).converged.any()
+
+
+def test_mistakes_of_unbalanced_transport_are_named():
+    cost, rows, cols = problems()
+    for weights, message in [((np.inf, np.inf), "entropic_plan"), ((-1, 1), "row_weight=-1"), ((1, np.nan), "col_weight")]:
+        with pytest.raises(FewshotError, match=message):
+            unbalanced_plan(cost, rows, cols, 0.1, *weights)
+    with pytest.raises(FewshotError, match="non-negative with positive sums"):
+        unbalanced_plan(cost, rows, -cols, 0.1, 1, 1)
 
 
 def test_mistakes_are_named():

@@ -127,6 +127,12 @@ class GradientLearner(nn.Module, Method):
             support, statistics = self._embed({}, statistics, e.support, 0)
             query, statistics = self._embed({}, statistics, e.query, 0)
             e = Episodes.trusted(support=support, support_labels=e.support_labels, query=query, ways=e.ways)
+        return self._loop(e, statistics, at)
+
+    # -- what methods replace ------------------------------------------------------------------------------------------
+
+    def _loop(self, e: Episodes, statistics: Tensors, at: set[int]) -> tuple[list[Tensor], Tensors, Tensors]:
+        """What `_adapt` returns, of images, or of features where the body does not adapt."""
         weights, statistics = self._initial(e, statistics)
         memory: Tensors = {}
         outputs = []
@@ -142,8 +148,6 @@ class GradientLearner(nn.Module, Method):
                 else:
                     weights, statistics, memory = self._step(*arguments)
         return outputs, {name: weights[name] for name in self.adapted}, statistics
-
-    # -- what methods replace ------------------------------------------------------------------------------------------
 
     def _initial(self, e: Episodes, statistics: Tensors) -> tuple[Tensors, Tensors]:
         """Stacked weights [E, ...] before the first step, and statistics."""
@@ -167,8 +171,7 @@ class GradientLearner(nn.Module, Method):
     def _gradients(self, step: int, weights: Tensors, statistics: Tensors, support: Tensor,
                    labels: Tensor) -> tuple[Tensors, Tensors, Tensors]:
         def loss(weights: Tensors) -> tuple[Tensor, Tensors]:
-            logits, updated = self._logits(weights, statistics, support, step)
-            return mean_cross_entropy(logits, labels) * len(labels), updated  # the sum of the episodes' mean losses
+            return self._support_loss(step, weights, statistics, support, labels)
 
         weights, found, updated = gradients(loss, weights, self.adapted, second_order=not self.settings.first_order)
         if self.training and not self.differentiable and any(gradient.requires_grad for gradient in found.values()):
@@ -178,6 +181,12 @@ class GradientLearner(nn.Module, Method):
                                    "which first_order=False needs; choose first_order=True, or another backbone")
             self.differentiable = True
         return weights, found, updated
+
+    def _support_loss(self, step: int, weights: Tensors, statistics: Tensors, support: Tensor,
+                      labels: Tensor) -> tuple[Tensor, Tensors]:
+        """(sum of the episodes' mean losses, statistics)."""
+        logits, statistics = self._logits(weights, statistics, support, step)
+        return mean_cross_entropy(logits, labels) * len(labels), statistics
 
     def _logits(self, weights: Tensors, statistics: Tensors, x: Tensor, step: int) -> tuple[Tensor, Tensors]:
         """Logits [E, B, N] of what `_features` takes."""
