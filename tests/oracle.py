@@ -77,8 +77,8 @@ def sentences_near(text: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
-    """The episodes as the official program got them: as many, with the support in the order that was stored, if any, and with
-    as many sentences of each class as it was given."""
+    """The episodes as the official program got them: as many, with the support in the order that was stored, if any, and
+    with as many sentences of each class as it was given."""
     episodes = episodes[: len(outputs["preds"])]
     if "sentences" in outputs:
         episodes = episodes.replace(prompts=sentences_near(episodes.text, int(outputs["sentences"][0])))
