@@ -44,7 +44,7 @@ def reference(e, i, gamma, few, rounds, sweeps, k, scale):
         near = sorted((j for j in range(len(q)) if row != ("q", j)), key=lambda j: -float(x @ q[j]))[:k]
         edges += [(row, j, float(x @ q[j])) for j in near]
     power = 0.5 if few else 1.0
-    for step in range(rounds + 1):
+    while True:
         like = [[-0.5 * float(((x - m) ** 2 / var).sum()) for m in mu] for x in q]
         for _ in range(sweeps):
             new = []
@@ -60,8 +60,9 @@ def reference(e, i, gamma, few, rounds, sweeps, k, scale):
                 weights = [math.exp(value - top) for value in score]
                 new.append([value / sum(weights) for value in weights])
             z = new
-        if step == rounds:
+        if rounds == 0:
             return np.array(z)
+        rounds -= 1
         of_support = 50 * gamma / max(1, len(s))
         total, spread, sums = 0.0, np.zeros(dim), []
         for n in range(ways):
