@@ -24,7 +24,7 @@ DIM = 32
 DIRICHLET = {"iterations": 5, "mm_steps": 40}
 QUICK = {"alpha_tim": {"iterations": 40}, "tim_gd": {"iterations": 40}, "putm": {"outer": 2, "inner": 2},
          "em_dirichlet": DIRICHLET, "hard_em_dirichlet": DIRICHLET, "unem_dirichlet": {"layers": 5, "mm_steps": 40},
-         "vdt": {"steps": 5},
+         "multi_modal_adapter": {"steps": 5}, "vdt": {"steps": 5},
          "free_lunch": {"samples": 12}, "estimator": {"estimator": "sklearn.svm.SVC"}}  # which takes a fifth of the time
 DEFAULTS = "-defaults"
 EXEMPT = {
