@@ -87,8 +87,8 @@ class Crops:
 
 
 def by_likeness(crops: Tensor, whole: Tensor) -> Tensor:
-    """Unit vectors [B, D]: the sum of the unit features of crops [V, B, D], weighted by the softmax over V of e^4 times their
-    cosine to the features [B, D] of the whole image (Li et al. 2024, arXiv:2406.02915, equations 5 and 6)."""
+    """Unit vectors [B, D]: the sum of the unit features of crops [V, B, D], weighted by the softmax over V of e^4 times
+    their cosine to the features [B, D] of the whole image (Li et al. 2024, arXiv:2406.02915)."""
     crops = F.normalize(crops, dim=-1)
     weights = (_SHARPNESS * (crops * F.normalize(whole, dim=-1)).sum(-1, keepdim=True)).softmax(0)  # [V, B, 1]
     return F.normalize((weights * crops).sum(0), dim=-1)

@@ -1,4 +1,4 @@
-"""Run the official WCA's weighting of descriptions on the reference inputs with texts and keep what it returns beside this file.
+"""Run the official WCA, its texts, on the reference inputs with texts and keep what it returns beside this file.
 
     git clone https://github.com/tmlr-group/WCA && python -m tests.official.wca WCA
 
