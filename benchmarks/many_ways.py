@@ -1,10 +1,13 @@
 """What one large episode costs: seconds and memory of every method on features at 1,000 ways, 1 shot and 2,000 queries.
 
     python benchmarks/many_ways.py [--methods protonet pt_map ...] [--ways 1000] [--queries 2] [--dim 640] [--limit 60]
+                                   [--set iterations=20]
 
-`--queries` is per class. Every method is a process of its own with one thread on the clock of the processor, and answers two
-episodes: the first sets up what later ones reuse, the second is clocked. Memory is what the peak rises by over that of the
-process with the data. A process that takes more than `--limit` seconds of the processor, or 12 GiB, is ended and named.
+`--queries` is per class, `--dim` per crop (cosoc takes several). `--set` gives parameters to the methods: what a method
+that takes minutes needs for one step follows from two numbers of steps. Every method is a process of its own with one
+thread on the clock of the processor, and answers two episodes: the first sets up what later ones reuse, the second is
+clocked. Memory is what the peak rises by over that of the process with the data. A process that takes more than
+`--limit` seconds of the processor, or 12 GiB, is ended and named.
 """
 
 from __future__ import annotations
@@ -30,8 +33,10 @@ def measure(name: str, arguments: argparse.Namespace) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (arguments.limit, arguments.limit + 1))
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
     torch.set_num_threads(1)
-    features = clusters(0, arguments.ways, 1 + arguments.queries, arguments.dim)
-    method = create_method(name).fit(clusters(1, 64, 20, arguments.dim))
+    method = create_method(name, **{key: int(value) for key, value in (each.split("=") for each in arguments.set)})
+    dim = arguments.dim * getattr(method, "crops", 1)
+    features = clusters(0, arguments.ways, 1 + arguments.queries, dim)
+    method = method.fit(clusters(1, 64, 20, dim))
     episodes, _ = EpisodeSampler(features, ways=arguments.ways, queries=arguments.queries).sample(features, 0, 2)
     before = peak_memory()
     with torch.inference_mode():
@@ -60,6 +65,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=2)
     parser.add_argument("--dim", type=int, default=640)
     parser.add_argument("--limit", type=int, default=60)
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=NUMBER")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

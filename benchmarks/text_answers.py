@@ -90,9 +90,10 @@ class Official:
     def _answer(self, function: Callable, d: Data, searched: int, selection: str) -> Any:
         """A trainer of BReg-Adapter, which searches on the first queries; it reads its settings from its folder."""
         shown = slice(searched)
+        tested = d.query[:1] if searched > 1 else d.query
         with contextlib.chdir(self.folder / "BReg-Adapter"), contextlib.redirect_stderr(io.StringIO()):
-            return function(d.support, d.labels, d.query[shown], d.query_labels[shown], d.query[: 1 if searched > 1 else None],
-                            d.text.T, "caltech101", SHOTS, 0, selection)
+            return function(d.support, d.labels, d.query[shown], d.query_labels[shown], tested, d.text.T, "caltech101",
+                            SHOTS, 0, selection)
 
     def gda(self, d: Data) -> Tensor:
         return self._answer(self.of_gda.GDA, d, 1, "full")
@@ -158,11 +159,10 @@ def measure(official: Official, dim: int, rounds: int) -> list[list[str]]:
         print(rows[-1], file=sys.stderr)
     for name, grid in GRIDS.items():
         theirs = getattr(official, f"search_{name}")
-        labels = d.query_labels[None]
         # The first search of a process is slower.
-        search_grid(ours[name], d.episodes, labels, {key: values[:1] for key, values in grid.items()})
+        search_grid(ours[name], d.episodes, d.query_labels[None], {key: values[:1] for key, values in grid.items()})
         found = interleave({"official": lambda theirs=theirs: theirs(d), "ours": lambda name=name, grid=grid: search_grid(
-            ours[name], d.episodes, labels, grid)}, 1)
+            ours[name], d.episodes, d.query_labels[None], grid)}, 1)
         settings = len(list(itertools.product(*grid.values())))
         rows.append([f"{name}, search of {settings}", str(dim), *cells(found), ""])
         print(rows[-1], file=sys.stderr)
@@ -181,11 +181,12 @@ def page(rows: list[list[str]], rounds: int) -> str:
         "# Speed: answers from texts and images", "",
         f"The methods beside the official programs, on synthetic features: {WAYS} classes with texts and {SHOTS} shots, "
         f"{QUERIES:,} queries, float32. An answer is everything from features to logits; medians of {rounds} interleaved "
-        "rounds, the ratio with its range. A search is that of the official grid on labelled queries, once (`gda`: 7 values of "
-        "alpha; `proker`: 20 of beta and 10 of its ridge; `proto_clip`: 11 of alpha and 29 of beta), by `fewshot.search_grid`. "
-        "`lfa` without refinement; `lp_plus_plus` with its 300 steps, without the evaluation after each of the program, "
-        "and from its random intercept, which is another one in ours. Written by `python benchmarks/text_answers.py OFFICIAL "
-        "--write docs/speed_text_answers.md`.", "",
+        "rounds, the ratio with its range. A search is that of the official grid on labelled queries, once (`gda`: 7 values "
+        "of alpha; `proker`: 20 of beta and 10 of its ridge; `proto_clip`: 11 of alpha and 29 of beta), by "
+        "`fewshot.search_grid`. `proker` solves one system for each setting, here as there. `lfa` is without refinement; "
+        "`lp_plus_plus` has its 300 steps, without the program's evaluation after each of them, and begins with a random "
+        "intercept, which is another one there. Written by `python benchmarks/text_answers.py OFFICIAL --write "
+        "docs/speed_text_answers.md`.", "",
         f"{datetime.date.today()}; {conditions()}.", "", *markdown(header, rows), ""])
 
 

@@ -6,7 +6,7 @@
 
 100 classes, 16 shots, 2,500 queries, in float32 and one thread. In every round an official program answers the first
 settings of its grid and is then stopped, and `search_grid` searches the whole grid; seconds of the official search are those
-of its part, times the settings of the grid over those of the part. Both must find the same best setting of the part.
+of its part, times the settings of the grid over those of the part. In float64 both must find the same best setting.
 On a small task (20 classes, 4 shots, 300 queries, float64) the official programs search their whole grids, and both
 must find the same. The official programs run on the CPU, with `.cuda()` and `.half()` left out.
 """
@@ -316,20 +316,21 @@ PAGE = """# Searches of methods on image and text features
 
 Written by `python benchmarks/text_search.py Tip-Adapter SuS-X APE --write docs/speed_text.md` on {date}: {conditions}.
 `fewshot.search_grid` beside the loops of the official programs, which run on the CPU: 100 classes, 16 shots, 2,500 queries
-in float32; median (and range) of {rounds} interleaved rounds.
+in float32; median (and range) of the interleaved rounds, {rounds}.
 
 - *official*: seconds of the first settings of its loop, times the settings of the grid over those (Tip-Adapter 200, TIP-X
   500, APE 400, its channels given).
-- *same best*: of these first settings both find the same one, with as many right answers.
+- *same best*: of these first settings both find the same one, with as many right answers. Divergences of TIP-X are small
+  differences, of which float32 loses a part in both programs, so that some counts differ by one or two; in float64, below,
+  none does.
 - *MiB*: what the peak of a process rises by over that with the features.
 
 {searches}
 
 How: similarities are computed once; the exponentials once for each `beta`, and summed over the items of a class. For a
 fixed `beta` the logits are linear in `alpha` (and `gamma` of TIP-X), so that a query is right in an interval whose ends
-follow from one comparison with every other class, whatever the number of values. The intervals bound the right answers of
-each setting from above, and settings are evaluated by the method itself from the highest bound down: the answer is that of
-the loop.
+follow from one comparison with every other class, whatever the number of values. Where rounding decides, the method itself
+is asked: the counts are those of a loop.
 
 ## Whole grids of a small task
 

@@ -40,7 +40,7 @@ TEMPLATES = ("a photo of a {}.", "a painting of a {}.", "a drawing of a {}.", "t
 IN_IMAGENET = {"barrel": "barrel", "beaver": "beaver", "binocular": "binoculars", "butterfly": "monarch butterfly",
                "cannon": "cannon", "cup": "tea cup", "elephant": "African bush elephant", "revolver": "revolver",
                "rooster": "rooster", "watch": "digital watch"}
-PERMUTATIONS = 20
+PERMUTATIONS, EPISODES = 20, 1000
 ALL = "100 classes"
 
 
@@ -67,6 +67,19 @@ def row(test: str, by: str, found: Tensor, labels: Tensor) -> dict:
             "over_classes": each.mean, "half_width": each.half_width}
 
 
+def by_one_shot(test: str, bank: FeatureBank, dim: int) -> dict:
+    """As `row`, of SimpleShot on the features of the backbone alone."""
+    run = fewshot.Run(method="simple_shot", parameters={"norm": "l2n"}, transforms=f"channels(0,{dim})",
+                      ways=len(bank.class_names), shots=1, episodes=EPISODES)
+    found = fewshot.evaluate(run, bank).measures
+    classes = found["classes"].flatten().long()
+    right, asked = (torch.zeros(run.ways).double().index_add(0, classes, found[f"class_{which}"].flatten().double())
+                    for which in ("correct", "total"))
+    each = mean_interval((right / asked).numpy())
+    return {"test": test, "by": "1 shot, SimpleShot", "images": len(bank), "classes": each.n,
+            "accuracy": float(right.sum() / asked.sum()), "over_classes": each.mean, "half_width": each.half_width}
+
+
 def measured(tests: dict[str, FeatureBank], learned: Tensor) -> pd.DataFrame:
     """tests: joint banks; learned [T, D]: the map from names that the training classes make."""
     rows, dim = [], learned.shape[1]
@@ -78,6 +91,7 @@ def measured(tests: dict[str, FeatureBank], learned: Tensor) -> pd.DataFrame:
         if test != ALL:  # 60 of these classes taught it
             by_map = hits(x[:, :dim], texts[:, dim:] @ learned, labels)
             rows.append(row(test, "map of the 60 classes", by_map, labels))
+            rows.append(by_one_shot(test, bank, dim))
         order = np.random.default_rng(0)
         shuffled = [hits(x, texts[order.permutation(len(texts))], labels) for _ in range(PERMUTATIONS)]
         rows.append(row(test, "names exchanged", torch.stack(shuffled).mean(0), labels))
@@ -149,8 +163,8 @@ def main() -> None:
     joint = {name: fewshot.name_tower(backbone, bank.class_names, TEMPLATES, words=WORDS, encoder=encoder).joint(bank, base)
              for name, bank in (("24 test classes", banks["test"]), (ALL, every), ("base", base))}
     novel = [label for label, name in enumerate(banks["test"].class_names) if name not in IN_IMAGENET]
-    tests = {"24 test classes": joint["24 test classes"], f"{len(novel)} not in ImageNet": among(joint["24 test classes"], novel),
-             ALL: joint[ALL]}
+    tests = {"24 test classes": joint["24 test classes"],
+             f"{len(novel)} not in ImageNet": among(joint["24 test classes"], novel), ALL: joint[ALL]}
     dim, of_base = backbone.feature_dim, joint["base"]
     means = torch.stack([of_base.features[of_base.labels == label, :dim].mean(0) for label in of_base.classes])
     learned = head_map(l2_normalise(of_base.texts.vectors[:, dim:]), means).float()
@@ -159,9 +173,9 @@ def main() -> None:
     pictures = options.results or ROOT / "docs" / "images"
     print(table(found))
     counts = ", ".join(f"{len(bank):,}" for bank in tests.values())
-    note = (f"Accuracy in % over images, and in brackets the mean over classes with its 95 % interval; {counts} images. Names "
-            f"exchanged: mean of {PERMUTATIONS} permutations. Weights {backbone.weights_id[:16]}; commit "
-            f"{provenance.commit()}, {json.dumps(provenance.versions())}")
+    note = (f"Accuracy in % over images, and in brackets the mean over classes with its 95 % interval; {counts} images. "
+            f"Names exchanged: mean of {PERMUTATIONS} permutations; 1 shot: {EPISODES:,} episodes, equal queries a class. "
+            f"Weights {backbone.weights_id[:16]}; commit {provenance.commit()}, {json.dumps(provenance.versions())}")
     write_atomically(results / "name_tower.md", f"{table(found)}\n\n{note}\n".encode())
     write_atomically(results / "name_tower.csv", found.to_csv(index=False, float_format="%.6g").encode())
     write_atomically(pictures / "name_tower.png", picture(joint["24 test classes"]))

@@ -96,12 +96,17 @@ def with_projection(episodes: Episodes) -> Episodes:
     return episodes.replace(projection=projection.expand(len(episodes), -1, -1))
 
 
+def sentences_near(text: torch.Tensor, count: int) -> torch.Tensor:
+    """[E, N, count, D] vectors around texts [E, N, D], not of unit length, where a method takes several of each class."""
+    return torch.stack([text + 0.5 * text.roll(by, -1) for by in range(count)], 2)
+
+
 PREPARED = {"auxiliary": with_auxiliary, "projection": with_projection}
 
 
 def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
-    """The episodes as the official program got them: as many and with as many queries, with the support in the order and
-    with the scale of logits that were stored, if any, and prepared as is said there."""
+    """The episodes as the official program got them: as many and with as many queries, with the support in the order, the
+    scale of logits and as many sentences of each class as were stored, if any, and prepared as is said there."""
     if "known_classes" in outputs:
         return with_known_scores(episodes, int(outputs["known_classes"][0]))
     if "prepared" in outputs:
@@ -109,6 +114,8 @@ def as_given(episodes: Episodes, outputs: dict[str, np.ndarray]) -> Episodes:
     episodes = episodes[: len(outputs["preds"])]
     if (queries := outputs["preds"].shape[1]) < episodes.query.shape[1]:
         episodes = episodes.replace(query=episodes.query[:, :queries])
+    if "sentences" in outputs:
+        episodes = episodes.replace(prompts=sentences_near(episodes.text, int(outputs["sentences"][0])))
     if "logit_scale" in outputs:
         episodes = episodes.replace(logit_scale=outputs["logit_scale"].item())
     order = outputs.get("support_order")

@@ -47,18 +47,18 @@ def known_classes(backbone: Backbone) -> KnownClasses:
     if isinstance(network, Backbone) and network.reduce is None:
         classifier = network.classifier()
     if classifier is None:
-        raise FewshotError(f"{getattr(network, 'name', type(network).__name__)} has no text tower and brings no classifier of "
-                           "known classes, by which names could be matched to its features; choose efficientnet_lite0 with "
-                           "its ImageNet weights and without reduce, a model of timm with weights='pretrained', or "
+        raise FewshotError(f"{getattr(network, 'name', type(network).__name__)} has no text tower and brings no classifier "
+                           "of known classes, by which names could be matched to its features; choose efficientnet_lite0 "
+                           "with its ImageNet weights and without reduce, a model of timm with weights='pretrained', or "
                            "open_clip/<model>; or give the classifier as known=KnownClasses(...)")
     weight, bias = classifier
     if weight.shape[1] != network.feature_dim:
         raise FewshotError(f"the classifier of {network.name} takes {weight.shape[1]} features, and it makes "
                            f"{network.feature_dim}; choose another model, or leave out the option that changes them")
     if len(weight) != 1000:
-        raise FewshotError(f"the classifier of {network.name} knows {len(weight):,} classes, and only the names of the 1,000 "
-                           "of ImageNet-1k are known here; choose a model trained on these, or give the names with the "
-                           "classifier as known=KnownClasses(...)")
+        raise FewshotError(f"the classifier of {network.name} knows {len(weight):,} classes, and only the names of the "
+                           "1,000 of ImageNet-1k are known here; choose a model trained on these, or give the names with "
+                           "the classifier as known=KnownClasses(...)")
     return KnownClasses(imagenet_names(), weight, bias)
 
 

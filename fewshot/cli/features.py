@@ -69,9 +69,14 @@ def embed(context: typer.Context, out: Annotated[Path, typer.Option(help="file t
     if tower is not None and extraction.text_space == "joint":
         if extraction.base_features is not None:
             base = FeatureBank.load(extraction.base_features)
+        elif asked.split == "train":
+            base = extracted(images)
         else:
-            base = extracted(images if asked.split == "train" else load_dataset(asked.dataset, "train", root=root,
-                                                                                **asked.data_options))
+            try:
+                base = extracted(load_dataset(asked.dataset, "train", root=root, **asked.data_options))
+            except FewshotError as error:
+                raise FewshotError("names are matched to features minus the mean of base images; give such as "
+                                   f"--base-features, as the split train cannot be had ({error})") from None
         say_what_is_there(context, [base])
     features = extracted(images)
     if tower is not None:

@@ -22,8 +22,8 @@ CAPTIONS = ("texts", "features")
 @METHODS.register("caps_adapter")
 @dataclass(frozen=True)
 class CapSAdapter(TipX):
-    """The votes of `tip_x` come from keys (1 - delta) x_i + delta c_i of the support, for unit features x_i of an image and c_i
-    of its caption; keys are not made unit length again. The third term compares images alone. delta=0 is `tip_x`.
+    """The votes of `tip_x` come from keys (1 - delta) x_i + delta c_i of the support, for unit features x_i of an image and
+    c_i of its caption; keys are not made unit length again. The third term compares images alone. delta=0 is `tip_x`.
 
     delta        share of the captions; the official program searches 0, 0.1 .. 1 together with the grid of `tip_x`
     captions     "features": the second half of the features of each item is that of its caption, read by the model of

@@ -95,17 +95,19 @@ class Cosoc(Method):
 
     def _scores(self, query: Tensor, vectors: Tensor) -> Tensor:
         """[E, Q, N] for crops [E, Q, V, D] of the queries and vectors [E, N, V, D] of the classes."""
-        cosines = torch.einsum("eqvd,enwd->eqnwv", query, vectors)
+        cosines = torch.einsum("eqvd,enwd->eqnwv", query, vectors).contiguous()  # each round reads it by query and class
         if self.variant == "official":
             return self._first_and_diagonal(cosines)
         total = torch.zeros_like(cosines[..., 0, 0])
         for number in range(self.crops):
             best, place = cosines.flatten(3).max(-1)  # [E, Q, N]
             total = total + self.beta**number * best.relu()
+            if number == self.crops - 1:
+                break
             row, column = (place // self.crops, place % self.crops)
             steps = torch.arange(self.crops, device=query.device)
             gone = (steps == row.unsqueeze(-1)).unsqueeze(-1) | (steps == column.unsqueeze(-1)).unsqueeze(-2)
-            cosines = cosines.masked_fill(gone, float("-inf"))
+            cosines.masked_fill_(gone, float("-inf"))
         return total
 
     def _first_and_diagonal(self, cosines: Tensor) -> Tensor:

@@ -34,12 +34,14 @@ class GDA(GridMethod):
     With one shot in every class there is no covariance: P is 0, as the pseudo-inverse of the program, and the logits are
     those of `zero_shot` plus a constant (all equal with text_scale=0). Classes of one shot beside others are fine.
 
-    The pseudo-inverse is that of a regular matrix, solved here in the smaller of the dimensions S and D. Deviations: none;
-    the ten augmented views of every support image of the paper are items of the support.
+    The pseudo-inverse is that of a regular matrix, solved here in the smaller of the dimensions S and D. Deviations: the
+    ten augmented views of every support image of the paper are items of the support; new classes without images (`transfer`)
+    are those of their texts, where the paper makes up statistics from near support items.
     """
 
     paper = "Wang et al. 2024 (GDA), arXiv:2402.04087; mrflogs/ICLR24"
     needs_text = True
+    searched_grid = {"alpha": tuple(10.0**power for power in range(-4, 3))}
     multipliers = ("alpha",)
 
     alpha: float = 1.0
@@ -87,8 +89,8 @@ def _precision_times(centred: Tensor, means: Tensor) -> Tensor:
     rows, columns = centred, centred.transpose(1, 2)
     squares = rows @ columns if items <= dim else columns @ rows
     squares.diagonal(dim1=1, dim2=2).add_(shrinkage.squeeze(-1))
-    # A Cholesky factor takes longer: torch clears its other half against the order of the memory. The transpose is the same
-    # matrix, in the order in which it is factorised.
+    # A Cholesky factor takes longer where D is a power of two, as in most models: torch clears its other half column by
+    # column. The transpose is the same matrix, in the order in which it is factorised.
     squares = squares.transpose(1, 2)
     if items <= dim:  # Woodbury: (C'C + tI)^-1 = (I - C' (CC' + tI)^-1 C) / t
         solved = (means - torch.linalg.solve(squares, rows @ means.transpose(1, 2)).transpose(1, 2) @ rows) / shrinkage

@@ -21,16 +21,17 @@ from fewshot.methods.contract import METHODS, IterativeMethod, Method, Refinemen
 @METHODS.register("label_shift")
 @dataclass(frozen=True, eq=False)
 class LabelShift(IterativeMethod):
-    """The logits of `method` plus the logarithm of what the frequencies of the classes are worth. Frequencies w [N] are those
-    of maximum likelihood given p = softmax(logits / temperature), by EM from equal ones:
+    """The logits of `method` plus the logarithm of the frequencies of the classes. These, w [N], are of maximum likelihood
+    given p = softmax(logits / temperature), by EM from equal ones:
 
         r_qn = w_n p_qn / sum_m w_m p_qm,    w_n = (sum_q r_qn + pseudo_count) / (Q + N pseudo_count)
 
     The answer is logits / temperature + log(N w).
 
     That p is right for equal frequencies is taken for granted: of logits that are too sharp or too flat the frequencies are
-    wrong, and where classes are in truth equally frequent the correction can only cost, the more the fewer the queries. `temperature` makes p right, chosen
-    on validation classes (`fewshot tune`). The likelihood is concave in w: EM finds its only maximum.
+    wrong, and where classes are in truth equally frequent the correction can only cost, the more the fewer the queries.
+    `temperature` makes p right on average, chosen on validation classes (`fewshot.choose_decisions(...).temperature`). The
+    likelihood is concave in w: EM finds its maximum.
 
     method       name of a registered method on features;  parameters: its hyper-parameters
     temperature  divides its logits

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewshot.core.checked import check_at_least, check_number, check_positive
 from fewshot.core.seeding import derived_seed
 from fewshot.episodes.types import Episodes
-from fewshot.methods.bases.grid import GridMethod
+from fewshot.methods.bases.grid import GridMethod, linear
 from fewshot.methods.contract import METHODS
 from fewshot.ops.adam import Adam, cosine_rate
 from fewshot.ops.distances import before_unit, l2_normalise, nonzero
@@ -56,7 +56,7 @@ class LFA(GridMethod):
 
     beta            1 is `zero_shot` (without steps). 0.85 is the default of the official function; the program
                     searches 25 values from 0 to 1, on splits of the support
-    steps           of the refinement; 0 leaves W as it starts
+    steps           of the refinement, which moves D^2 numbers for each episode; 0 leaves W as it starts
     learning_rate   falls along a cosine to 1e-7;  weight_decay: of AdamW, towards 0
     neighbours      k; the class itself counts among them, with a loss of 0
     batch           share of the support in each step
@@ -71,11 +71,13 @@ class LFA(GridMethod):
     its SVD returns, which changes no prediction without steps, as it only changes the length of W' q.
 
     Deviations: the official logits are cosines, as if the model had a scale of 1. Five crops of each image are items of the
-    support. Refined logits carry no gradient.
+    support. New classes (`transfer`) are seen through the same W, not through a running mean of it. Refined logits carry no
+    gradient.
     """
 
     paper = "Ouali et al. 2023 (LFA), arXiv:2304.01752; saic-fi/LFA"
     needs_text = True
+    searched_grid = {"beta": linear(0, 1, 25)}
 
     beta: float = 0.85
     steps: int = 200
@@ -105,7 +107,14 @@ class LFA(GridMethod):
         return True  # two decompositions, and refinement
 
     def shared(self, episodes: Episodes) -> _Moved:
-        query, texts = l2_normalise(episodes.query), unit_texts(episodes)
+        return self._moved(episodes, l2_normalise(episodes.query), unit_texts(episodes))
+
+    def transfer(self, episodes: Episodes, query: Tensor, text: Tensor) -> Tensor:
+        """By the map of the support, which moves features of other classes, too."""
+        return self.combined(self.parts(self._moved(episodes, l2_normalise(query), l2_normalise(text.to(query.dtype)))))
+
+    def _moved(self, episodes: Episodes, query: Tensor, texts: Tensor) -> _Moved:
+        """Unit vectors query [E, Q, D] by the map of the support of `episodes`, beside unit vectors texts [E, M, D]."""
         basis, turn = rotation(episodes)
         if self.steps:
             moved = query @ self._refined(episodes, basis, turn) - query

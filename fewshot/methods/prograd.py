@@ -38,11 +38,12 @@ class ProGrad(Method):
     conflict        lambda, 1 in the paper
     temperature     divides the logits of both sides of the divergence; 1 in the paper
     text_scale      multiplies the logits of the zero-shot head; 0 keeps to uniform probabilities instead, without any text
-    steps, learning_rate   of gradient descent on the whole support; the learning rate follows half a cosine
+    steps, learning_rate   of gradient descent on the whole support: the first step is learning_rate * ways long, times the
+                    gradient, and the next ones follow half a cosine. In units of logits the mean loss of balanced classes
+                    has a curvature of about 2 / ways, whatever the scale of the model
 
     Deviations: the paper learns the prompts of CoOp, and applies its rule to each tensor of parameters; here there is
-    one, the head of an episode. Gradient descent has no momentum, which would add steps that the rule did not see. In units
-    of logits the loss has a curvature of at most 1, whatever the scale of the model, and a learning rate of 1 is safe.
+    one, the head of an episode. Gradient descent has no momentum, which would add steps that the rule did not see.
     """
 
     paper = "Zhu et al. 2023 (ProGrad), arXiv:2205.14865; BeierZhu/Prompt-align"
@@ -71,7 +72,8 @@ class ProGrad(Method):
         for step in range(self.steps):
             wanted = head_gradient(head, points, targets, weights)
             kept = head_gradient(head, cooled, zero_shot, weights)
-            head = head - cosine_rate(self.learning_rate, step, self.steps) * without_conflict(wanted, kept, self.conflict)
+            rate = cosine_rate(self.learning_rate * episodes.ways, step, self.steps)
+            head = head - rate * without_conflict(wanted, kept, self.conflict)
         return head
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from fewshot.core.checked import check_at_least, check_positive
 from fewshot.core.errors import FewshotError
 from fewshot.episodes.types import Episodes
-from fewshot.methods.bases.grid import GridMethod
+from fewshot.methods.bases.grid import GridMethod, linear
 from fewshot.methods.contract import METHODS
 from fewshot.ops.distances import l2_normalise
 from fewshot.ops.prototypes import one_hot
@@ -58,6 +58,7 @@ class ProKeR(GridMethod):
 
     paper = "Bendou et al. 2025 (ProKeR), arXiv:2501.11175; omarnust/BReg-Adapter (a mirror)"
     needs_text = True
+    searched_grid = {"beta": linear(0.5, 3, 20), "ridge": linear(0.001, 1, 10)}
 
     beta: float = 1.5
     ridge: float = 0.05
@@ -98,6 +99,5 @@ class ProKeR(GridMethod):
                                    f"least {items / _CONDITION[torch.float64]:.1g}, or take zero_shot")
             kernel, residuals = kernel.double(), residuals.double()
         kernel = kernel + self.ridge * torch.eye(items, dtype=kernel.dtype, device=kernel.device)
-        # A Cholesky factor takes longer: torch clears its other half against the order of the memory. The transpose is the
-        # same matrix, in the order in which it is factorised.
+        # The transpose is the same matrix, in the order in which it is factorised.
         return self.ridge * torch.linalg.solve(kernel.transpose(1, 2), residuals).to(shared.residuals.dtype)

@@ -74,7 +74,8 @@ def _projection(episodes: Episodes) -> Tensor:
     expected = (len(episodes), episodes.query.shape[-1] + 1)
     if episodes.projection is None:
         raise FewshotError("prolip trains the model's projection into the space of its texts, and these episodes have none; "
-                           "make a bank of features from before it, with texts=ClassTexts(..., projection=[P + 1, D])")
+                           "make a bank of features from before it (`fewshot embed ... --templates --backbone-option "
+                           "pre_projection=True`, or texts=ClassTexts(..., projection=[P + 1, D]))")
     if episodes.projection.shape[:2] != expected:
         raise FewshotError(f"projection has shape {tuple(episodes.projection.shape)} for features of {expected[1] - 1} "
                            f"channels; prolip takes those from before the projection, with projection [E, {expected[1]}, D]")

@@ -54,6 +54,8 @@ class ProtoCLIP(GridMethod):
 
     paper = "Jaykumar P et al. 2023 (Proto-CLIP), arXiv:2307.03073; IRVLUTD/Proto-CLIP"
     needs_text = True
+    searched_grid = {"alpha": tuple(step / 10 for step in range(11)),
+                     "beta": (*(step / 10 for step in range(1, 10)), *map(float, range(1, 21)))}
 
     alpha: float = 0.5
     beta: float = 12.0

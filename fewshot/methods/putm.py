@@ -22,7 +22,8 @@ VARIANTS = ("sane", "official")
 HIDDEN = (128, 64)
 SLOPE = 0.01  # of the leaky ReLU
 OFFICIAL_TASKS = 1000
-_BYTES = 10 << 20  # of a layer's inputs and outputs, for episodes trained side by side: more would not stay in the caches
+_BYTES = 10 << 20  # of a layer's inputs and outputs, for what is trained side by side: more would not stay in the caches
+_MOST_BYTES = 1 << 28  # of those of an episode whose queries are not cut into blocks
 
 
 @METHODS.register("putm")
@@ -95,21 +96,25 @@ class PUTM(IterativeMethod):
         episodes = (to_span if self.variant == "official" else _to_principal_axes)(episodes)
         episodes = episodes.with_features(l2_normalise)
         queries, dim = episodes.query.shape[1:]
-        size = max(1, _BYTES // (episodes.query.element_size() * queries * episodes.ways * (dim + 2 * sum(HIDDEN))))
-        logits, means, traces = zip(*(self._move(episodes[i : i + size], step_size, history)
+        of_query = episodes.query.element_size() * episodes.ways * (dim + 2 * sum(HIDDEN))
+        size = max(1, _BYTES // (of_query * queries))
+        block = queries if of_query * queries <= _MOST_BYTES else max(1, _BYTES // of_query)
+        logits, means, traces = zip(*(self._move(episodes[i : i + size], step_size, block, history)
                                       for i in range(0, len(episodes), size)), strict=True)
         trace = [torch.cat(step) for step in zip(*traces, strict=True)]
         return Refinement.of_fixed_steps(torch.cat(logits).to(dtype), torch.cat(means), self.outer, trace or None,
                                          episodes if history else None)
 
-    def _move(self, episodes: Episodes, step_size: float, history: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Logits, prototypes and with `history` those of every round, of episodes whose features are ready."""
+    def _move(self, episodes: Episodes, step_size: float, block: int,
+              history: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Logits, prototypes and with `history` those of every round, of episodes whose features are ready; `block` queries
+        pass through the network at a time."""
         query = episodes.query
         labels = one_hot(episodes.support_labels, episodes.ways, query.dtype)
         support_sums, support_counts = labels.transpose(1, 2) @ episodes.support, labels.sum(1)
         rho, balance, target = self._balance(query, episodes.ways)
         means, trace = prototypes(episodes), []
-        network = _Navigator(self._weights(query), query.shape[1] * episodes.ways, self.learning_rate)
+        network = _Navigator(self._weights(query), block * episodes.ways, self.learning_rate)
         for _ in range(self.outer):
             forward = network.train(query, means, self.inner, rho, balance, target).softmax(-1)
             estimate = torch.baddbmm(support_sums, forward.transpose(1, 2), query)
@@ -142,11 +147,13 @@ class PUTM(IterativeMethod):
 class _Navigator:
     """E three-layer networks trained side by side, with hand-written gradients.
 
-    Every step writes into the same memory: fresh arrays of this size would have to be mapped anew each time.
+    Every step writes into the same memory: fresh arrays of this size would have to be mapped anew each time. Where the
+    queries of an episode take several blocks, a block passes through the network twice in a step: for the scores, all of
+    which the objective needs, and for the gradients.
     """
 
     def __init__(self, parameters: list[Tensor], rows: int, learning_rate: float):
-        """`rows` = Q N, the inputs of each network."""
+        """`rows` = q N, the inputs of each network for a block of q queries."""
         flat = torch.cat([p.flatten() for p in parameters])  # Adam takes all weights in one piece
         self.adam, self.gradient = Adam([flat], learning_rate, betas=(0.5, 0.99)), torch.empty_like(flat)
         self.parameters, self.gradients = (_views(each, parameters) for each in (flat, self.gradient))
@@ -154,25 +161,53 @@ class _Navigator:
 
     def train(self, query: Tensor, means: Tensor, steps: int, rho: float, balance: float, target: Tensor) -> Tensor:
         """Take `steps` Adam steps; returns the scores -d [E, Q, N] before the last one."""
-        x = (query.unsqueeze(2) - means.unsqueeze(1)).square_().flatten(1, 2)  # [E, QN, D]
         cost = squared_euclidean(query, means)  # [E, Q, N]
-        weight1, bias1, weight2, bias2, weight3 = self.parameters
-        by_weight1, by_bias1, by_weight2, by_bias2, by_weight3 = self.gradients
-        (hidden1, hidden2), (back1, back2) = self.hidden, self.back
+        size = self.hidden[0].shape[1] // means.shape[1]
+        blocks = query.split(size, 1)
+        x = _squared_differences(blocks[0], means)
         for _ in range(steps):
-            torch.nn.functional.leaky_relu_(torch.baddbmm(bias1, x, weight1, out=hidden1), SLOPE)
-            torch.nn.functional.leaky_relu_(torch.baddbmm(bias2, hidden1, weight2, out=hidden2), SLOPE)
-            scores = (hidden2 @ weight3).neg_().view_as(cost)
-            out = _score_gradient(scores, cost, rho, balance, target).flatten(1).unsqueeze(-1).neg_()  # [E, QN, 1]
-            _through_relu(torch.mul(out, weight3.transpose(1, 2), out=back2), hidden2)
-            _through_relu(torch.bmm(back2, weight2.transpose(1, 2), out=back1), hidden1)
-            torch.bmm(x.transpose(1, 2), back1, out=by_weight1)
-            torch.sum(back1, 1, keepdim=True, out=by_bias1)
-            torch.bmm(hidden1.transpose(1, 2), back2, out=by_weight2)
-            torch.sum(back2, 1, keepdim=True, out=by_bias2)
-            torch.bmm(hidden2.transpose(1, 2), out, out=by_weight3)
+            parts = [self._scores(x)]
+            if len(blocks) > 1:
+                parts += [self._scores(_squared_differences(block, means)) for block in blocks[1:]]
+                self._scores(x)
+            scores = torch.cat(parts, 1).view_as(cost)
+            out = _score_gradient(scores, cost, rho, balance, target).neg_().split(size, 1)
+            self.gradient.zero_()
+            self._add_gradient(x, out[0])
+            for block, of_block in zip(blocks[1:], out[1:], strict=True):
+                again = _squared_differences(block, means)
+                self._scores(again)
+                self._add_gradient(again, of_block)
             self.adam.step([self.gradient])
         return scores
+
+    def _scores(self, x: Tensor) -> Tensor:
+        """-d [E, qN, 1] of x [E, qN, D]; what the hidden layers put out is left in `hidden`."""
+        weight1, bias1, weight2, bias2, weight3 = self.parameters
+        hidden1, hidden2 = (hidden[:, : x.shape[1]] for hidden in self.hidden)
+        torch.nn.functional.leaky_relu_(torch.baddbmm(bias1, x, weight1, out=hidden1), SLOPE)
+        torch.nn.functional.leaky_relu_(torch.baddbmm(bias2, hidden1, weight2, out=hidden2), SLOPE)
+        return (hidden2 @ weight3).neg_()
+
+    def _add_gradient(self, x: Tensor, by_distance: Tensor) -> None:
+        """Add the gradient with respect to the parameters, from that with respect to the distances d [E, q, N] of x
+        [E, qN, D], whose scores were the last to be computed."""
+        _, _, weight2, _, weight3 = self.parameters
+        by_weight1, by_bias1, by_weight2, by_bias2, by_weight3 = self.gradients
+        hidden1, hidden2, back1, back2 = (values[:, : x.shape[1]] for values in (*self.hidden, *self.back))
+        out = by_distance.flatten(1).unsqueeze(-1)  # [E, qN, 1]
+        _through_relu(torch.mul(out, weight3.transpose(1, 2), out=back2), hidden2)
+        _through_relu(torch.bmm(back2, weight2.transpose(1, 2), out=back1), hidden1)
+        by_weight1.baddbmm_(x.transpose(1, 2), back1)
+        by_bias1.add_(back1.sum(1, keepdim=True))
+        by_weight2.baddbmm_(hidden1.transpose(1, 2), back2)
+        by_bias2.add_(back2.sum(1, keepdim=True))
+        by_weight3.baddbmm_(hidden2.transpose(1, 2), out)
+
+
+def _squared_differences(query: Tensor, means: Tensor) -> Tensor:
+    """(z_q - w_n)^2 [E, QN, D], elementwise."""
+    return (query.unsqueeze(2) - means.unsqueeze(1)).square_().flatten(1, 2)
 
 
 def _views(flat: Tensor, like: list[Tensor]) -> list[Tensor]:

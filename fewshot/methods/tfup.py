@@ -31,8 +31,9 @@ class TFUP(Method):
     share        m = share * Q / N queries a class, rounded down, but at least `least` and at most `most` (0.3, 9, 16)
     text_scale   weight of the text logits in the sum; at 0 the cache alone answers, which the texts have chosen
 
-    Deviations: m is at most Q / N, as with 2m queries or fewer in all every class would keep the same ones. The program scales
-    KL to mean 0 and variance 1 first, which the scaling to [0, 1] undoes, and keeps it in half precision. TFUP-T, which trains adapters of both sides on augmented images, is not part of this.
+    Deviations: m is at most Q / N, as with 2m queries or fewer in all every class would keep the same ones. The program
+    scales KL to mean 0 and variance 1 first, which the scaling to [0, 1] undoes, and keeps it in half precision. TFUP-T,
+    which trains adapters of both sides on augmented images, is not part of this.
     """
 
     paper = "Long et al. 2024 (TFUP), arXiv:2404.16339; wlb12345/TFUP"

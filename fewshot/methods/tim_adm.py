@@ -58,12 +58,15 @@ class TIMADM(IterativeMethod):
         weight = points.new_full((shots + queries,), shots / queries)
         weight[:shots] = self.cross_entropy / (1 + self.conditional)
         means = prototypes(episodes)
+        target = torch.cat([labels, labels.new_empty(*labels.shape[:2], queries)], dim=2) * weight
+        of_query = target[..., shots:]
         trace = [means]
         for _ in range(self.iterations):
             p = soft_assignments(points, means, self.scale)  # [E, N, S + Q]
-            target = torch.cat([labels, self._assignments(p[..., shots:])], dim=2) * weight
+            torch.mul(self._assignments(p[..., shots:]), weight[shots:], out=of_query)
             p *= weight
-            moved = torch.baddbmm(means * p.sum(2, keepdim=True), target - p, points)
+            at_means = means * p.sum(2, keepdim=True)
+            moved = torch.baddbmm(at_means, torch.sub(target, p, out=p), points)
             means = moved / target.sum(2, keepdim=True)
             if history:
                 trace.append(means)
@@ -76,4 +79,4 @@ class TIMADM(IterativeMethod):
         sharp = p.pow(1 + self.conditional)
         totals = sharp.sum(2, keepdim=True).clamp_min(torch.finfo(p.dtype).tiny)
         sharp *= totals.pow(-self.marginal / (1 + self.marginal))
-        return sharp / sharp.sum(1, keepdim=True)
+        return sharp.div_(sharp.sum(1, keepdim=True))

@@ -19,6 +19,19 @@ from fewshot.ops.prototypes import class_sums
 from fewshot.ops.text import unit_texts
 
 
+@dataclass(frozen=True, eq=False)
+class _Beliefs:
+    """What the texts say of items: p [E, ., N], and its logarithm less what is the same for all items."""
+
+    p: Tensor
+    logs: Tensor
+
+    @property
+    def own(self) -> Tensor:
+        """sum_n p_n logs_n [E, 1, .]."""
+        return (self.p * self.logs).sum(-1).unsqueeze(1)
+
+
 @METHODS.register("tip_x")
 @dataclass(frozen=True)
 class TipX(GridMethod):
@@ -82,9 +95,13 @@ class TipX(GridMethod):
         if self.text_scale == 0:
             return cache, torch.zeros_like(cache.text)
         texts = unit_texts(episodes).transpose(1, 2)
-        of_support, of_query = ((self.scores(x, texts) / self.temperature).log_softmax(-1) for x in (support, query))
-        term = self._official if self.variant == "official" else _nearness
-        return cache, term(cache, support, of_support, of_query)
+        logs = [(self.scores(x, texts) / self.temperature).log_softmax(-1) for x in (support, query)]
+        # Divergences of close distributions are small differences: what they have in common is left out of them.
+        common = logs[0].mean(1, keepdim=True)
+        of_support, of_query = (_Beliefs(each.exp(), each - common) for each in logs)
+        if self.variant == "official":
+            return cache, self._official(cache, of_support, of_query)
+        return cache, _nearness(cache, support, of_support, of_query)
 
     def parts(self, shared: tuple[KeyCache, Tensor]) -> tuple[Tensor, ...]:
         cache, term = shared
@@ -94,13 +111,14 @@ class TipX(GridMethod):
         """[E, A, N] what p_x is made of, for unit points [E, A, D] and texts [E, D, N]."""
         return points @ texts
 
-    def _official(self, cache: KeyCache, support: Tensor, of_support: Tensor, of_query: Tensor) -> Tensor:
+    def _official(self, cache: KeyCache, of_support: _Beliefs, of_query: _Beliefs) -> Tensor:
         """The third term [E, N, Q] as the official program has it."""
-        whole = of_query.shape[1] // self.block * self.block
+        queries = of_query.p.shape[1]
+        whole = queries // self.block * self.block
         if not whole:
-            raise FewshotError(f"{of_query.shape[1]} queries; the official program compares blocks of {self.block} and "
-                               "would divide 0 by 0: give more, or take variant='plain'")
-        far = _divergences(of_query, of_support)  # [E, S, Q]
+            raise FewshotError(f"{queries} queries; the official program compares blocks of {self.block} and would divide 0 "
+                               "by 0: give more, or take another variant")
+        far = _divergences(of_query, of_support)
         far[:, :, whole:] = 0
         low, high = far.amin((1, 2), keepdim=True), far.amax((1, 2), keepdim=True)
         cosines = 1 - cache.distances
@@ -110,19 +128,16 @@ class TipX(GridMethod):
         return class_sums(-scaled, cache.labels, cache.ways)[0]
 
 
-def _nearness(cache: KeyCache, support: Tensor, of_support: Tensor, of_query: Tensor) -> Tensor:
-    """[E, N, Q] sum over the support i of each class of 1 - s KL(p_q || p_i), from log p [E, ., N]."""
+def _nearness(cache: KeyCache, support: Tensor, of_support: _Beliefs, of_query: _Beliefs) -> Tensor:
+    """[E, N, Q] sum over the support i of each class of 1 - s KL(p_q || p_i)."""
     reach = 1 - (support @ support.transpose(1, 2)).amin((1, 2), keepdim=True)
     scale = reach / nonzero(_divergences(of_support, of_support).amax((1, 2), keepdim=True))
     # The divergence is linear in log p_i: it is summed over a class before it meets the queries.
-    logs, counts = class_sums(of_support, cache.labels, cache.ways)  # [E, N, N] class by its text, [E, N]
-    p = of_query.exp()
-    entropies = (p * of_query).sum(-1).unsqueeze(1)  # [E, 1, Q] negative
-    far = counts.unsqueeze(-1) * entropies - logs @ p.transpose(1, 2)
-    return counts.unsqueeze(-1) - scale * far
+    logs, counts = class_sums(of_support.logs, cache.labels, cache.ways)  # [E, N, N] class by text, [E, N]
+    counts = counts.unsqueeze(-1)
+    return counts - scale * (counts * of_query.own - logs @ of_query.p.transpose(1, 2))
 
 
-def _divergences(of_query: Tensor, of_support: Tensor) -> Tensor:
-    """KL(p_q || p_i) [E, S, Q] from log p [E, Q, N] and [E, S, N]; never negative."""
-    p = of_query.exp()
-    return ((p * of_query).sum(-1).unsqueeze(1) - of_support @ p.transpose(1, 2)).clamp_min(0)
+def _divergences(of_query: _Beliefs, of_support: _Beliefs) -> Tensor:
+    """KL(p_q || p_i) [E, S, Q], never negative."""
+    return (of_query.own - of_support.logs @ of_query.p.transpose(1, 2)).clamp_min(0)

@@ -123,7 +123,7 @@ class _Graph:
         self._nearest, self._cosines = (torch.cat([part[field][..., :count] for part in parts], 1) for field in (0, 1))
 
     def pull(self, z: Tensor) -> Tensor:
-        """(W^T z + W z) / (2 neighbours) [E, Q, N] of the queries, W with a row for each point and a column for each query."""
+        """(W^T z + W z) / (2 neighbours) [E, Q, N] of the queries; W has a row for each point, a column for each query."""
         whole, queries, pulled = torch.cat([z, self._labels], 1), z.shape[1], torch.zeros_like(z)
         for place, cosine in zip(self._nearest.unbind(-1), self._cosines.unbind(-1), strict=True):
             at, cosine = place.unsqueeze(-1).expand(-1, -1, z.shape[2]), cosine.unsqueeze(-1)

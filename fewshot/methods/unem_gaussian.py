@@ -89,7 +89,7 @@ class UNEMGaussian(UnrolledEM):
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         moments = shifted_moments(episodes)
         scale = softplus(self.scale).to(moments.query)
-        statistics = GaussianStatistics.of(moments.query, moments.sums, moments.counts).scaled(scale.square())
+        statistics = GaussianStatistics.of(moments.query, moments.sums, moments.counts).scaled(scale)
         logits, visited = gaussian_em(statistics, *self.schedule(moments.query), history)
         path = [scale * moments.centroids(u) for u in visited]
         return Refinement.of_fixed_steps(logits.transpose(1, 2), path[-1], self.layers, path if history else None,

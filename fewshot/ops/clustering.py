@@ -1,8 +1,8 @@
 """Clustering of support and queries together, started from the class means: K-means, K-modes and their Laplacian forms.
 
 Everything here depends on the points through their inner products alone. Centres are therefore kept as weights
-[E, N, P] over the P points, and no step of the iteration touches the D feature dimensions; K-means of more points than
-that pays for works on the points themselves.
+[E, N, P] over the P points, and no step of the iteration touches the D feature dimensions. Of more points than that pays
+for, the points themselves are kept, and the edges of their graph: no array has P^2 numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from fewshot.core.checked import check_at_least, check_choice
 from fewshot.core.errors import FewshotError
 from fewshot.ops.class_reductions import best_class
-from fewshot.ops.graphs import bound_updates, centred_gram, knn_affinity, squared_distances
+from fewshot.ops.graphs import Neighbours, bound_updates, centred_gram, knn_affinity, nearest_others, squared_distances
 from fewshot.ops.prototypes import one_hot
 
 CENTRES = ("mean", "mode")
@@ -81,17 +81,16 @@ def cluster(points: Tensor, support_labels: Tensor, ways: int, options: Clusteri
     """
     episodes, total, dtype = len(points), points.shape[1], points.dtype
     plain = options.centres == "mean" and not options.laplacian_weight
-    inner = _Inner(points, by_pairs=not plain or total <= 2 * points.shape[2])
-    gram = inner.gram
+    inner = _Inner(points)
     truth = one_hot(support_labels, ways, dtype).transpose(1, 2)  # [E, N, S]
     shots = support_labels.shape[1]
     weights = torch.zeros(episodes, ways, total, dtype=dtype, device=points.device)
     weights[..., :shots] = truth / truth.sum(-1, keepdim=True)
     scores = _centre_distances(weights, inner).neg_()  # [E, N, P]
     members = _members(scores, truth, True)
-    distances = None if gram is None or plain else squared_distances(gram)
-    affinity = _affinity(distances, options)
-    spread = _twice_variance(points, distances, affinity, options)  # [E, 1, 1]
+    distances = None if inner.gram is None or plain else squared_distances(inner.gram)
+    affinity = _affinity(inner, distances, options)
+    spread = _twice_variance(inner, distances, affinity, options)  # [E, 1, 1]
 
     final_scores, final_weights = scores.clone(), weights.clone()
     iterations = torch.full((episodes,), options.max_iterations, device=points.device)
@@ -104,8 +103,7 @@ def cluster(points: Tensor, support_labels: Tensor, ways: int, options: Clusteri
             unary = _centre_distances(weights, inner)
             scores = -unary
         else:
-            assert gram is not None, "kept for everything but plain K-means"
-            weights = _mean_shift(weights, members, gram, spread, options)
+            weights = _mean_shift(weights, members, inner, spread, options)
             scores = -_centre_distances(weights, inner) / spread
             unary = -scores.exp()
         soft = None
@@ -133,7 +131,6 @@ def cluster(points: Tensor, support_labels: Tensor, ways: int, options: Clusteri
             alive, weights, members, truth, spread, previous = (
                 x[keep] for x in (alive, weights, members, truth, spread, previous))
             inner = inner[keep]
-            gram = inner.gram
             affinity = None if affinity is None else affinity[keep]
             if not len(alive):
                 break
@@ -143,33 +140,31 @@ def cluster(points: Tensor, support_labels: Tensor, ways: int, options: Clusteri
 class _Inner:
     """Inner products of centred points [E, P, D]: gram [E, P, P], or None where they are computed as they are needed."""
 
-    def __init__(self, points: Tensor, by_pairs: bool):
+    def __init__(self, points: Tensor):
+        by_pairs = points.shape[1] <= 2 * points.shape[2]
         self.gram = centred_gram(points) if by_pairs else None
-        self._points = points[:0] if by_pairs else points - points.mean(dim=1, keepdim=True)
+        self.points = points[:0] if by_pairs else points - points.mean(dim=1, keepdim=True)
 
     @property
     def squares(self) -> Tensor:
         """|x_i|^2 [E, P]."""
-        return self._points.square().sum(-1) if self.gram is None else self.gram.diagonal(dim1=-2, dim2=-1)
+        return self.points.square().sum(-1) if self.gram is None else self.gram.diagonal(dim1=-2, dim2=-1)
 
-    def with_centres(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """c_k . x_i [E, N, P] and |c_k|^2 [E, N, 1] of centres c = weights @ x."""
-        if self.gram is None:
-            centres = weights @ self._points
-            return centres @ self._points.transpose(1, 2), centres.square().sum(-1, keepdim=True)
-        products = weights @ self.gram
-        return products, (products * weights).sum(-1, keepdim=True)
+    def with_centres(self, weights: Tensor) -> Tensor:
+        """c_k . x_i [E, N, P] of centres c = weights @ x."""
+        return (weights @ self.points) @ self.points.transpose(1, 2) if self.gram is None else weights @ self.gram
 
     def __getitem__(self, keep: Tensor) -> _Inner:
         found = object.__new__(_Inner)
         found.gram = None if self.gram is None else self.gram[keep]
-        found._points = self._points[keep] if self.gram is None else self._points
+        found.points = self.points[keep] if self.gram is None else self.points
         return found
 
 
 def _centre_distances(weights: Tensor, inner: _Inner) -> Tensor:
     """|x_i - c_k|^2 as [E, N, P] for centres c = weights @ x."""
-    products, squares = inner.with_centres(weights)
+    products = inner.with_centres(weights)
+    squares = (products * weights).sum(-1, keepdim=True)  # |c_k|^2
     return (inner.squares.unsqueeze(1) + squares).sub_(products, alpha=2).clamp_min_(0)
 
 
@@ -182,23 +177,32 @@ def _members(scores: Tensor, truth: Tensor, clamp: bool) -> Tensor:
     return members
 
 
-def _affinity(distances: Tensor | None, options: ClusteringOptions) -> Tensor | None:
-    if distances is not None and (options.laplacian_weight > 0 or (options.centres == "mode" and options.bandwidth is None)):
+def _affinity(inner: _Inner, distances: Tensor | None, options: ClusteringOptions) -> Tensor | Neighbours | None:
+    if not options.laplacian_weight and (options.centres == "mean" or options.bandwidth is not None):
+        return None
+    if distances is not None:
         return knn_affinity(distances, options.neighbours)
-    return None
+    return Neighbours(nearest_others(inner.points, options.neighbours), symmetric=False)
 
 
-def _twice_variance(points: Tensor, distances: Tensor | None, affinity: Tensor | None,
+def _twice_variance(inner: _Inner, distances: Tensor | None, affinity: Tensor | Neighbours | None,
                     options: ClusteringOptions) -> Tensor:
     """2 s^2 [E, 1, 1] of the Gaussian kernel, positive also where points coincide with all their neighbours."""
-    if affinity is None or distances is None or options.centres == "mean" or options.bandwidth is not None:
-        return points.new_full((len(points), 1, 1), 2 * (options.bandwidth or 1.0) ** 2)
-    variance = (affinity * distances).sum((1, 2)) / (5 * distances.shape[-1])
-    limits = torch.finfo(distances.dtype)
-    return (2 * variance).maximum(limits.eps * distances.mean((1, 2)) + limits.tiny).view(-1, 1, 1)
+    squares = inner.squares
+    if affinity is None or options.centres == "mean" or options.bandwidth is not None:
+        return squares.new_full((len(squares), 1, 1), 2 * (options.bandwidth or 1.0) ** 2)
+    if isinstance(affinity, Neighbours):
+        along = affinity.squared_lengths(inner.points).sum((1, 2))
+    else:
+        assert distances is not None, "made for a graph of all pairs"
+        along = (affinity * distances).sum((1, 2))
+    variance = along / (5 * squares.shape[1])
+    limits = torch.finfo(squares.dtype)
+    # The mean squared distance of centred points is twice their mean square.
+    return (2 * variance).maximum(limits.eps * 2 * squares.mean(1) + limits.tiny).view(-1, 1, 1)
 
 
-def _mean_shift(weights: Tensor, members: Tensor, gram: Tensor, spread: Tensor, options: ClusteringOptions) -> Tensor:
+def _mean_shift(weights: Tensor, members: Tensor, inner: _Inner, spread: Tensor, options: ClusteringOptions) -> Tensor:
     """Follow each centre uphill in the kernel density of its members: c <- sum_j k(x_j, c) x_j / sum_j k(x_j, c).
 
     An episode stops when none of its centres moves by more than mode_tolerance times the root mean square distance of
@@ -207,31 +211,33 @@ def _mean_shift(weights: Tensor, members: Tensor, gram: Tensor, spread: Tensor, 
     """
     found = weights.clone()
     alive = torch.arange(len(weights), device=weights.device)
-    limit = options.mode_tolerance**2 * gram.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)  # [E, 1]
-    outside = members == 0
-    products = weights @ gram
-    squares = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(1)
+    squares = inner.squares.unsqueeze(1)
+    limit = options.mode_tolerance**2 * squares.mean(-1)  # [E, 1]
+    # |x_j - c|^2 without |c|^2, which is the same for all members of a centre; members of others are infinitely far away.
+    apart = (squares / -spread).expand_as(members).masked_fill(members == 0, -torch.inf)
+    closeness = 2 / spread
+    products = inner.with_centres(weights)
     for _ in range(options.mode_iterations):
-        # Without |c|^2, which is the same for all members of a centre.
-        nearness = (2 * products - squares) / spread
-        shifted = nearness.masked_fill_(outside, -torch.inf).softmax(dim=-1)
-        shifted_products = shifted @ gram
-        step = ((shifted - weights) * (shifted_products - products)).sum(-1)  # squared length [E, N]
+        shifted = (products * closeness).add_(apart).softmax(dim=-1)
+        shifted_products = inner.with_centres(shifted)
+        step = (weights - shifted).mul_(products.sub_(shifted_products)).sum(-1)  # squared length [E, N]
         weights, products = shifted, shifted_products
         done = (step <= limit).all(-1)
         if done.any():
             found[alive[done]] = weights[done]
             keep = ~done
-            alive, weights, products, gram, squares, spread, outside, limit = (
-                x[keep] for x in (alive, weights, products, gram, squares, spread, outside, limit))
+            alive, weights, products, apart, closeness, limit = (
+                x[keep] for x in (alive, weights, products, apart, closeness, limit))
+            inner = inner[keep]
             if not len(alive):
                 break
     found[alive] = weights
     return found
 
 
-def _energy(assignment: Tensor, unary: Tensor, affinity: Tensor | None, options: ClusteringOptions) -> Tensor:
+def _energy(assignment: Tensor, unary: Tensor, affinity: Tensor | Neighbours | None, options: ClusteringOptions) -> Tensor:
     cost = assignment * unary
     if affinity is not None and options.laplacian_weight:
-        cost -= options.laplacian_weight * assignment * (assignment @ affinity.transpose(1, 2))
+        pull = affinity.pull(assignment) if isinstance(affinity, Neighbours) else assignment @ affinity.transpose(1, 2)
+        cost -= pull.mul_(assignment).mul_(options.laplacian_weight)
     return cost.sum((1, 2), dtype=torch.float64)

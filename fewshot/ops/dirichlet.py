@@ -15,6 +15,7 @@ DAMPING = 8  # real steps after each leap
 LEAP_ERROR = 2e-9  # largest estimated relative error of a leap
 SAMPLES = (25, 32, 40, 50)  # steps whose changes the first leap extrapolates
 ORDER = 5  # changes kept
+_ELEMENTS = 1 << 15  # of the rows that take their steps together: a quarter of a MiB an array
 GAUSS = 8  # quadrature points that stand for the steps of a leap
 
 
@@ -50,10 +51,16 @@ def _mm_step(a: Tensor, mean_log: Tensor) -> Tensor:
     return torch.addcmul(c, half_b, half_b).sqrt_().sub_(half_b).div_(c)
 
 
-def _plain(a: Tensor, mean_log: Tensor, steps: int) -> Tensor:
+def _advance(a: Tensor, mean_log: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Rows a [R, D] before the last of `steps` steps, and after it. Rows are independent, and so few of them at a time are
+    taken that they stay in the cache from one step to the next."""
+    size = max(1, _ELEMENTS // a.shape[1])
+    if size < len(a):
+        parts = [_advance(*part, steps) for part in zip(a.split(size), mean_log.split(size), strict=True)]
+        return torch.cat([before for before, _ in parts]), torch.cat([after for _, after in parts])
     for _ in range(steps):
-        a = _mm_step(a, mean_log)
-    return a
+        before, a = a, _mm_step(a, mean_log)
+    return before, a
 
 
 def _leaping(alpha: Tensor, mean_log: Tensor, steps: int, tolerance: float) -> tuple[Tensor, Tensor]:
@@ -81,11 +88,15 @@ def _leaping(alpha: Tensor, mean_log: Tensor, steps: int, tolerance: float) -> t
             skipped = 0
         else:
             a = _leap(a, y, taken, skipped, times, changes)
-        for step in range(taken + skipped, taken + length):
-            before, a = a, _mm_step(a, y)
-            if taken == 0 and step in SAMPLES[:-1]:
-                times.append(step)
+        step = taken + skipped
+        for sample in SAMPLES[:-1]:
+            if taken == 0 and sample < length:
+                before, a = _advance(a, y, sample + 1 - step)
+                times.append(sample)
                 changes.append(a - before)
+                step = sample + 1
+        if step < taken + length:
+            before, a = _advance(a, y, taken + length - step)
         taken += length
         change = a - before
         times, changes = [*times, taken - 1][-ORDER:], [*changes, change][-ORDER:]
@@ -122,7 +133,7 @@ def _leap(a: Tensor, mean_log: Tensor, start: int, length: int, times: list[int]
     smooth = (error / a).amax(1) < LEAP_ERROR  # False for NaN
     if not smooth.all():
         rough = ~smooth
-        moved[rough] = _plain(a[rough], mean_log[rough], length)
+        moved[rough] = _advance(a[rough], mean_log[rough], length)[1]
     return moved
 
 

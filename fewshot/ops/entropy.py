@@ -35,7 +35,7 @@ def entropy_slope(p: Tensor, alpha: float) -> Tensor:
     alpha = 1 is Shannon's. The constant has no effect because p is a softmax."""
     log_p = p.clamp_min(torch.finfo(p.dtype).tiny).log_()
     # expm1 keeps the digits for alpha near 1, where p^(alpha - 1) is nearly 1.
-    return -log_p if alpha == 1 else log_p.mul_(alpha - 1).expm1_().mul_(alpha / (1 - alpha))
+    return log_p.neg_() if alpha == 1 else log_p.mul_(alpha - 1).expm1_().mul_(alpha / (1 - alpha))
 
 
 def information_gradient(p: Tensor, labels: Tensor, weights: tuple[float, float, float], alpha: float) -> Tensor:
@@ -54,8 +54,8 @@ def information_gradient(p: Tensor, labels: Tensor, weights: tuple[float, float,
     slope = entropy_slope(query, alpha).mul_(conditional / queries)
     slope -= entropy_slope(query.mean(2, keepdim=True), alpha).mul_(marginal / queries)
     # Through the softmax: d p_m / d score_n = p_m (1[m = n] - p_n).
-    slope -= (slope * query).sum(1, keepdim=True)
-    torch.mul(slope, query, out=gradient[..., shots:])
+    of_query = torch.mul(slope, query, out=gradient[..., shots:])
+    of_query.addcmul_(query, of_query.sum(1, keepdim=True), value=-1)
     return gradient
 
 

@@ -53,6 +53,11 @@ class Neighbours:
     def __getitem__(self, keep: Tensor) -> Neighbours:
         return Neighbours(self.nearest[keep], self.symmetric)
 
+    def squared_lengths(self, x: Tensor) -> Tensor:
+        """|x_i - x_j|^2 [E, P, k] of the points x [E, P, D] and their neighbours."""
+        episodes = torch.arange(len(x), device=x.device).view(-1, 1)
+        return torch.stack([(x - x[episodes, nearest]).square().sum(-1) for nearest in self.nearest.unbind(-1)], -1)
+
     def pull(self, y: Tensor) -> Tensor:
         """y W^T [E, N, P] of y [E, N, P]."""
         pulled, links = torch.zeros_like(y), torch.zeros_like(y[:, :1])
@@ -71,14 +76,16 @@ def costs_and_graph(x: Tensor, centres: Tensor, neighbours: int, symmetric: bool
     if x.shape[1] <= _MANY:
         unary, apart = distances_to_centres_and_each_other(x, centres)
         return unary, knn_affinity(apart, neighbours, symmetric)
-    _checked(neighbours)
     x, centres = near_origin(x, centres)
     unary = squared_euclidean(x, centres)
-    return unary, Neighbours(_nearest_others(x, min(neighbours, x.shape[1] - 1)), symmetric)
+    return unary, Neighbours(nearest_others(x, neighbours), symmetric)
 
 
-def _nearest_others(x: Tensor, neighbours: int) -> Tensor:
-    """Positions [E, P, k] of the nearest other points of each of x [E, P, D], of equally near ones the first."""
+def nearest_others(x: Tensor, neighbours: int) -> Tensor:
+    """Positions [E, P, k] of the nearest other points of each of x [E, P, D], of equally near ones the first; all others
+    where there are fewer than k = `neighbours`. x is near the origin (`near_origin`, or centred)."""
+    _checked(neighbours)
+    neighbours = min(neighbours, x.shape[1] - 1)
     found = torch.empty(*x.shape[:2], neighbours, dtype=torch.int64, device=x.device)
     squares, across = x.square().sum(-1).unsqueeze(1), x.transpose(1, 2)  # [E, 1, P], [E, D, P]
     for start in range(0, x.shape[1], _BLOCK):

@@ -38,8 +38,8 @@ def check_training(steps: int, learning_rate: float, **weights: float) -> None:
 
 
 def differentiates(call: Callable[[Any, Episodes], T]) -> Callable[[Any, Episodes], T]:
-    """For the `__call__` of a method, or the part of it, that trains by autograd: evaluations call it in inference mode, where
-    nothing can be differentiated; it is then called outside, with copies, which are ordinary tensors again."""
+    """For the `__call__` of a method, or the part of it, that trains by autograd: evaluations call it in inference mode,
+    where nothing can be differentiated; it is then called outside, with copies, which are ordinary tensors again."""
     @functools.wraps(call)
     def outside(self: Any, episodes: Episodes) -> T:
         with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):

@@ -13,6 +13,7 @@ from fewshot.ops.span import span_coordinates
 
 # Up to this ratio of two curvatures three digits of the smaller one are kept, and in float64 two.
 _CONDITION = {torch.float32: 1e4, torch.float64: 1e14}
+_LOOK = 8  # Newton steps in which a gradient in float32 has to halve
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,8 @@ def fit_logistic(x: Tensor, labels: Tensor, ways: int, C: float = 1.0, max_itera
     `tolerance` times its natural size, C sqrt(sum_i |x_i - mean|^2 + 1) (the penalty has curvature 1, so that the error
     of W is of the order of the gradient or less). Default eps^(3/4) of the dtype. An episode that has not stopped after
     `max_iterations` steps is reported as not converged. Gradients do not pass. Solved in float64 where float32 does not hold
-    both the curvature of the loss and that of the penalty.
+    both the curvature of the loss and that of the penalty; and an episode is solved in float64, from the start, whose
+    gradient in float32 stays at the level of rounding errors (those of large logits).
     """
     # Centring changes the intercept only, and keeps the problem well conditioned when the mean is long.
     centred, mean = _centred(x, C / ways)
@@ -115,7 +117,13 @@ def fit_logistic(x: Tensor, labels: Tensor, ways: int, C: float = 1.0, max_itera
         weights = dual.transpose(1, 2) @ centred  # [E, N, D]
     else:
         weights = weights.transpose(1, 2)
-    return LinearFit(weights, result[:, -1] - (weights @ mean.transpose(1, 2)).squeeze(-1), iterations, converged)
+    fit = LinearFit(weights, result[:, -1] - (weights @ mean.transpose(1, 2)).squeeze(-1), iterations, converged)
+    stalled = ~converged & (iterations < max_iterations)
+    if stalled.any():
+        wide = fit_logistic(x[stalled].double(), labels[stalled], ways, C, max_iterations, tolerance)
+        fit.weights[stalled], fit.intercept[stalled] = wide.weights.to(dtype), wide.intercept.to(dtype)
+        iterations[stalled], converged[stalled] = wide.iterations, wide.converged
+    return fit
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
@@ -130,13 +138,15 @@ def _centre(x: Tensor) -> Tensor:
 
 def _newton(design: Tensor, targets: Tensor, C: float, max_iterations: int,
             tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Coefficients [E, R + 1, N], iterations [E], converged [E] for design [E, S, R + 1] and targets [E, S, N]."""
+    """Coefficients [E, R + 1, N], iterations [E], converged [E] for design [E, S, R + 1] and targets [E, S, N]. In float32
+    an episode also leaves, not converged, when its gradient does not halve in `_LOOK` steps."""
     episodes, _, width = design.shape
     result = design.new_zeros(episodes, width, targets.shape[-1])
     iterations = torch.full((episodes,), max_iterations, device=design.device)
     converged = torch.zeros(episodes, dtype=torch.bool, device=design.device)
     active = torch.arange(episodes, device=design.device)
     limit = tolerance * C * _dot(design, design).sub(design.shape[1] - 1).sqrt()
+    earlier = torch.full_like(limit, torch.inf)
 
     inverse = _inverse_hessian(design, C / targets.shape[-1])
     weights, logits = result.clone(), torch.zeros_like(targets)
@@ -149,14 +159,17 @@ def _newton(design: Tensor, targets: Tensor, C: float, max_iterations: int,
         length = _step_length(weights, logits, step, change, targets, C, _dot(gradient, step))
         weights += length * step
         logits += length * change
-        done = (size <= limit).flatten()
+        done = solved = (size <= limit).flatten()
+        if design.dtype != torch.float64 and iteration % _LOOK == 0:
+            done = solved | (size > earlier / 2).flatten()
+            earlier = size
         if done.any():
             result[active[done]] = weights[done]
             iterations[active[done]] = iteration
-            converged[active[done]] = True
+            converged[active[solved]] = True
             keep = ~done
-            active, design, inverse, targets, weights, logits, limit = (
-                t[keep] for t in (active, design, inverse, targets, weights, logits, limit))
+            active, design, inverse, targets, weights, logits, limit, earlier = (
+                t[keep] for t in (active, design, inverse, targets, weights, logits, limit, earlier))
             if not len(active):
                 break
     result[active] = weights

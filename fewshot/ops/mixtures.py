@@ -24,45 +24,54 @@ SIMPLEX = ("auto", "rows", "text", "prototypes", "cosines")
 
 @dataclass(frozen=True, eq=False)
 class GaussianStatistics:
-    """Everything a Gaussian EM with unit covariance needs of an episode, without its feature dimension.
+    """What a Gaussian EM with unit covariance needs of an episode.
 
     A centroid is w_k = (p_k + sum_i u_ki z_i) / (n_k + sum_i u_ki), so inner products of queries z_i and support sums
-    p_k give all distances. One Gram matrix replaces two products with [Q, D] per iteration.
+    p_k give all distances. One Gram matrix replaces two products with [Q, D] per iteration, unless there are more than
+    twice as many queries as dimensions: then these two are less work.
 
-    gram     [E, Q, Q]  z_i . z_j, of features shifted to the query mean
-    cross    [E, N, Q]  p_k . z_i
-    squares  [E, N]     p_k . p_k
-    counts   [E, N]     support items per class
-    halves   [E, 1, Q]  |z_i|^2 / 2
+    counts    [E, N]     support items per class
+    halves    [E, 1, Q]  |z_i|^2 / 2
+    squares   [E, N]     p_k . p_k
+    products  gram [E, Q, Q], z_i . z_j, and cross [E, N, Q], p_k . z_i; or None
+    points    z [E, Q, D] and p [E, N, D], of features shifted to the query mean; or None
     """
 
-    gram: Tensor
-    cross: Tensor
-    squares: Tensor
     counts: Tensor
     halves: Tensor
+    squares: Tensor
+    products: tuple[Tensor, Tensor] | None
+    points: tuple[Tensor, Tensor] | None
 
     @classmethod
     def of(cls, query: Tensor, sums: Tensor, counts: Tensor) -> GaussianStatistics:
         """From query [E, Q, D] and class sums [E, N, D] of the support, both shifted to the query mean."""
-        gram = query @ query.transpose(1, 2)
-        return cls(gram, sums @ query.transpose(1, 2), sums.square().sum(-1), counts,
-                   gram.diagonal(dim1=1, dim2=2).unsqueeze(1) / 2)
+        squares, across = sums.square().sum(-1), query.transpose(1, 2)
+        if query.shape[1] > 2 * query.shape[2]:
+            return cls(counts, query.square().sum(-1).unsqueeze(1) / 2, squares, None, (query, sums))
+        gram = query @ across
+        return cls(counts, gram.diagonal(dim1=1, dim2=2).unsqueeze(1) / 2, squares, (gram, sums @ across), None)
 
     def scaled(self, factor: Tensor) -> GaussianStatistics:
-        """The statistics of features multiplied by sqrt(factor)."""
-        return GaussianStatistics(self.gram * factor, self.cross * factor, self.squares * factor, self.counts,
-                                  self.halves * factor)
+        """The statistics of features multiplied by `factor`."""
+        square = factor.square()
+        products = None if self.products is None else (self.products[0] * square, self.products[1] * square)
+        points = None if self.points is None else (self.points[0] * factor, self.points[1] * factor)
+        return GaussianStatistics(self.counts, self.halves * square, self.squares * square, products, points)
 
     def scores(self, u: Tensor | None) -> Tensor:
         """-|z_i - w_k|^2 / 2 as [E, N, Q] for the centroids of assignments u [E, N, Q]; None: of the support alone."""
-        if u is None:
-            products, squares, mass = self.cross, self.squares, self.counts
-        else:
-            products = torch.baddbmm(self.cross, u, self.gram)  # [E, N, Q]
-            squares = self.squares + (u * (self.cross + products)).sum(-1)
-            mass = self.counts + u.sum(-1)
-        mass = mass.unsqueeze(-1)
+        mass = (self.counts if u is None else self.counts + u.sum(-1)).unsqueeze(-1)
+        if self.points is not None:
+            query, w = self.points
+            w = (w if u is None else torch.baddbmm(w, u, query)) / mass
+            found = torch.baddbmm(w.square().sum(-1, keepdim=True), w, query.transpose(1, 2), beta=-0.5)
+            return found.sub_(self.halves)
+        assert self.products is not None, "one of the two is there"
+        (gram, products), squares = self.products, self.squares
+        if u is not None:
+            cross, products = products, torch.baddbmm(products, u, gram)  # [E, N, Q]
+            squares = squares + (u * (cross + products)).sum(-1)
         return products / mass - (squares.unsqueeze(-1) / mass.square() / 2 + self.halves)
 
 
@@ -77,13 +86,20 @@ def gaussian_em(statistics: GaussianStatistics, prior_weights: Iterable, tempera
     v: Tensor | float = 0.0
     visited: list[Tensor] = []
     for weight, temperature in zip(prior_weights, temperatures, strict=True):
-        logits = statistics.scores(u) + weight * v
+        logits = statistics.scores(u).add_(weight * v)
         if isinstance(temperature, Tensor) or temperature != 1:
             logits = logits / temperature
-        u = logits.softmax(1)
+        u = without_denormals(logits.softmax(1))
         v = (u.mean(-1, keepdim=True) + 1e-6).log() + 1  # [E, N, 1]
         visited = [*visited, u] if history else [u]
     return logits, visited
+
+
+def without_denormals(p: Tensor) -> Tensor:
+    """Probabilities p, overwritten where they carry no gradient, with 0 in place of those too small to matter beside any
+    other: a product with denormal numbers takes up to a hundred times as long, and classes that lie far apart make many."""
+    limits = torch.finfo(p.dtype)
+    return torch.nn.functional.threshold(p, limits.tiny / limits.eps, 0, inplace=not p.requires_grad)
 
 
 def centroids(sums: Tensor, counts: Tensor, query: Tensor, u: Tensor) -> Tensor:

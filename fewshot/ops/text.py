@@ -17,6 +17,20 @@ def unit_texts(episodes: Episodes) -> Tensor:
     return l2_normalise(_texts(episodes))
 
 
+def present_prompts(episodes: Episodes) -> tuple[Tensor, Tensor]:
+    """(vectors [E, N, M, D] of the sentences in the dtype of the features, [E, N, M] whether there is such a sentence; the
+    rows of those that are missing are zero). Raises FewshotError where the episodes have none, or a class has none."""
+    if episodes.prompts is None:
+        raise FewshotError("these episodes have no sentences about their classes; give prompts=[E, N, M, D], or make a bank "
+                           "with several (`fewshot embed ... --templates` or `--descriptions`)")
+    prompts = episodes.prompts.to(episodes.query.dtype)
+    present = prompts.ne(0).any(-1)
+    if not present.any(-1).all():
+        episode, label = (~present.any(-1)).nonzero()[0].tolist()
+        raise FewshotError(f"class {label} of episode {episode} has no sentence; give each class one at least")
+    return prompts, present
+
+
 def text_logits(episodes: Episodes, text_scale: float = 1.0) -> Tensor:
     """[E, Q, N] = text_scale * (logit_scale * cos(query, text) + logit_bias): what the model says of the queries by the
     names of the classes alone."""

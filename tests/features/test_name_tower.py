@@ -10,6 +10,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fewshot
 from fewshot.backbones import create_backbone
@@ -136,9 +137,8 @@ def test_scores_are_for_conse_and_loki(network, known, tower):
     joint = tower.joint(bank, bank_of(network, "train", seed=5))
     asked = {"ways": 3, "shots": 1, "queries": 4, "episodes": 40}
     # ConSE on the scores is the second part of the joint features.
-    found = [evaluate(Run(method=method, parameters=parameters, transforms=transforms, **asked), which)
-             for method, parameters, transforms, which in (
-                 ("conse", {}, "", made), ("loki", {}, "", made), ("zero_shot", {}, f"channels({network.feature_dim})", joint))]
+    found = [evaluate(Run(method=method, transforms=transforms, **asked), which) for method, transforms, which in (
+        ("conse", "", made), ("loki", "", made), ("zero_shot", f"channels({network.feature_dim})", joint))]
     for other in found[1:]:
         assert torch.equal(found[0].correct, other.correct)
     with pytest.raises(FewshotError, match="text-space scores"):
@@ -239,9 +239,14 @@ def test_lite0_brings_the_classifier_of_its_package():
     backbone = create_backbone("efficientnet_lite0")
     found = known_classes(backbone)
     assert found.weight.shape == (1000, 1280) and len(set(found.class_names)) == 998
-    for other in (create_backbone("efficientnet_lite0", weights="random"), create_backbone("efficientnet_lite0", reduce="max")):
+    for options in ({"weights": "random"}, {"reduce": "max"}):
         with pytest.raises(FewshotError, match="brings no classifier"):
-            known_classes(other)
+            known_classes(create_backbone("efficientnet_lite0", **options))
+
+
+def made_folder(path):
+    path.mkdir(parents=True)
+    return path
 
 
 def run(*arguments):
@@ -261,6 +266,9 @@ def test_the_command_writes_both_spaces(tmp_path, monkeypatch, capsys):
         found = FeatureBank.load(f"{space}.safetensors")
         assert found.features.shape[1] == dim and found.texts.vectors.shape == (len(found.class_names), texts)
     assert "and texts of" in capsys.readouterr().out
+    Image.new("RGB", (40, 40)).save(made_folder(tmp_path / "own" / "a") / "1.png")
+    assert run("embed", "--dataset", str(tmp_path / "own"), *asked[3:], "--templates", "{}", "--out", "o.safetensors") == 2
+    assert "--base-features, as the split train cannot be had" in capsys.readouterr().err
     for wrong, says in ((["--words", "w.json"], "--words without --templates"),
                         (["--templates", "{}", "--text-space", "both"], "choose one of joint, scores"),
                         (["--templates", "{}", "--text-space", "scores", "--base-features", "b"], "subtracts no mean"),

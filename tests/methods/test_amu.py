@@ -64,9 +64,9 @@ def test_of_a_thousand_classes_the_official_reference_is_ours():
 
 
 def test_without_texts_it_is_a_head_on_the_auxiliary_channels():
-    check_no_texts("amu")
+    check_no_texts("amu", steps=10)
     e = uneven_episodes(text_dim=8)
-    method = create_method("amu", text_scale=0.0)
+    method = create_method("amu", text_scale=0.0, steps=5)
     changed = e.with_features(lambda x: torch.cat([x[..., :8] + 1, x[..., 8:]], -1))
     assert torch.equal(method(e), method(changed))
 

@@ -30,7 +30,8 @@ QUICK = {"alpha_tim": {"iterations": 40}, "tim_gd": {"iterations": 40}, "putm": 
          "em_dirichlet": DIRICHLET, "hard_em_dirichlet": DIRICHLET, "unem_dirichlet": {"layers": 5, "mm_steps": 40},
          "lfa": {"steps": 3}, "lp_plus_plus": {"steps": 20},
          "amu": {"steps": 5}, "clip_adapter": {"steps": 5}, "cross_modal": {"steps": 5}, "prograd": {"steps": 5},
-         "multi_modal_adapter": {"steps": 5}, "prolip": {"steps": 5}, "tes": {"steps": 20}, "wise_ft": {"steps": 5},
+         "prolip": {"steps": 5}, "tes": {"steps": 20}, "wise_ft": {"steps": 5},
+         "multi_modal_adapter": {"steps": 5}, "vdt": {"steps": 5},
          "free_lunch": {"samples": 12}, "estimator": {"estimator": "sklearn.svm.SVC"}}  # which takes a fifth of the time
 DEFAULTS = "-defaults"
 EXEMPT = {

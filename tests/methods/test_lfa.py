@@ -73,6 +73,16 @@ def test_without_rotation_it_is_zero_shot():
     assert torch.allclose(create_method("lfa", beta=1.0, steps=0)(e), create_method("zero_shot")(e), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("steps", [0, 3])
+def test_other_classes_are_seen_through_the_map_of_the_support(steps):
+    e = uneven_episodes()
+    method = create_method("lfa", beta=0.6, steps=steps, **PLAIN)
+    assert torch.allclose(method.transfer(e, e.query, e.text[:, [2, 0]]), method(e)[..., [2, 0]], atol=1e-12, rtol=0)
+    mapped = method.transfer(e, e.query, e.text.roll(1, -1))
+    plain = create_method("zero_shot").transfer(e, e.query, e.text.roll(1, -1))
+    assert not torch.allclose(mapped, plain, atol=1e-2, rtol=0)
+
+
 def test_the_map_is_refined_by_adamw_on_the_reranking_loss():
     """Against autograd, torch's AdamW and scheduler, an episode at a time."""
     e, steps, rate = uneven_episodes(), 6, 0.05

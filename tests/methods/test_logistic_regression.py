@@ -89,6 +89,17 @@ def test_float32_reaches_the_optimum(C):
     torch.testing.assert_close(single(query.float()).double(), exact(query), atol=2e-5, rtol=0)
 
 
+def test_what_float32_does_not_reach_is_solved_in_float64():
+    """As with the large logits of a thousand ways. A second episode, solved at once, keeps its own answer."""
+    episodes = random_episodes(episodes=2, shots=3, dim=20, dtype=torch.float32)
+    support, labels = episodes.support.clone(), episodes.support_labels
+    support[1] = support[1, :1]  # every point the same: the first gradient is nearly that of the optimum
+    found = fit_logistic(support, labels, 5, tolerance=1e-10)
+    exact = fit_logistic(support.double(), labels, 5, tolerance=1e-10)
+    assert found.converged.all() and found.weights.dtype == torch.float32
+    torch.testing.assert_close(found.weights, exact.weights.float(), atol=1e-6, rtol=0)
+
+
 def test_episodes_stop_one_by_one():
     hard, easy = random_episodes(shots=5, spread=2.0), random_episodes(shots=5, spread=0.01)
     x = torch.cat([hard.support, easy.support])

@@ -16,7 +16,7 @@ from tests.methods.trained_heads import check_no_texts, uneven_episodes, zero_sh
 @pytest.mark.parametrize("conflict", [0.0, 0.6, 1.0])
 def test_against_a_loop(conflict):
     e = uneven_episodes()
-    logits = create_method("prograd", conflict=conflict, temperature=2.0, steps=12, learning_rate=1.5)(e)
+    logits = create_method("prograd", conflict=conflict, temperature=2.0, steps=12, learning_rate=0.3)(e)
     projected = 0
     for i in range(len(e)):
         points, labels = normalize(e.support[i], dim=-1), e.support_labels[i]
@@ -31,7 +31,7 @@ def test_against_a_loop(conflict):
             if step and a @ b < 0:  # at the start b is 0, but for rounding errors
                 projected += 1
                 a = a - conflict * (a @ b) / (b @ b) * b
-            rate = 1.5 * (1 + math.cos(math.pi * step / 12)) / 2
+            rate = 5 * 0.3 * (1 + math.cos(math.pi * step / 12)) / 2
             with torch.no_grad():
                 for values, gradient in zip(head, (a[:60].view(5, 12), a[60:]), strict=True):
                     values -= rate * gradient

@@ -11,12 +11,12 @@ from tests.methods.agreement import check_soft
 from tests.methods.test_gda import uneven_episodes
 
 
-def of_imagenet(raw):
+def imagenet(raw):
     """The values that the program takes from ImageNet for so many shots."""
     return {"beta": {20: 3.0, 80: 1.5}[len(raw["train_labels"])], "ridge": 0.05}
 
 
-AGREEMENT = [("proker", of_imagenet, "vlm_proker")]
+AGREEMENT = [("proker", imagenet, "vlm_proker")]
 
 
 @pytest.mark.parametrize(("name", "params", "official"), AGREEMENT)

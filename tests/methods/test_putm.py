@@ -7,6 +7,7 @@ import torch
 
 from fewshot.contract.synthetic import random_episodes
 from fewshot.core.errors import FewshotError
+from fewshot.methods import putm
 from fewshot.methods.contract import create_method
 from fewshot.ops.features import power_transform
 from tests.methods.agreement import check_soft
@@ -67,6 +68,16 @@ def test_equals_autograd_on_each_episode(params, rho, balance, target, shots):
         expected = reference(points, 5 * shots, episodes.support_labels[e], weights, 0.2 if shots == 1 else 0.1, rho,
                              balance, target)
         torch.testing.assert_close(found[e], expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("query_prior", ["balanced", "unknown"])
+def test_queries_in_blocks(query_prior, monkeypatch):
+    episodes = random_episodes(episodes=2, queries=17, dim=12)
+    method = create_method("putm", **SHORT, query_prior=query_prior)
+    whole = method(episodes)
+    monkeypatch.setattr(putm, "_MOST_BYTES", 0)
+    monkeypatch.setattr(putm, "_BYTES", 5 * 8 * 5 * (12 + 2 * sum(putm.HIDDEN)))  # of 5 queries: blocks of 5, 5, 5 and 2
+    torch.testing.assert_close(method(episodes), whole, atol=1e-9, rtol=0)
 
 
 def test_equals_the_official_program(oracles):

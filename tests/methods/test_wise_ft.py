@@ -109,9 +109,9 @@ def test_greedy_soups_listen_to_validation_images_or_hold_items_out():
 
 
 def test_no_texts():
-    check_no_texts("wise_ft")
+    check_no_texts("wise_ft", steps=20)
     for soup in ("greedy", "stock"):
-        check_no_texts("wise_ft", soup=soup, runs=2, dropout=0.2)
+        check_no_texts("wise_ft", soup=soup, runs=2, dropout=0.2, steps=20)
 
 
 @pytest.mark.parametrize(("params", "message"), [

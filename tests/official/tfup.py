@@ -1,4 +1,4 @@
-"""Run the official TFUP, its training-free form, on the reference inputs with texts and keep what it returns beside this file.
+"""Run the official training-free TFUP on the reference inputs with texts and keep what it returns beside this file.
 
     git clone https://github.com/wlb12345/TFUP && python -m tests.official.tfup TFUP
 

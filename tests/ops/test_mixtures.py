@@ -12,6 +12,7 @@ from fewshot.ops.mixtures import (
     dirichlet_log_density,
     gaussian_em,
     simplex_features,
+    without_denormals,
 )
 
 
@@ -87,19 +88,31 @@ def test_density_is_that_of_torch():
     torch.testing.assert_close(found, expected)
 
 
-def test_gram_scores_are_distances_to_the_centroids():
+@pytest.mark.parametrize("queries", [6, 15])
+def test_scores_are_distances_to_the_centroids_by_either_product(queries):
     generator = torch.Generator().manual_seed(3)
-    query, sums = (torch.randn(2, n, 7, generator=generator, dtype=torch.float64) for n in (6, 3))
-    u, counts = torch.rand(2, 3, 6, generator=generator, dtype=torch.float64).softmax(1), torch.tensor([[1., 2, 4]] * 2)
+    query, sums = (torch.randn(2, n, 7, generator=generator, dtype=torch.float64) for n in (queries, 3))
+    u = torch.rand(2, 3, queries, generator=generator, dtype=torch.float64).softmax(1)
+    counts = torch.tensor([[1., 2, 4]] * 2)
     statistics = GaussianStatistics.of(query, sums, counts.double())
     w = (sums + u @ query) / (counts + u.sum(-1)).unsqueeze(-1)
     torch.testing.assert_close(statistics.scores(u), -(query[:, None] - w[:, :, None]).square().sum(-1) / 2)
-    torch.testing.assert_close(statistics.scaled(torch.tensor(9.0)).scores(u), 9 * statistics.scores(u))
+    torch.testing.assert_close(statistics.scaled(torch.tensor(3.0)).scores(u), 9 * statistics.scores(u))
+    alone = (sums / counts.unsqueeze(-1)).unsqueeze(2)
+    torch.testing.assert_close(statistics.scores(None), -(query[:, None] - alone).square().sum(-1) / 2)
 
 
-def test_em_gradcheck():
+def test_probabilities_too_small_to_matter_are_zero():
+    """Products with denormal numbers take a hundred times as long."""
+    p = torch.tensor([[100.0, 70.0, 0.0]]).softmax(-1)
+    assert p[0, 2] > 0
+    assert torch.equal(without_denormals(p.clone()), torch.tensor([[1.0, p[0, 1], 0.0]]))
+
+
+@pytest.mark.parametrize("queries", [5, 9])
+def test_em_gradcheck(queries):
     generator = torch.Generator().manual_seed(4)
-    query, sums = (torch.randn(2, n, 4, generator=generator, dtype=torch.float64) for n in (5, 3))
+    query, sums = (torch.randn(2, n, 4, generator=generator, dtype=torch.float64) for n in (queries, 3))
     statistics = GaussianStatistics.of(query, sums, torch.ones(2, 3, dtype=torch.float64))
 
     def run(prior, temperature, factor):

@@ -21,6 +21,11 @@ def equal_steps(low: float, high: float, count: int) -> tuple[float, ...]:
     return tuple(low + number * (high - low) / count for number in range(count))
 
 
+def linear(low: float, high: float, count: int) -> tuple[float, ...]:
+    """`count` values from `low` to `high` in equal steps."""
+    return tuple(low + number * (high - low) / (count - 1) for number in range(count))
+
+
 class GridMethod(Method):
     """A method that computes in two steps, so that a search repeats only the second one:
 
@@ -56,16 +61,17 @@ class GridMethod(Method):
     def __call__(self, episodes: Episodes) -> Tensor:
         return self.combined(self.parts(self.shared(episodes)))
 
-    def combined(self, parts: Sequence[Tensor]) -> Tensor:
-        """Logits [E, Q, N] of `parts`, with this method's values of the multipliers."""
+    def combined(self, parts: Sequence[Tensor], values: Values | None = None) -> Tensor:
+        """Logits [E, Q, N] of `parts`, with these values of the multipliers; those left out are this method's."""
         total = parts[0]
         for name, part in zip(self.multipliers, parts[1:], strict=True):
-            total = torch.add(total, part, alpha=getattr(self, name))
+            value = getattr(self, name) if values is None or name not in values else values[name]
+            total = torch.add(total, part, alpha=value)
         return total.transpose(1, 2)
 
-    def answer(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    def answer(self, parts: Sequence[Tensor], dtype: torch.dtype, values: Values | None = None) -> Tensor:
         """The logits of a call on features of `dtype`, from its parts: these may have been computed in float64."""
-        logits = self.combined(parts)
+        logits = self.combined(parts, values)
         return narrowed(logits) if logits.dtype == torch.float64 != dtype else logits
 
     def logits_over(self, episodes: Episodes, settings: Sequence[Values]) -> Iterator[tuple[int, Tensor]]:
@@ -75,7 +81,7 @@ class GridMethod(Method):
         for numbers in together.values():
             parts = self.changed(settings[numbers[0]]).parts(shared)
             for number in numbers:
-                yield number, self.changed(settings[number]).answer(parts, episodes.query.dtype)
+                yield number, self.answer(parts, episodes.query.dtype, settings[number])
 
     def groups(self, settings: Sequence[Values]) -> dict[tuple, list[int]]:
         """The numbers of the settings that differ in multipliers alone, by their other values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,7 @@ def search_grid(method: Method, episodes: Episodes, labels: Tensor | ArrayLike, 
     labels     [E, Q] int64 of the queries, 0 .. ways-1; a NumPy array or lists, too
     grid       hyper-parameter -> values, the first name in the outermost loop
 
-    The answers are those of a loop over the settings. A `GridMethod` (`tip_adapter`, `tip_x`, `ape`) is not called in one:
+    The answers are those of a loop over the settings. A `GridMethod` (`tip_adapter`, `gda`, ...) is not called in one:
     along the multiplier with most values a query is right in an interval, whose ends follow from one comparison with every
     other class. Where rounding decides, the method is asked. Similarities are computed once, in blocks of queries of a few
     megabytes where queries do not depend on each other. Other methods are called once for every setting.
@@ -166,48 +166,48 @@ def _blocks(method: Method, episodes: Episodes, labels: Tensor) -> Iterator[tupl
 def _counts_of(method: GridMethod, shared: Any, labels: Tensor, settings: list[dict[str, Any]],
                dtype: torch.dtype) -> Tensor:
     """int64 [settings] that differ in multipliers alone: right answers to queries of these labels [E, Q] and this dtype."""
-    parts = method.changed(settings[0]).parts(shared)
+    method = method.changed(settings[0])  # the values of the others
+    parts, names = method.parts(shared), method.multipliers
+    if not names:
+        return _right(method.answer(parts, dtype), labels).sum().cpu().expand(len(settings))
+    present = [getattr(method, name) for name in names]
+    each = [tuple(float(values.get(name, at)) for name, at in zip(names, present, strict=True)) for values in settings]
+    values = {name: sorted(set(column)) for name, column in zip(names, zip(*each, strict=True), strict=True)}
+    places = [{value: place for place, value in enumerate(values[name])} for name in names]
     size = max(1, _PIECE // (len(labels) * parts[0].shape[1]))
-    found = torch.zeros(len(settings), dtype=torch.int64)
+    table = torch.zeros([len(values[name]) for name in names], dtype=torch.int64)
     for start in range(0, labels.shape[1], size):
         here = slice(start, start + size)
-        found += _counts_in(method, [part[..., here] for part in parts], labels[:, here], settings, dtype)
-    return found
+        _count_into(table, method, [part[..., here] for part in parts], labels[:, here], values, dtype)
+    index = [[places[i][value[i]] for value in each] for i in range(len(names))]
+    return table[tuple(map(torch.tensor, index))]
 
 
-def _counts_in(method: GridMethod, parts: Sequence[Tensor], labels: Tensor, settings: list[dict[str, Any]],
-               dtype: torch.dtype) -> Tensor:
-    """The same by the parts [E, N, Q] of the logits."""
-
-    def asked(values: Mapping[str, Any]) -> int:
-        return int(_right(method.changed(values).answer(parts, dtype), labels).sum())
-
-    if not method.multipliers:
-        return torch.tensor([asked(settings[0])]).expand(len(settings))
+def _count_into(table: Tensor, method: GridMethod, parts: Sequence[Tensor], labels: Tensor, values: dict[str, list[float]],
+                dtype: torch.dtype) -> None:
+    """Add the right answers by the parts [E, N, Q] of the logits for all `values` of the multipliers."""
     base, rounding = parts[0], _ROUNDING * torch.finfo(dtype if dtype == torch.float64 else torch.float32).eps
-    values = {name: sorted({float(each.get(name, getattr(method, name))) for each in settings})
-              for name in method.multipliers}
     along = max(values, key=lambda name: len(values[name]))
     rest = [name for name in method.multipliers if name != along]
     # Without negative zeros, whose sign a division by them would carry on.
     ahead = {name: _ahead(each, labels) + 0.0 for name, each in zip(method.multipliers, parts[1:], strict=True)}
     size = {name: each.abs().amax(1, keepdim=True) for name, each in zip(method.multipliers, parts[1:], strict=True)}
     axis = torch.tensor(values[along], dtype=base.dtype, device=base.device)
-    # The true class is ahead of itself, whatever is added.
-    start = _ahead(base, labels).scatter_(1, labels.unsqueeze(1), torch.finfo(base.dtype).max / 4)
     largest = base.abs().amax(1, keepdim=True) + size[along] * axis.abs().max()
-    counts: dict[tuple[float, ...], int] = {}
-    for others in itertools.product(*(values[name] for name in rest)):
+    right_along = _along(axis, ahead[along])
+    # The true class is ahead of itself, whatever is added.
+    start = _ahead(base, labels).scatter_(1, labels.unsqueeze(1), _largest(base) / 4)
+    rows = table.movedim(method.multipliers.index(along), -1)
+    for place in itertools.product(*(range(len(values[name])) for name in rest)):
+        others = {name: values[name][at] for name, at in zip(rest, place, strict=True)}
         lead, room = start, largest
-        for name, value in zip(rest, others, strict=True):
+        for name, value in others.items():
             lead, room = torch.add(lead, ahead[name], alpha=value), torch.add(room, size[name], alpha=abs(value))
-        sure, possible = _right_along(axis, lead, ahead[along], rounding * room)
-        open_values = (sure != possible).tolist()
-        for value, count, is_open in zip(values[along], sure.tolist(), open_values, strict=True):
-            setting = (value, *others)
-            counts[setting] = asked(dict(zip((along, *rest), setting, strict=True))) if is_open else count
-    return torch.tensor([counts[tuple(float(each.get(name, getattr(method, name))) for name in (along, *rest))]
-                         for each in settings])
+        sure, possible = right_along(lead, rounding * room)
+        for at in (sure != possible).nonzero()[:, 0].tolist():
+            asked = method.answer(parts, dtype, {**others, along: values[along][at]})
+            sure[at] = _right(asked, labels).sum()
+        rows[place] += sure.cpu()
 
 
 def _ahead(part: Tensor, labels: Tensor) -> Tensor:
@@ -215,19 +215,25 @@ def _ahead(part: Tensor, labels: Tensor) -> Tensor:
     return part.gather(1, labels.unsqueeze(1)) - part
 
 
-def _right_along(axis: Tensor, lead: Tensor, slope: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
-    """For each v of the axis the number of queries with lead + v slope > 0 for all classes [E, N, Q], whatever is added
-    between -off and off [E, 1, Q]; and the number of those with whom that may be so."""
+def _largest(like: Tensor) -> float:
+    """A number whose square is finite."""
+    return torch.finfo(like.dtype).max ** 0.5
+
+
+def _along(axis: Tensor, slope: Tensor) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Of a lead [E, N, Q] for each v of the axis the number of queries with lead + v slope > 0 for all classes, whatever is
+    added between -off and off [E, 1, Q]; and the number of those with whom that may be so."""
+    inverse = slope.reciprocal().neg_().clamp_(-_largest(slope), _largest(slope))
+    width = inverse.abs()
     # An end counts on one side: where() with -inf and inf would take ten times as long as these sums.
     sides = torch.copysign(slope.new_tensor(math.inf), slope)
-    below, above, largest = sides.clamp(max=0), sides.clamp(min=0), torch.finfo(slope.dtype).max / 2
+    below, above, v = sides.clamp(max=0), sides.clamp(min=0), axis.unsqueeze(1)
 
-    def ends(lead: Tensor) -> tuple[Tensor, Tensor]:
-        found = lead.div_(slope).neg_().clamp_(-largest, largest)
-        return (found + below).amax(1).flatten(), (found + above).amin(1).flatten()
+    def count(lead: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
+        ends = torch.addcmul(below, lead, inverse)
+        low, surely_low = (torch.addcmul(ends, width, off, value=sign).amax(1).flatten() for sign in (-1, 1))
+        ends = torch.addcmul(above, lead, inverse)
+        high, surely_high = (torch.addcmul(ends, width, off, value=sign).amin(1).flatten() for sign in (1, -1))
+        return ((v > surely_low) & (v < surely_high)).sum(1), ((v >= low) & (v <= high)).sum(1)
 
-    v = axis.unsqueeze(1)
-    low, high = ends(lead - off)
-    sure = (v > low) & (v < high)
-    low, high = ends(lead + off)
-    return sure.sum(1), (~(v < low) & ~(v > high)).sum(1)  # 0 / 0 is possible, and not sure
+    return count
