@@ -38,7 +38,7 @@ class MultiModalAdapter(Method):
                   from D to 32 to D / reduction, and by a GELU from there to 32 to D
     text_scale    multiplies the logits, in training, too. 0 is refused: the texts are all there is to compare with
     steps, learning_rate, weight_decay, epsilon   of AdamW on the whole support, the learning rate following half a cosine;
-                  0.01 and 1e-4 are official
+                  0.01 and 1e-4 are official, for batches
     seed          of the weights, drawn from the distributions of PyTorch's layers, the same for every episode
     variant       "official": A(x) is made unit length before it is added, and its last projection begins at random
 
@@ -56,7 +56,7 @@ class MultiModalAdapter(Method):
     bottleneck: int = 32
     text_scale: float = 1.0
     steps: int = 100
-    learning_rate: float = 1e-2
+    learning_rate: float = 1e-3
     weight_decay: float = 1e-4
     epsilon: float = 1e-6
     seed: int = 0
