@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,8 +17,6 @@ from fewshot.ops.distances import l2_normalise, nonzero
 from fewshot.ops.key_cache import KeyCache
 from fewshot.ops.prototypes import class_sums
 from fewshot.ops.text import unit_texts
-
-_BLOCK = 100  # queries of which the official program computes divergences together
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +62,7 @@ class TipX(GridMethod):
     searched_grid = {"alpha": equal_steps(0.1, 50, 20), "beta": equal_steps(1, 50, 200), "gamma": equal_steps(0.1, 30, 50)}
     multipliers = ("alpha", "gamma")
     reused = ("alpha", "beta", "gamma")
+    block: ClassVar[int] = 100  # queries of which the official program computes divergences together
 
     alpha: float = 1.0
     beta: float = 5.5
@@ -86,12 +86,16 @@ class TipX(GridMethod):
 
     def shared(self, episodes: Episodes) -> tuple[KeyCache, Tensor]:
         """The cache, and the third term [E, N, Q]."""
+        return self.with_keys(episodes, l2_normalise(episodes.support))
+
+    def with_keys(self, episodes: Episodes, keys: Tensor) -> tuple[KeyCache, Tensor]:
+        """The same with keys [E, S, D] of the support that vote in the place of its features."""
         support, query = l2_normalise(episodes.support), l2_normalise(episodes.query)
-        cache = KeyCache.of(episodes, support, query, self.text_scale)
+        cache = KeyCache.of(episodes, keys, query, self.text_scale)
         if self.text_scale == 0:
             return cache, torch.zeros_like(cache.text)
         texts = unit_texts(episodes).transpose(1, 2)
-        logs = [(x @ texts / self.temperature).log_softmax(-1) for x in (support, query)]
+        logs = [(self.scores(x, texts) / self.temperature).log_softmax(-1) for x in (support, query)]
         # Divergences of close distributions are small differences: what they have in common is left out of them.
         common = logs[0].mean(1, keepdim=True)
         of_support, of_query = (_Beliefs(each.exp(), each - common) for each in logs)
@@ -103,13 +107,17 @@ class TipX(GridMethod):
         cache, term = shared
         return cache.text, cache.votes(self.beta), term
 
+    def scores(self, points: Tensor, texts: Tensor) -> Tensor:
+        """[E, A, N] what p_x is made of, for unit points [E, A, D] and texts [E, D, N]."""
+        return points @ texts
+
     def _official(self, cache: KeyCache, of_support: _Beliefs, of_query: _Beliefs) -> Tensor:
         """The third term [E, N, Q] as the official program has it."""
         queries = of_query.p.shape[1]
-        whole = queries // _BLOCK * _BLOCK
+        whole = queries // self.block * self.block
         if not whole:
-            raise FewshotError(f"{queries} queries; the official TIP-X compares blocks of {_BLOCK} and would "
-                               "divide 0 by 0: give more, or take variant='plain'")
+            raise FewshotError(f"{queries} queries; the official program compares blocks of {self.block} and would divide 0 "
+                               "by 0: give more, or take another variant")
         far = _divergences(of_query, of_support)
         far[:, :, whole:] = 0
         low, high = far.amin((1, 2), keepdim=True), far.amax((1, 2), keepdim=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,17 +62,15 @@ class VDT(Method):
         check_choice(("sane", "official"), variant=self.variant)
 
     def __call__(self, episodes: Episodes) -> Tensor:
-        values: Any = self._trained(episodes)
-        return self._logits(episodes, values)
+        return self._logits(episodes, self._trained(episodes))
 
     def transfer(self, episodes: Episodes, query: Tensor, text: Tensor) -> Tensor:
         new = episodes.replace(query=query, text=text, prompts=text.unsqueeze(2))
-        values: Any = self._trained(episodes)
-        return self._logits(new, values)
+        return self._logits(new, self._trained(episodes))
 
     @differentiates
-    def _trained(self, episodes: Episodes) -> Any:
-        """The weights that the support leads to, `Tensors`."""
+    def _trained(self, episodes: Episodes) -> Tensors:
+        """The weights that the support leads to."""
         targets = one_hot(episodes.support_labels, episodes.ways, episodes.support.dtype)
         seen = episodes.replace(query=episodes.support)
         slope = gradient_of(lambda values: cross_entropy(self._logits(seen, values), targets))

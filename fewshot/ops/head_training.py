@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from fewshot.ops.inner_loop import gradients
 from fewshot.ops.text import logit_scale, unit_texts
 
 Tensors = dict[str, Tensor]
+T = TypeVar("T")
 # Adam's step along a gradient of rounding errors is as long as any other, unless epsilon is above them. Where the texts are
 # sure of every item in the support, there are no others, and 1e-8 would leave the answer to the precision.
 EPSILON = 1e-6
@@ -36,11 +37,11 @@ def check_training(steps: int, learning_rate: float, **weights: float) -> None:
         check_number(name, value, 0)
 
 
-def differentiates(call: Callable[[Any, Episodes], Tensor]) -> Callable[[Any, Episodes], Tensor]:
-    """For the `__call__` of a method that trains by autograd: evaluations call it in inference mode, where nothing can be
-    differentiated; it is then called outside, with copies, which are ordinary tensors again."""
+def differentiates(call: Callable[[Any, Episodes], T]) -> Callable[[Any, Episodes], T]:
+    """For the `__call__` of a method, or the part of it, that trains by autograd: evaluations call it in inference mode,
+    where nothing can be differentiated; it is then called outside, with copies, which are ordinary tensors again."""
     @functools.wraps(call)
-    def outside(self: Any, episodes: Episodes) -> Tensor:
+    def outside(self: Any, episodes: Episodes) -> T:
         with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
             return call(self, episodes.map(lambda x: x.clone() if x.is_inference() else x))
 

@@ -102,5 +102,5 @@ def test_refuses_what_makes_no_sense(params, message):
 
 
 def test_the_official_variant_needs_a_block_of_queries():
-    with pytest.raises(FewshotError, match="15 queries; the official TIP-X compares blocks of 100"):
+    with pytest.raises(FewshotError, match="15 queries; the official program compares blocks of 100"):
         create_method("tip_x", variant="official")(random_episodes(with_text=True))
