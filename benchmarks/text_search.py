@@ -314,9 +314,10 @@ def main() -> None:
 
 PAGE = """# Searches of methods on image and text features
 
-Written by `python benchmarks/text_search.py Tip-Adapter SuS-X APE --write docs/speed_text.md` on {date}: {conditions}.
+Written by `python benchmarks/text_search.py Tip-Adapter SuS-X APE --rounds {rounds} --write docs/speed_text.md`
+on {date}: {conditions}.
 `fewshot.search_grid` beside the loops of the official programs, which run on the CPU: 100 classes, 16 shots, 2,500 queries
-in float32; median (and range) of the interleaved rounds, {rounds}.
+in float32; median (and range) of {rounds} interleaved round(s).
 
 - *official*: seconds of the first settings of its loop, times the settings of the grid over those (Tip-Adapter 200, TIP-X
   500, APE 400, its channels given).

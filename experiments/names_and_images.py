@@ -42,7 +42,7 @@ TEXT_SCALES = (1.0, 0.25, 4.0, 0.0)  # of equally good ones the first is taken: 
 IMAGES = "channels(0,1280),l2"
 IMAGE_ONLY = {"protonet": {}, "ridge": {}, "logistic_regression": {}, "proker": {"text_scale": 0.0}}
 NAMED = ("zero_shot", "tip_adapter", "tip_x", "ape", "gda", "proker", "proto_clip", "lfa", "lp_plus_plus", "clip_adapter",
-         "cross_modal", "wise_ft", "tes", "transclip")
+         "cross_modal", "wise_ft", "transclip")
 SEARCHED = ("tip_adapter", "tip_x", "ape", "gda", "proker", "proto_clip", "lfa", "transclip")
 FIXED = {"lfa": {"steps": 0}}  # a search would refine it for every value
 TRAINED = {"tip_adapter": {"trained": True}, "ape": {"trained": True}}

@@ -4,8 +4,8 @@
 
 All 279 test letters of `named_glyphs` at once, with the features and names of `glyph_clip` (experiments/glyph_clip.py),
 which has read the words of these names but not together. Each method with its default hyper-parameters; of these the
-learning rate of `clip_adapter` was chosen on the validation letters. AMU-Tuning has the pixels as the features of a second
-network. 20 draws of the images, 3 queries a letter.
+learning rates of `clip_adapter` and `prograd` were chosen on the validation letters. AMU-Tuning has the pixels as the
+features of a second network. 20 draws of the images, 3 queries a letter.
 """
 
 from __future__ import annotations

@@ -89,13 +89,13 @@ class APE(GridMethod):
     learning_rate: float = 1e-3
     train_alpha: float | None = None
     train_beta: float | None = None
-    variant: str = "plain"
+    variant: str = "sane"
 
     def __post_init__(self) -> None:
         check_at_least(0, alpha=self.alpha, beta=self.beta, gamma=self.gamma, text_scale=self.text_scale, steps=self.steps,
                        train_alpha=self.train_alpha, train_beta=self.train_beta)
         check_positive(learning_rate=self.learning_rate)
-        check_choice(("plain", "official"), variant=self.variant)
+        check_choice(("sane", "official"), variant=self.variant)
         if self.channels is not None:
             check_integer("channels", self.channels, 1)
         if len(self.weights) != 2 or min(self.weights) < 0:

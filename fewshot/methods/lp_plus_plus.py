@@ -46,12 +46,12 @@ class LPPlusPlus(Method):
 
     steps: int = 300
     text_scale: float = 1.0
-    variant: str = "plain"
+    variant: str = "sane"
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_at_least(0, steps=self.steps, text_scale=self.text_scale, seed=self.seed)
-        check_choice(("plain", "official"), variant=self.variant)
+        check_choice(("sane", "official"), variant=self.variant)
 
     @torch.no_grad()
     def __call__(self, episodes: Episodes) -> Tensor:

@@ -66,7 +66,7 @@ class ProtoCLIP(GridMethod):
     learning_rate: float = 1e-4
     train_alpha: float | None = None
     train_beta: float | None = None
-    variant: str = "plain"
+    variant: str = "sane"
 
     def __post_init__(self) -> None:
         for name in ("alpha", "train_alpha"):
@@ -74,7 +74,7 @@ class ProtoCLIP(GridMethod):
                 check_number(name, value, 0, 1)
         check_positive(beta=self.beta, train_beta=self.train_beta, learning_rate=self.learning_rate)
         check_at_least(0, text_scale=self.text_scale, steps=self.steps)
-        check_choice(("plain", "official"), variant=self.variant)
+        check_choice(("sane", "official"), variant=self.variant)
 
     @property
     def reused(self) -> tuple[str, ...]:

@@ -69,13 +69,13 @@ class TipX(GridMethod):
     gamma: float = 1.0
     text_scale: float = 1.0
     temperature: float = 0.5
-    variant: str = "plain"
+    variant: str = "sane"
     affinity_range: tuple | None = None
 
     def __post_init__(self) -> None:
         check_at_least(0, alpha=self.alpha, beta=self.beta, gamma=self.gamma, text_scale=self.text_scale)
         check_positive(temperature=self.temperature)
-        check_choice(("plain", "official"), variant=self.variant)
+        check_choice(("sane", "official"), variant=self.variant)
         if self.affinity_range is not None:
             if self.variant != "official":
                 raise FewshotError(f"affinity_range={self.affinity_range!r} is for variant='official'; leave it out")

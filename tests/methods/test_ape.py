@@ -88,7 +88,7 @@ def test_the_untrained_official_variant_is_tip_adapter():
     assert torch.allclose(found, create_method("tip_adapter", alpha=1.7, beta=2.5)(e), atol=1e-13)
 
 
-@pytest.mark.parametrize("variant", ["plain", "official"])
+@pytest.mark.parametrize("variant", ["sane", "official"])
 def test_residuals_and_weights_are_trained_by_adamw_on_the_cross_entropy_of_the_support(variant):
     """Against torch's AdamW and scheduler, an episode at a time."""
     e = uneven_episodes()
