@@ -76,6 +76,7 @@ class TransCLIP(IterativeMethod):
         variance = query.new_full((len(query), 1, query.shape[-1]), 1 / query.shape[-1])
         weight = self.text_weight if self.text_weight is not None else 1.0 if self.zero_shot else 0.5
         graph = _Graph(query, support, self.neighbours, labels, self.variant == "official")
+        smallest = torch.finfo(z.dtype).tiny  # below it a number is kept in fewer bits, and arithmetic takes three times as long
         seen = [mu]
         for step in range(self.iterations + 1):
             # -1/2 (q - mu)^2 / s without q^2 / s, which all classes of a query share.
@@ -84,6 +85,7 @@ class TransCLIP(IterativeMethod):
             for _ in range(self.sweeps):
                 logits = weight * prior + likelihood / _SCALE + graph.pull(z)
                 z = logits.softmax(-1)
+                z = z.masked_fill(z < smallest, 0)
             if step < self.iterations:
                 mu, variance = self._moments(z, query, support, labels)
                 seen.append(mu)
