@@ -76,7 +76,7 @@ class TransCLIP(IterativeMethod):
         variance = query.new_full((len(query), 1, query.shape[-1]), 1 / query.shape[-1])
         weight = self.text_weight if self.text_weight is not None else 1.0 if self.zero_shot else 0.5
         graph = _Graph(query, support, self.neighbours, labels, self.variant == "official")
-        smallest = torch.finfo(z.dtype).tiny  # below it a number is kept in fewer bits, and arithmetic takes three times as long
+        smallest = torch.finfo(z.dtype).tiny  # arithmetic on numbers below it takes several times as long
         seen = [mu]
         for step in range(self.iterations + 1):
             # -1/2 (q - mu)^2 / s without q^2 / s, which all classes of a query share.
