@@ -64,7 +64,7 @@ def _entry(name: str, cls: type) -> Entry:
     # A file is named after its method and begins with one sentence; a second method in it has only its own docstring.
     docstring = sys.modules[cls.__module__].__doc__ if file == name else re.split(r"\.\s", cls.__doc__)[0] + "."
     needs = {"features of base classes": method.needs_base, "a backbone": method.needs_backbone,
-             "texts of the classes": method.needs_text}
+             "texts of the classes": method.needs_text, "validation images": method.needs_validation}
     assumes = [*method.assumes, *(f"needs {what}" for what, true in needs.items() if true)]
     return Entry(name, GROUPS[method.inputs, method.setting], f"[`{name}`](../fewshot/methods/{file}.py)",
                  _cell(docstring.strip().split("\n\n")[0]),

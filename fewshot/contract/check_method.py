@@ -88,6 +88,8 @@ def candidate_of(method: str | Method, dim: int = 32, device: str = "cpu", **par
     if method.inputs != "features":
         raise FewshotError(f"{name} takes {method.inputs}; check_method examines methods on features. Learners on images "
                            "have contract tests of their own, tests/methods/test_contract_images.py")
+    if method.needs_validation:
+        raise FewshotError(f"{name} reads validation images, and check_method has none; examine the method inside it")
     if method.needs_backbone:
         raise method.without_network()
     if isinstance(method, nn.Module):

@@ -58,7 +58,8 @@ class Candidate:
     device: str = "cpu"
 
     def episodes(self, **settings: Any) -> Any:
-        return random_episodes(**{"dim": self.dim, "with_text": self.method.needs_text, **settings})
+        text_dim = None if self.method.text_of_features else self.dim // 2
+        return random_episodes(**{"dim": self.dim, "with_text": self.method.needs_text, "text_dim": text_dim, **settings})
 
     def answer(self, episodes: Episodes) -> Tensor:
         """Probabilities [E, Q, N]. Raises FewshotError for logits of a wrong shape or dtype, and for any not finite."""
@@ -189,7 +190,7 @@ def inductive(candidate: Candidate) -> float:
          applies=lambda method: method.setting == "transductive")
 def transductive(candidate: Candidate) -> float:
     """The answer to a query depends on the other queries, as tables print."""
-    episodes = candidate.episodes(spread=1.5)
+    episodes = candidate.episodes(spread=1.5).replace(logit_scale=10.0)  # at 100 the texts leave nothing to the queries
     changed = episodes.query.clone()
     changed[:, 1:] = candidate.episodes(spread=1.5, seed=8).query[:, 1:]
     return _change(candidate.answer(replaced(episodes, query=changed))[:, 0], candidate.answer(episodes)[:, 0])

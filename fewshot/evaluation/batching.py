@@ -24,12 +24,17 @@ def answers(method: Method, batches: Iterable[Episodes]) -> Iterator[tuple[Tenso
     """
     for found in _together(_named(answer) for answer in _raw(method, batches)):
         logits = found.pop("logits")
-        # A finite sum has finite terms, and is several times faster to look at.
-        if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():
-            bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
-            raise FewshotError(f"{type(method).__name__} returned logits that are not finite (episode {bad} of a chunk of "
-                               f"{len(logits)}); check the features, or use float64")
+        check_finite(method, logits)
         yield logits, found
+
+
+def check_finite(method: Method, logits: Tensor) -> None:
+    """Raise FewshotError for logits [E, Q, N] that are not finite."""
+    # A finite sum has finite terms, and is several times faster to look at.
+    if not torch.isfinite(logits.sum()) and not torch.isfinite(logits).all():
+        bad = int((~torch.isfinite(logits)).flatten(1).any(1).nonzero()[0])
+        raise FewshotError(f"{type(method).__name__} returned logits that are not finite (episode {bad} of a chunk of "
+                           f"{len(logits)}); check the features, or use float64")
 
 
 def _named(answer: Tensor | Refinement) -> dict[str, Tensor]:

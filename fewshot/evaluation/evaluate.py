@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from fewshot.core.errors import FewshotError
 from fewshot.core.team import own_device
@@ -16,7 +17,7 @@ from fewshot.episodes.protocol import BaseToNewProtocol
 from fewshot.episodes.saved import EpisodeList
 from fewshot.evaluation.base_to_new import BaseToNewScorer
 from fewshot.evaluation.calibration import can_adapt, decisions_from, fit_temperature, validation_answers
-from fewshot.evaluation.collect import collect
+from fewshot.evaluation.collect import Rows, collect
 from fewshot.evaluation.decisions import check_coverage
 from fewshot.evaluation.measures import finished
 from fewshot.evaluation.progress import Parts
@@ -129,20 +130,27 @@ def evaluate_resolved(resolved: Resolved, *, store: Store | None = None, metrics
     rows, fingerprint = collect(scorer, kept, work, label=f"{record.method} {run.protocol}")
     if not rows.complete:  # a shard; another one may just have put all together
         return None if store is None else store.load(record)
-    measures = rows.arrays | finished(rows.totals, resolved.bank.classes)
+    more = {}
     if temperature is not None:
-        measures["temperature"] = torch.tensor(temperature, dtype=torch.float64)
+        more["temperature"] = torch.tensor(temperature, dtype=torch.float64)
     if coverage is not None:
-        measures["coverage_target"] = torch.tensor(coverage, dtype=torch.float64)
-    result = Result(record=record, title=resolved.title, correct=measures.pop("correct"),
-                    iterations=measures.pop("iterations", None), converged=measures.pop("converged", None),
-                    measures=measures, fingerprint=fingerprint.hexdigest(),
-                    seconds=rows.seconds + time.perf_counter() - start, notes=resolved.notes, assumes=tuple(method.assumes),
-                    setting="transductive" if transductive else "inductive")
+        more["coverage_target"] = torch.tensor(coverage, dtype=torch.float64)
+    seconds = rows.seconds + time.perf_counter() - start
+    result = result_of(resolved, rows, fingerprint.hexdigest(), seconds, transductive, more)
     if store is not None:
         store.save(result)
         kept.remove()
     return result
+
+
+def result_of(resolved: Resolved, rows: Rows, fingerprint: str, seconds: float, transductive: bool,
+              more: dict[str, Tensor] | None = None) -> Result:
+    """The result of the complete `rows`, with `more` measures."""
+    measures = rows.arrays | finished(rows.totals, resolved.bank.classes) | (more or {})
+    return Result(record=resolved.record, title=resolved.title, correct=measures.pop("correct"),
+                  iterations=measures.pop("iterations", None), converged=measures.pop("converged", None), measures=measures,
+                  fingerprint=fingerprint, seconds=seconds, notes=resolved.notes, assumes=tuple(resolved.method.assumes),
+                  setting="transductive" if transductive else "inductive")
 
 
 def whole_result(result: Result | None) -> Result:

@@ -134,7 +134,7 @@ class Scorer:
             for chunk in indices.split(self.chunk):
                 if not going():
                     raise Cancelled
-                prepared = self.prepare(self._over(chunk.gather(self.bank, room)))
+                prepared = self.prepared(chunk, room)
                 if adaptive is not None:
                     hard.append(difficulty(self.method, prepared, adaptive.temperature))
                 yield prepared
@@ -152,6 +152,10 @@ class Scorer:
                     rows[name][done : done + len(here)] = values
                 done += len(here)
         return Part(start, start + len(indices), rows, measures.totals)
+
+    def prepared(self, chunk: EpisodeIndices, room: Tensor | None = None) -> Episodes:
+        """The episodes of `chunk` as the method gets them, gathered in the memory `room`."""
+        return self.prepare(self._over(chunk.gather(self.bank, room)))
 
     def _over(self, episodes: Episodes) -> Episodes:
         """The episodes on the device of the method."""

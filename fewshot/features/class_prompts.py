@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,19 +23,24 @@ HOLE = "{}"  # where the name of the class goes
 # OpenAI's, as open_clip lists them: all 80 of the paper, and the 7 that their notebook found to do as well.
 NAMED = {"imagenet": "OPENAI_IMAGENET_TEMPLATES", "imagenet7": "SIMPLE_IMAGENET_TEMPLATES"}
 
+_NUMBER = re.compile(r"^(n\d{8}|\d+)[-_. ]+(?=\D)")  # of a synset, "n02085620-Chihuahua", or a place, "002.Laysan_Albatross"
+_JOINED = re.compile(r"([A-Z][a-z]+){2,}")  # "AnnualCrop", and no name with a space or a mark in it
+
 Prompts = tuple[tuple[str, ...], ...]
 
 
 def class_texts(model: Backbone, class_names: Sequence[str], templates: str | Path | Sequence[str] | None = "imagenet",
-                descriptions: str | Path | Mapping[str, Sequence[str]] | None = None) -> ClassTexts:
+                descriptions: str | Path | Mapping[str, Sequence[str]] | None = None,
+                words: str | Path | Mapping[str, str] | None = None) -> ClassTexts:
     """The texts of classes, read by the text tower of `model`: of every class its sentences, their vectors made unit length,
     averaged, and made unit length again (Radford et al. 2021, section 3.1.4).
 
     model          a backbone with a text tower, see `encode_texts`
-    class_names    one a label, as a bank has them; "_" is read as a space
+    class_names    one a label, as a bank has them
     templates      "imagenet", OpenAI's 80; "imagenet7", the 7 best of them; one template such as "a photo of a {}."; a file
                    with one a line; a list; or None, where there are descriptions
     descriptions   {class: [sentences]}, or a JSON file of that, which may know further classes; with templates both count
+    words          what to call classes in the templates, see `class_words`
 
     What CLIP multiplies cosines by is kept with the vectors, and the projection of a model that was made with
     `pre_projection`. Raises FewshotError for names that are given twice, templates without {}, a class without description,
@@ -44,7 +50,7 @@ def class_texts(model: Backbone, class_names: Sequence[str], templates: str | Pa
     from fewshot.core.compiled import plain
     from fewshot.data.class_texts import ClassTexts
 
-    prompts, used = class_prompts(class_names, templates, descriptions)
+    prompts, used = class_prompts(class_names, templates, descriptions, words)
     vectors, each = class_vectors(lambda sentences: encode_texts(model, sentences), prompts)
     towers = plain(model)
     assert isinstance(towers, TwoTowers), "encode_texts refuses others"
@@ -57,9 +63,10 @@ def class_texts(model: Backbone, class_names: Sequence[str], templates: str | Pa
 
 
 def class_prompts(class_names: Sequence[str], templates: str | Path | Sequence[str] | None = "imagenet",
-                  descriptions: str | Path | Mapping[str, Sequence[str]] | None = None) -> tuple[Prompts, tuple[str, ...]]:
+                  descriptions: str | Path | Mapping[str, Sequence[str]] | None = None,
+                  words: str | Path | Mapping[str, str] | None = None) -> tuple[Prompts, tuple[str, ...]]:
     """(the sentences of every class, the templates that they were made by), as `class_texts` takes them."""
-    names = [" ".join(name.replace("_", " ").split()) for name in class_names]
+    names = class_words(class_names, words)
     for name, count in Counter(names).items():
         if not name:
             raise FewshotError("a class has no name; give every class one, or take texts from elsewhere")
@@ -76,6 +83,19 @@ def class_prompts(class_names: Sequence[str], templates: str | Path | Sequence[s
                            "sentences")
     return tuple(tuple(template.replace(HOLE, name) for template in used) + told.get(given, ())
                  for given, name in zip(class_names, names, strict=True)), used
+
+
+def class_words(class_names: Sequence[str], words: str | Path | Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """What each class is called in a sentence: what `words` says of it; else its name without a number in front, with "_"
+    read as a space, and joined words apart: "002.Laysan_Albatross" is "Laysan Albatross", "AnnualCrop" is "annual crop".
+
+    words   {class: its words}, or a JSON file of that, for names that this does not make right, as {"car_side": "side of a
+            car"}; it may know further classes
+
+    Raises FewshotError for a file that is not such, and for words that are empty.
+    """
+    told = {} if words is None else _read_words(words)
+    return tuple(told[name] if name in told else _plain_words(name) for name in class_names)
 
 
 def class_vectors(encode: Callable[[list[str]], Tensor], prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -119,18 +139,40 @@ def read_templates(given: str | Path | Sequence[str]) -> tuple[str, ...]:
     return tuple(template.strip() for template in found)
 
 
+def _plain_words(name: str) -> str:
+    bare = _NUMBER.sub("", name)
+    if _JOINED.fullmatch(bare):
+        bare = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", bare).lower()
+    return " ".join(bare.replace("_", " ").split())
+
+
+def _read_words(given: str | Path | Mapping[str, str]) -> dict[str, str]:
+    """Class -> what it is called."""
+    where, found = _read_classes("words", given, '{"class": "its words", ...}')
+    for name, words in found.items():
+        if not isinstance(words, str) or not words.strip():
+            raise FewshotError(f"{where}: class {name!r} has {str(words)[:60]!r}; give it words, or leave it out")
+    return {name: " ".join(words.split()) for name, words in found.items()}
+
+
 def _read_descriptions(given: str | Path | Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
     """Class -> sentences."""
-    where, found = "descriptions", given
+    where, found = _read_classes("descriptions", given, '{"class": ["a sentence", ...], ...}')
+    return {name: _sentences(where, name, of_class) for name, of_class in found.items()}
+
+
+def _read_classes(what: str, given: str | Path | Mapping[str, Any], expected: str) -> tuple[str, dict[str, Any]]:
+    """(where it is from, class -> what it has there) of a dictionary or of a JSON file that holds one."""
+    where, found = what, given
     if isinstance(given, (str, Path)):
         where = str(given)
         try:
             found = json.loads(_text_of(Path(given)))
         except (ValueError, RecursionError) as error:
-            raise FewshotError(f'{given} is not JSON ({error}); expected {{"class": ["a sentence", ...], ...}}') from None
+            raise FewshotError(f"{given} is not JSON ({error}); expected {expected}") from None
     if not isinstance(found, Mapping):
-        raise FewshotError(f'{where} holds a {type(found).__name__}; expected {{"class": ["a sentence", ...], ...}}')
-    return {str(name): _sentences(where, name, of_class) for name, of_class in found.items()}
+        raise FewshotError(f"{where} holds a {type(found).__name__}; expected {expected}")
+    return where, {str(name): each for name, each in found.items()}
 
 
 def _sentences(where: str, name: object, given: Any) -> tuple[str, ...]:

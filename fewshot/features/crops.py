@@ -1,4 +1,5 @@
-"""Several random crops of every image, embedded once: averaged (EASY's augmented shots) or kept side by side (COSOC)."""
+"""Several random crops of every image, embedded once: averaged (EASY's augmented shots), averaged by how much each looks
+like the whole image (WCA), or kept side by side (COSOC)."""
 
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from fewshot.core.counted_random import below, counted_uniforms
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import unknown_message
 
+_SHARPNESS = math.e**4  # of the cosines in "weighted", as in the official program of WCA
 _TRIES = 10  # boxes drawn until one fits into the image, as in torchvision
 
 
@@ -26,7 +28,8 @@ _TRIES = 10  # boxes drawn until one fits into the image, as in torchvision
 class Crops:
     """`count` random resized crops of an image; `str` is the text that `parse_crops` reads.
 
-    kind       "mean": the features of the crops are averaged, before any transform; "keep": they stand side by side,
+    kind       "mean": the features of the crops are averaged, before any transform; "weighted": their unit vectors are, by
+               their likeness to the whole image (`by_likeness`), for the method wca; "keep": they stand side by side,
                [count, D] flattened, for methods that compare crops (cosoc)
     count      crops of each image
     flip       mirror each crop with probability 1/2
@@ -83,17 +86,25 @@ class Crops:
         return top, left, high, wide, self.flip & (drawn["flip"][:, 0] < 0.5)
 
 
+def by_likeness(crops: Tensor, whole: Tensor) -> Tensor:
+    """Unit vectors [B, D]: the sum of the unit features of crops [V, B, D], weighted by the softmax over V of e^4 times
+    their cosine to the features [B, D] of the whole image (Li et al. 2024, arXiv:2406.02915)."""
+    crops = F.normalize(crops, dim=-1)
+    weights = (_SHARPNESS * (crops * F.normalize(whole, dim=-1)).sum(-1, keepdim=True)).softmax(0)  # [V, B, 1]
+    return F.normalize((weights * crops).sum(0), dim=-1)
+
+
 _SETTINGS = [field.name for field in dataclasses.fields(Crops) if field.name != "kind"]
 
 
 def parse_crops(spec: str) -> Crops | None:
-    """The crops written as "mean(30)" or "keep(7,flip=True,seed=1)"; None for "", the whole images.
+    """The crops written as "mean(30)", "weighted(60)" or "keep(7,flip=True,seed=1)"; None for "", the whole images.
 
     Raises FewshotError for text that does not read, and for unknown settings and values out of range.
     """
     if not spec.strip():
         return None
-    match = re.fullmatch(r"\s*(mean|keep)\s*\(([^()]*)\)\s*", spec)
+    match = re.fullmatch(r"\s*(mean|weighted|keep)\s*\(([^()]*)\)\s*", spec)
     if match is None:
         raise FewshotError(f"cannot read the crops {spec!r}; write e.g. 'mean(30)' or 'keep(7,flip=True)'")
     given: dict[str, Any] = {}

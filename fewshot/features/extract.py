@@ -23,7 +23,7 @@ from fewshot.core.provenance import versions
 from fewshot.core.registry import unknown_message
 from fewshot.data.banks import FeatureBank, ImageBank
 from fewshot.episodes.types import Episodes
-from fewshot.features.crops import Crops, parse_crops
+from fewshot.features.crops import Crops, by_likeness, parse_crops
 
 _PIECE_SECONDS = 5.0
 _PIECE = "{:09d}.safetensors"  # its first image
@@ -48,8 +48,9 @@ def embed(bank: ImageBank, backbone: Backbone | nn.Module | Callable[[Tensor], T
                     as if it had not been. Features pass through memory piece by piece, and a large bank is returned mapped
                     from its file
     progress        show a progress bar
-    crops           random crops of every image, "mean(30)" to average their features or "keep(7)" to have them side by side
-                    (then D is `feature_dim` times their number), see `fewshot.features.crops.Crops`; "": the whole images
+    crops           random crops of every image, "mean(30)" to average their features, "weighted(60)" to do so by their
+                    likeness to the whole image, or "keep(7)" to have them side by side (then D is `feature_dim` times their
+                    number), see `fewshot.features.crops.Crops`; "": the whole images
     precision       of the arithmetic in the backbone: "bfloat16" is faster on processors that have it and costs accuracy
                     (docs/scaling.md has both); the features are float32 in any case, and other ones
 
@@ -211,6 +212,8 @@ def _forward(backbone: Backbone, images: Tensor, crops: Crops | None, name: str,
     if crops is None:
         return features(images)
     every = (features(crops.cut(images, number, name, start)) for number in range(crops.count))
+    if crops.kind == "weighted":
+        return by_likeness(torch.stack(list(every)), features(images))
     return torch.cat(list(every), 1) if crops.kind == "keep" else sum(every, torch.zeros(())) / crops.count
 
 

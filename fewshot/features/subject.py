@@ -33,8 +33,8 @@ class Subject:
     dataset, split       names; data_options are passed to `load_dataset`
     backbone, weights    name of the backbone (made with backbone_options) and its weights: a file, or a name such as
                          "random"; None for the backbone's default
-    crops                random crops of every image instead of the whole, "mean(30)" or "keep(7)" (`features/crops.py`);
-                         kept with all settings written out
+    crops                random crops of every image instead of the whole, "mean(30)", "weighted(60)" or "keep(7)"
+                         (`features/crops.py`); kept with all settings written out
     """
 
     dataset: str = setting("glyphs", "data set, see `fewshot data`; torchvision:NAME, hf:NAME; or the path of a "
@@ -45,8 +45,8 @@ class Subject:
     backbone: str = setting("conv4", "backbone, see `fewshot list backbones`", text(), shown=True)
     weights: str | None = setting(None, "weights file (.safetensors) or a name such as random; left out: those of ImageNet "
                                   "for efficientnet_lite0, else untrained", text(or_none=True))
-    crops: str = setting("", "random crops of every image: mean(30) averages their features, keep(7) has them side by side",
-                         _crops, shown=True, later=True)
+    crops: str = setting("", "random crops of every image: mean(30) averages their features, weighted(60) by their likeness "
+                         "to the whole image, keep(7) has them side by side", _crops, shown=True, later=True)
     data_options: FrozenDict = setting({}, "an option of the data set, e.g. protocol=vinyals, splits=FILE; repeat for more",
                                        options, flag="--data-option", metavar="NAME=VALUE")
     backbone_options: FrozenDict = setting({}, "an option of the backbone, e.g. width=32, reduce=flatten; repeat for more",

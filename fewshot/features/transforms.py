@@ -16,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
+from fewshot.core.checked import check_integer
 from fewshot.core.errors import FewshotError
 from fewshot.core.registry import Registry
 from fewshot.core.spec_text import read_steps, write_step
@@ -26,6 +28,7 @@ from fewshot.episodes.types import Episodes
 from fewshot.ops import features as ops
 from fewshot.ops.distances import l2_normalise
 from fewshot.ops.span import to_span
+from fewshot.ops.text import text_items, unit_texts
 
 
 class Step(abc.ABC):
@@ -131,6 +134,31 @@ class Range(Step):
         return ops.scale_to_query_range(episodes)
 
 
+@_register("channels")
+class Channels(PointStep):
+    """Only the channels from `first` to the one before `last`, of texts, too: a part of features that lie side by side.
+    last=0 is the end."""
+
+    first: int = 0
+    last: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first < 0 or (self.last != 0 and self.last <= self.first):
+            raise FewshotError(f"channels({self.first},{self.last}): give the first one, 0 or more, and the one after the "
+                               "last, 0 for the end")
+
+    def point(self, x: Tensor) -> Tensor:
+        if max(self.first + 1, self.last) > x.shape[-1]:
+            raise FewshotError(f"{self} of {x.shape[-1]} channels; they are counted from 0, and last may be {x.shape[-1]}")
+        return x[..., self.first : self.last or None]
+
+    def __call__(self, episodes: Episodes) -> Episodes:
+        dim = episodes.query.shape[-1]
+        given = {name: getattr(episodes, name) for name in ("text", "prompts")}
+        texts = {name: self.point(x) for name, x in given.items() if x is not None and x.shape[-1] == dim}
+        return super().__call__(episodes).replace(**texts)
+
+
 @_register("power")
 class Power(PointStep):
     """sign(x) (|x| + 1e-6)^beta (PT-MAP, 0.5)."""
@@ -185,6 +213,42 @@ class ChannelImportance(PointStep):
 
     def point(self, x: Tensor) -> Tensor:
         return ops.channel_importance(x, self.k, released=self.variant == "released")
+
+
+@_register("text_shots")
+class TextShots(Step):
+    """The text of each class joins its support, `copies` times, at the mean length of the episode's support items: so
+    methods that read no texts use them as further shots (Lin et al. 2023, arXiv:2301.06267). copies=0 changes nothing.
+
+    of   "text": one vector a class; "prompts": one for each of its sentences, and its text again for each that it has
+         fewer than another class
+
+    A class of k images and c texts has the prototype (k mean + c text) / (k + c). Steps before this one change the images
+    alone, steps after it both.
+    """
+
+    copies: int = 1
+    of: str = "text"
+
+    def __post_init__(self) -> None:
+        check_integer("text_shots(copies)", self.copies, 0)
+        if self.of not in ("text", "prompts"):
+            raise FewshotError(f"text_shots(of={self.of}): choose text or prompts")
+
+    def __call__(self, episodes: Episodes) -> Episodes:
+        if self.copies == 0:
+            return episodes
+        if (episodes.text if self.of == "text" else episodes.prompts) is None:
+            raise FewshotError(f"{self} adds a {self.of.rstrip('s')} of every class, and these episodes have none; make a "
+                               "bank with texts (`fewshot embed ... --templates`, or bank.with_texts)")
+        items, labels, known = text_items(episodes if self.of == "prompts" else episodes.replace(prompts=None))
+        if items.shape[-1] != episodes.support.shape[-1]:
+            raise FewshotError(f"{self}: texts have {items.shape[-1]} channels and features {episodes.support.shape[-1]}; "
+                               "embed images and texts with one model")
+        own = unit_texts(episodes).take_along_dim(labels.unsqueeze(-1), 1)
+        items = items.where(known.unsqueeze(-1) > 0, own) * episodes.support.norm(dim=-1).mean(1)[:, None, None]
+        return episodes.replace(support=torch.cat([episodes.support, *[items] * self.copies], 1),
+                                support_labels=torch.cat([episodes.support_labels, *[labels] * self.copies], 1))
 
 
 @_register("span")

@@ -72,7 +72,7 @@ def _takes_its_inputs(function: Callable) -> Callable:
                                f"longest feature is {longest:.3g}: scale the features (transforms l2 or standardise), or "
                                f"regularise more ({str(error).partition('.')[0]})") from None
         narrow = weight is None and episodes.query.dtype != torch.float64 == working.query.dtype
-        return _narrowed(found) if narrow else found
+        return narrowed(found) if narrow else found
 
     return checked
 
@@ -88,11 +88,11 @@ def check_text(method: Method, episodes: Episodes) -> None:
                            "texts with one model")
 
 
-def _narrowed(found: Any) -> Any:
+def narrowed(found: Any) -> Any:
     """Logits in float32 of what was computed in float64 because float32 does not hold it: from each query's largest one,
     which is all that predictions and probabilities depend on."""
     if isinstance(found, Refinement):
-        return dataclasses.replace(found, logits=_narrowed(found.logits))
+        return dataclasses.replace(found, logits=narrowed(found.logits))
     if not isinstance(found, Tensor) or found.dtype != torch.float64:
         return found  # reduced episodes, which stay as they are until they are solved
     limits, below = torch.finfo(torch.float32), found - found.amax(-1, keepdim=True)
@@ -130,6 +130,8 @@ class Method(abc.ABC):
     needs_base   True when `fit(base_bank)` must be called first (statistics of the base classes)
     needs_text   True when it reads the texts of the classes; a call without any is refused
     text_of_features   of those: features and texts have the same channels (all but methods that map one to the other)
+    needs_validation   True when it reads validation images of the episodes
+    searched_grid   hyper-parameter -> values that its paper searches on validation images; {} where it searches none
     needs_backbone   True when `with_backbone(backbone, ways)` must be called first: these are the hyper-parameters of a
                      method with weights of its own, which that makes
     paper        where it was published, and official code
@@ -138,8 +140,10 @@ class Method(abc.ABC):
 
     setting: str = "inductive"
     inputs: ClassVar[str] = "features"
-    needs_text: ClassVar[bool] = False
-    text_of_features: ClassVar[bool] = True
+    needs_text: bool = False
+    text_of_features: bool = True
+    needs_validation: ClassVar[bool] = False
+    searched_grid: ClassVar[Mapping[str, tuple]] = {}
     paper: str = ""
     renamed: ClassVar[Mapping[str, str]] = {}
 
@@ -158,7 +162,7 @@ class Method(abc.ABC):
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
-        for name in ("__call__", "forward", "refine", "reduce", "point_classifier"):
+        for name in ("__call__", "forward", "refine", "reduce", "shared", "point_classifier"):
             if name in cls.__dict__:
                 setattr(cls, name, _takes_its_inputs(cls.__dict__[name]))
         if "fit" in cls.__dict__:

@@ -55,6 +55,13 @@ def l2_normalise(x: Tensor) -> Tensor:
     return x / nonzero(x.norm(dim=-1, keepdim=True))
 
 
+def before_unit(gradient: Tensor, x: Tensor) -> Tensor:
+    """The gradient at x of what has `gradient` at l2_normalise(x); 0 at an all-zero row."""
+    lengths = x.norm(dim=-1, keepdim=True)
+    unit = x / nonzero(lengths)
+    return ((gradient - unit * (unit * gradient).sum(-1, keepdim=True)) / nonzero(lengths)).where(lengths > 0, 0)
+
+
 def nonzero(lengths: Tensor) -> Tensor:
     """The lengths to divide by: 1 in place of 0."""
     return lengths.where(lengths > 0, 1)

@@ -28,7 +28,9 @@ from fewshot.evaluation.resolve import resolve
 from fewshot.evaluation.result import Result, compare
 from fewshot.evaluation.run import Run
 from fewshot.evaluation.store import Store
+from fewshot.evaluation.together import evaluate_together
 from fewshot.evaluation.work import Work, source_taken_from
+from fewshot.methods.bases.grid import GridMethod
 from fewshot.statistics import Comparison
 from fewshot.tuning.unrolled import FitResult, fit_method
 
@@ -103,6 +105,10 @@ def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mappin
     distinguished from it (the 95 % interval of the paired difference includes zero; no correction for several
     comparisons): then the one among these with most values kept, and of several the one of highest mean.
 
+    Candidates of a `GridMethod` that differ only in values that it reuses its work for (alpha, beta and gamma of
+    `tip_adapter`, `tip_x` and `ape`) are evaluated together, with the results that each has alone; not with several
+    workers, nor from where an interrupted search stopped.
+
     Raises FewshotError for any other split, nothing to search, unknown parameters and values a method refuses.
     """
     work = Work.taken_from(settings, work)
@@ -115,7 +121,11 @@ def tune(run: Run, grid: Mapping[str, Sequence] | None = None, *, ranges: Mappin
     if store is not None:
         store.prepare()
     found = [resolve(candidate, bank, base_bank, source=source) for candidate in runs]
-    results = [whole_result(evaluate_resolved(candidate, store=store, work=work)) for candidate in found]
+    method = found[0].method
+    if isinstance(method, GridMethod) and set(names) <= set(method.reused) and (work.workers, work.shard) == (1, None):
+        results = evaluate_together(method, found, tried, store, work)
+    else:
+        results = [whole_result(evaluate_resolved(candidate, store=store, work=work)) for candidate in found]
     top = max(results, key=lambda r: r.accuracy.mean)
     gaps = [compare(r, top) for r in results]
     kept = [sum(plain(values[name]) == plain(tried[0][name]) for name in names) for values in tried]

@@ -95,6 +95,21 @@ def test_features_of_crops():
     assert (other - kept).abs().amax((1, 2)).min() > 1e-4
 
 
+def test_crops_weighted_by_their_likeness_to_the_whole():
+    """A loop over images and crops; a single crop counts alone."""
+    bank, backbone = image_bank(10), conv4()
+    whole = embed(bank, backbone, progress=False).features.double().numpy()
+    kept = embed(bank, backbone, crops="keep(3)", progress=False).features.unflatten(1, (3, 8)).double().numpy()
+    found = embed(bank, backbone, crops="weighted(3)", batch_size=4, progress=False).features
+    for image, crops, mine in zip(whole, kept, found.numpy(), strict=True):
+        units = [crop / np.linalg.norm(crop) for crop in crops]
+        weights = [np.exp(np.e**4 * (unit @ image / np.linalg.norm(image) - 1)) for unit in units]
+        total = sum(weight * unit for weight, unit in zip(weights, units, strict=True))
+        np.testing.assert_allclose(mine, total / np.linalg.norm(total), atol=1e-5)
+    one, kept_one = (embed(bank, backbone, crops=f"{kind}(1)", progress=False).features for kind in ("weighted", "keep"))
+    torch.testing.assert_close(one, F.normalize(kept_one, dim=-1))
+
+
 def test_the_cache_tells_crops_apart(tmp_path):
     bank, backbone = image_bank(), conv4()
     made = [embed(bank, backbone, crops=crops, cache=tmp_path, progress=False)

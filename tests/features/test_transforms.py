@@ -35,7 +35,7 @@ def ready(spec):
 
 
 def with_query(episodes, query):
-    return Episodes(support=episodes.support, support_labels=episodes.support_labels, query=query, ways=episodes.ways)
+    return episodes.replace(query=query)
 
 
 # reading and writing
@@ -125,25 +125,25 @@ def test_fitting_and_applying_leave_their_arguments_alone():
 @every_step
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_finite_on_zeros_and_of_the_same_type(name, dtype):
-    episodes = random_episodes(dtype=dtype)
+    episodes = random_episodes(dtype=dtype, with_text=True)
     query = episodes.query.clone()
     query[:, 3] = 0
     for e in (with_query(episodes, query), episodes.with_features(torch.zeros_like)):
         found = ready(name)(e)
-        for x, y in ((found.support, e.support), (found.query, e.query)):
-            assert torch.isfinite(x).all() and x.dtype == dtype and x.shape == y.shape
+        assert found.support.shape == (3, found.support_labels.shape[1], 16) and found.query.shape == e.query.shape
+        assert all(torch.isfinite(x).all() and x.dtype == dtype for x in (found.support, found.query))
 
 
 @every_step
 def test_finite_on_signed_features(name):
-    found = ready(name)(random_episodes().with_features(lambda x: x - 0.7))
+    found = ready(name)(random_episodes(with_text=True).with_features(lambda x: x - 0.7))
     assert torch.isfinite(found.support).all() and torch.isfinite(found.query).all()
 
 
 @every_step
 def test_declares_whether_it_is_transductive(name):
     """Changing the other queries changes a query's class probabilities exactly for the steps that say so."""
-    episodes = random_episodes(spread=1.5)
+    episodes = random_episodes(spread=1.5, with_text=True)
     other = episodes.query.clone()
     other[:, 1:] = random_episodes(spread=1.5, seed=8).query[:, 1:] * 2
     method = create_method("simple_shot", norm="l2n")
@@ -153,9 +153,10 @@ def test_declares_whether_it_is_transductive(name):
 
 @every_step
 def test_episodes_do_not_mix(name):
-    episodes = random_episodes(episodes=4)
-    both, alone = ready(name)(episodes).query, torch.cat([ready(name)(episodes[i]).query for i in range(4)])
-    torch.testing.assert_close(both, alone, atol=1e-12, rtol=0)
+    episodes = random_episodes(episodes=4, with_text=True)
+    both, alone = ready(name)(episodes), Episodes.joined([ready(name)(episode) for episode in episodes])
+    torch.testing.assert_close(both.query, alone.query, atol=1e-12, rtol=0)
+    torch.testing.assert_close(both.support, alone.support, atol=1e-12, rtol=0)
 
 
 # single steps
@@ -211,6 +212,45 @@ def test_span_keeps_what_depends_on_inner_products():
     assert reduced.query.shape[-1] == 25
     for method in (create_method("protonet"), create_method("logistic_regression")):
         torch.testing.assert_close(method(reduced), method(episodes), atol=1e-9, rtol=0)
+
+
+def with_few_prompts():
+    """Two prompts a class, of class 1 only one, which fills up with zeros; support and queries are not of unit length."""
+    e = random_episodes(shots=3, with_text=True)
+    prompts = e.prompts.clone()
+    prompts[:, 1, 1] = 0
+    return e.replace(prompts=prompts)
+
+
+def test_texts_become_shots():
+    e, k = with_few_prompts(), 3
+    length = e.support.norm(dim=-1).mean(1)[:, None, None]
+    means = torch.stack([e.support[:, e.support_labels[0] == n].mean(1) for n in range(5)], 1)
+    added = {"text_shots": [e.text], "text_shots(4)": [e.text] * 4,
+             "text_shots(1,prompts)": [e.prompts[:, :, 0], e.prompts[:, :, 1].where(torch.arange(5)[:, None] != 1, e.text)]}
+    for spec, texts in added.items():
+        found = create_method("protonet")(ready(spec)(e))
+        prototypes = (k * means + length * sum(texts)) / (k + len(texts))
+        torch.testing.assert_close(found, -torch.cdist(e.query, prototypes).square(), atol=1e-9, rtol=0, msg=spec)
+        # the methods that count items: the same as items that were given
+        given = Episodes(support=torch.cat([e.support, *(length * text for text in texts)], 1), query=e.query, ways=5,
+                         support_labels=torch.cat([e.support_labels, torch.arange(5).repeat(3, len(texts))], 1))
+        for method in (create_method("ridge"), create_method("logistic_regression"), create_method("pt_map")):
+            torch.testing.assert_close(method(ready(spec)(e)), method(given), atol=1e-6, rtol=0, msg=spec)
+            assert torch.equal(method(ready("text_shots(0)")(e)), method(e))
+    torch.testing.assert_close(ready("l2,text_shots,l2")(e).support[:, 15:], e.text, atol=1e-12, rtol=0)
+
+
+def test_texts_that_cannot_become_shots():
+    for e, spec, message in (
+            (random_episodes(), "text_shots", "adds a text of every class, and these episodes have none"),
+            (random_episodes(with_text=True).replace(prompts=None), "text_shots(1,prompts)", "adds a prompt of every class"),
+            (random_episodes(with_text=True, text_dim=7), "text_shots", "texts have 7 channels and features 16")):
+        with pytest.raises(FewshotError, match=message):
+            ready(spec)(e)
+    for spec, message in (("text_shots(-1)", "copies"), ("text_shots(1,names)", "choose text or prompts")):
+        with pytest.raises(FewshotError, match=message):
+            parse_transforms(spec)
 
 
 def test_images_are_refused_and_the_empty_chain_takes_anything():

@@ -12,9 +12,13 @@ from fewshot.contract.checks import PROMISES
 from fewshot.contract.synthetic import random_episodes
 from fewshot.methods import METHODS, IterativeMethod, create_method
 
-# Cases that are no method of their own: a setting that gives a method weights.
-WITH_WEIGHTS = {"matching_net+full_context": {"full_context": True}}
-NAMES = [*(name for name in METHODS if METHODS[name].inputs == "features"), *WITH_WEIGHTS]
+# Cases that are no method of their own: a setting that gives a method weights, has it train on the support, or do more.
+_TRAINED = {"trained": True, "steps": 3, "learning_rate": 0.02}
+WITH_WEIGHTS = {"matching_net+full_context": {"full_context": True}, "tip_adapter+trained": _TRAINED,
+                "ape+trained": _TRAINED, "proto_clip+trained": _TRAINED,
+                "wise_ft+greedy": {"runs": 3, "dropout": 0.25, "soup": "greedy", "steps": 5}}
+NAMES = [*(name for name in METHODS if METHODS[name].inputs == "features" and not METHODS[name].needs_validation),
+         *WITH_WEIGHTS]
 # Methods that read the features as maps or as crops: settings that suit the length D of the features here.
 SHAPES = {"dn4": lambda dim: {"channels": dim // 4}, "relation_net": lambda dim: {"channels": dim // 16},
           "cosoc": lambda dim: {"crops": 2}}
@@ -24,6 +28,10 @@ DIM = 32
 DIRICHLET = {"iterations": 5, "mm_steps": 40}
 QUICK = {"alpha_tim": {"iterations": 40}, "tim_gd": {"iterations": 40}, "putm": {"outer": 2, "inner": 2},
          "em_dirichlet": DIRICHLET, "hard_em_dirichlet": DIRICHLET, "unem_dirichlet": {"layers": 5, "mm_steps": 40},
+         "lfa": {"steps": 3}, "lp_plus_plus": {"steps": 20},
+         "amu": {"steps": 5}, "clip_adapter": {"steps": 5}, "cross_modal": {"steps": 5}, "prograd": {"steps": 5},
+         "prolip": {"steps": 5}, "tes": {"steps": 20}, "wise_ft": {"steps": 5},
+         "multi_modal_adapter": {"steps": 5}, "vdt": {"steps": 5},
          "free_lunch": {"samples": 12}, "estimator": {"estimator": "sklearn.svm.SVC"}}  # which takes a fifth of the time
 DEFAULTS = "-defaults"
 EXEMPT = {
@@ -67,7 +75,8 @@ def test_keeps_its_promises(promise, name, device):
 @cases([name for name in NAMES if issubclass(registered(name), IterativeMethod)])
 def test_the_space_of_the_prototypes_is_theirs(name):
     """On well separated clusters the mean of the points of its own class in `space` is the nearest to a prototype."""
-    episodes, labels = random_episodes(shots=3, queries=20, dim=DIM, spread=0.02, with_labels=True)
+    episodes, labels = random_episodes(shots=3, queries=20, dim=DIM, spread=0.02, with_labels=True,
+                                       with_text=candidate(name).method.needs_text)
     with torch.no_grad():
         found = candidate(name).method.refine(episodes, history=True)
         assert candidate(name).method.refine(episodes).space is None

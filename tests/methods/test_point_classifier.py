@@ -16,7 +16,7 @@ CASES = [("protonet", {}), ("protonet", {"temperature": 0.1}),
          *(("simple_shot", {**norm, "metric": metric, "scale": 3}) for norm in NORMS for metric in ("euclidean", "cosine")),
          *(("ridge", {**norm, "intercept": intercept}) for norm in NORMS for intercept in (True, False)),
          *(("logistic_regression", norm) for norm in NORMS),
-         ("nearest_neighbour", {}), ("nearest_neighbour", {"metric": "cosine"})]
+         ("linear_probe_clip", {}), ("nearest_neighbour", {}), ("nearest_neighbour", {"metric": "cosine"})]
 
 
 def unequal(dtype, far):

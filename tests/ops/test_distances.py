@@ -5,7 +5,7 @@ import torch
 
 from fewshot.episodes.types import Episodes
 from fewshot.ops.class_reductions import best_class
-from fewshot.ops.distances import cosine, squared_euclidean
+from fewshot.ops.distances import before_unit, cosine, l2_normalise, squared_euclidean
 from fewshot.ops.prototypes import class_sums, one_hot, prototypes
 
 
@@ -48,6 +48,18 @@ def test_known_lengths_give_the_same_distances():
     x[1] += 1000
     y[1] += 1000  # shifted: lengths are those of other points then
     assert torch.equal(squared_euclidean(x, y, x.norm(dim=-1)), squared_euclidean(x, y))
+
+
+def test_the_gradient_before_unit_length_is_that_of_autograd():
+    generator = torch.Generator().manual_seed(0)
+    x, given = (torch.randn(2, 3, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    x[0, 1] = 0
+    at = x.clone().requires_grad_()
+    l2_normalise(at).backward(given)
+    found = before_unit(given, x)
+    assert torch.allclose(found[x != 0], at.grad[x != 0], atol=1e-12, rtol=0)
+    assert torch.equal(found[0, 1], torch.zeros(8, dtype=torch.float64)), "a point without direction has none to go"
+
 
 
 @pytest.mark.parametrize("shots", [1, 4])
