@@ -166,18 +166,18 @@ class _Navigator:
         blocks = query.split(size, 1)
         x = _squared_differences(blocks[0], means)
         for _ in range(steps):
-            parts = [self._scores(x)]
+            scores = self._scores(x)
             if len(blocks) > 1:
-                parts += [self._scores(_squared_differences(block, means)) for block in blocks[1:]]
+                others = [self._scores(_squared_differences(block, means)) for block in blocks[1:]]
+                scores = torch.cat([scores, *others], 1)
                 self._scores(x)
-            scores = torch.cat(parts, 1).view_as(cost)
+            scores = scores.view_as(cost)
             out = _score_gradient(scores, cost, rho, balance, target).neg_().split(size, 1)
-            self.gradient.zero_()
-            self._add_gradient(x, out[0])
+            self._gradient_of(x, out[0])
             for block, of_block in zip(blocks[1:], out[1:], strict=True):
                 again = _squared_differences(block, means)
                 self._scores(again)
-                self._add_gradient(again, of_block)
+                self._gradient_of(again, of_block, before=1)
             self.adam.step([self.gradient])
         return scores
 
@@ -189,20 +189,22 @@ class _Navigator:
         torch.nn.functional.leaky_relu_(torch.baddbmm(bias2, hidden1, weight2, out=hidden2), SLOPE)
         return (hidden2 @ weight3).neg_()
 
-    def _add_gradient(self, x: Tensor, by_distance: Tensor) -> None:
-        """Add the gradient with respect to the parameters, from that with respect to the distances d [E, q, N] of x
-        [E, qN, D], whose scores were the last to be computed."""
+    def _gradient_of(self, x: Tensor, by_distance: Tensor, before: int = 0) -> None:
+        """The gradient with respect to the parameters, from that with respect to the distances d [E, q, N] of x
+        [E, qN, D], whose scores were the last to be computed; added to `before` times the gradient that is there."""
         _, _, weight2, _, weight3 = self.parameters
         by_weight1, by_bias1, by_weight2, by_bias2, by_weight3 = self.gradients
         hidden1, hidden2, back1, back2 = (values[:, : x.shape[1]] for values in (*self.hidden, *self.back))
         out = by_distance.flatten(1).unsqueeze(-1)  # [E, qN, 1]
         _through_relu(torch.mul(out, weight3.transpose(1, 2), out=back2), hidden2)
         _through_relu(torch.bmm(back2, weight2.transpose(1, 2), out=back1), hidden1)
-        by_weight1.baddbmm_(x.transpose(1, 2), back1)
-        by_bias1.add_(back1.sum(1, keepdim=True))
-        by_weight2.baddbmm_(hidden1.transpose(1, 2), back2)
-        by_bias2.add_(back2.sum(1, keepdim=True))
-        by_weight3.baddbmm_(hidden2.transpose(1, 2), out)
+        for by_weight, by_bias, inputs, back in ((by_weight1, by_bias1, x, back1), (by_weight2, by_bias2, hidden1, back2)):
+            by_weight.baddbmm_(inputs.transpose(1, 2), back, beta=before)
+            if before:
+                by_bias += back.sum(1, keepdim=True)
+            else:
+                torch.sum(back, 1, keepdim=True, out=by_bias)
+        by_weight3.baddbmm_(hidden2.transpose(1, 2), out, beta=before)
 
 
 def _squared_differences(query: Tensor, means: Tensor) -> Tensor:
