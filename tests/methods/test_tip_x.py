@@ -92,7 +92,7 @@ def test_only_the_official_variant_looks_at_other_queries():
 
 
 @pytest.mark.parametrize(("params", "message"), [
-    ({"gamma": -1.0}, "gamma"), ({"temperature": 0.0}, "temperature"), ({"variant": "x"}, "plain, official"),
+    ({"gamma": -1.0}, "gamma"), ({"temperature": 0.0}, "temperature"), ({"variant": "x"}, "sane, official"),
     ({"affinity_range": (0.0, 1.0)}, "variant='official'"),
     ({"affinity_range": (1.0, 0.0), "variant": "official"}, "smallest and the largest"),
 ])
