@@ -17,7 +17,8 @@ from fewshot.methods.contract import create_method
 from tests.conftest import SHARED
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments"
-PROGRAMS = ("demo", "glyph_clip", "lake_runs", "name_tower", "names_and_images", "sinusoid", "texts_and_shots")  # which make no list of runs
+# Which make no list of runs.
+PROGRAMS = ("demo", "glyph_clip", "lake_runs", "name_tower", "names_and_images", "sinusoid", "texts_and_shots")
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in PROGRAMS)
 PAPERS = ("alpha_tim", "beclr", "channel_importance", "clustering", "cosoc", "easy", "em_dirichlet", "free_lunch",
           "laplacian_shot", "paddle", "pt_map", "putm", "rfs", "s2m2", "simpleshot", "tim", "unem")
