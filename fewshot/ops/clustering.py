@@ -213,12 +213,13 @@ def _mean_shift(weights: Tensor, members: Tensor, inner: _Inner, spread: Tensor,
     alive = torch.arange(len(weights), device=weights.device)
     squares = inner.squares.unsqueeze(1)
     limit = options.mode_tolerance**2 * squares.mean(-1)  # [E, 1]
-    # |x_j - c|^2 without |c|^2, which is the same for all members of a centre; members of others are infinitely far away.
-    apart = (squares / -spread).expand_as(members).masked_fill(members == 0, -torch.inf)
-    closeness = 2 / spread
+    outside = members == 0
     products = inner.with_centres(weights)
     for _ in range(options.mode_iterations):
-        shifted = (products * closeness).add_(apart).softmax(dim=-1)
+        # -|x_j - c|^2 without |c|^2, which is the same for all members of a centre. The difference comes before the
+        # division: where points nearly coincide, both of its terms are many times larger after it.
+        nearness = (2 * products).sub_(squares).div_(spread)
+        shifted = nearness.masked_fill_(outside, -torch.inf).softmax(dim=-1)
         shifted_products = inner.with_centres(shifted)
         step = (weights - shifted).mul_(products.sub_(shifted_products)).sum(-1)  # squared length [E, N]
         weights, products = shifted, shifted_products
@@ -226,8 +227,8 @@ def _mean_shift(weights: Tensor, members: Tensor, inner: _Inner, spread: Tensor,
         if done.any():
             found[alive[done]] = weights[done]
             keep = ~done
-            alive, weights, products, apart, closeness, limit = (
-                x[keep] for x in (alive, weights, products, apart, closeness, limit))
+            alive, weights, products, squares, spread, outside, limit = (
+                x[keep] for x in (alive, weights, products, squares, spread, outside, limit))
             inner = inner[keep]
             if not len(alive):
                 break
