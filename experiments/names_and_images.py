@@ -13,7 +13,7 @@ compare methods and are no accuracy on unseen kinds of objects. The mean that is
   class, anew in each draw (`searched`).
 - *names exchanged*: as validation-free, each class with the name of another one: the control.
 
-About 25 minutes on one core, and the extraction of 8,242 images once; finished runs are kept.
+The extraction of 8,242 images comes first, once; finished runs are kept.
 """
 
 from __future__ import annotations

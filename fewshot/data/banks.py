@@ -448,7 +448,7 @@ def concatenate(banks: Sequence[FeatureBank]) -> FeatureBank:
     Normalise after this, not before: then a backbone with longer features has more say, as in EASY, whose backbones are of
     one kind. Texts are put side by side as well where all banks have some; where only the first has, they stay those of its
     channels, and the others are auxiliary. Raises FewshotError for fewer than two banks, for banks of other items, and
-    a bank after the first has texts and another has none.
+    where a bank after the first has texts and another has none.
     """
     if len(banks) < 2:
         raise FewshotError(f"{len(banks)} feature bank given; an ensemble needs at least 2")

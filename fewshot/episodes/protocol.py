@@ -146,26 +146,18 @@ class AllClassesProtocol(Protocol):
 
 @PROTOCOLS.register("base_to_new")
 @dataclass(frozen=True)
-class BaseToNewProtocol(Protocol):
+class BaseToNewProtocol(AllClassesProtocol):
     """K training images of each of the first half of the classes; tests on these, and on the others, of which a method knows
     the names alone, see `BaseToNewSampler`. The accuracy is the harmonic mean of both. Published with 16 shots."""
 
     name = "base_to_new"
-    usual_episodes = 10
-    covers = AllClassesProtocol.covers
-
-    shots: int = setting(1, "support images a class", whole(1), axis="shots per class", named=True, several=True)
-    validation: str = setting("few", "images to choose hyper-parameters on: none, few (min(shots, 4) a class) or full (all "
-                              "that there are)", one_of(("none", "few", "full")), named=True)
-
     def sampler(self, bank: ImageBank | FeatureBank, seed: int) -> Sampler:
         from fewshot.episodes.base_to_new import BaseToNewSampler
 
         return BaseToNewSampler(bank, seed=seed, **self.settings())
 
     def text(self, without: str = "") -> str:
-        inside = AllClassesProtocol(shots=self.shots, validation=self.validation).text(without)
-        return f"base to new{inside.removeprefix('all classes')}"
+        return f"base to new{super().text(without).removeprefix('all classes')}"
 
 
 def protocol_settings() -> dict[str, Setting]:

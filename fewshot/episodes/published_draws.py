@@ -15,7 +15,7 @@ from fewshot.core.seeding import derived_seed
 from fewshot.data.banks import ImageBank
 from fewshot.episodes.all_classes import TEST
 from fewshot.episodes.protocol import AllClassesProtocol
-from fewshot.episodes.sampler import EpisodeIndices
+from fewshot.episodes.sampler import EpisodeIndices, joined
 from fewshot.episodes.saved import EpisodeList
 
 _NAME = re.compile(r"shot_(\d+)[-_]seed_(\d+)\.json$")
@@ -36,22 +36,20 @@ def import_draws(path: str | Path, images: ImageBank, shots: int) -> EpisodeList
     if images.parts is None or images.files is None:
         raise FewshotError(f"{images.name}/{images.split} does not say which images are for training and test; load a data "
                            "set whose images are divided, with split all")
-    found = {seed: text for name, text in _texts(Path(path)).items()
-             if (match := _NAME.search(name)) and int(match[1]) == shots and (seed := int(match[2])) is not None}
+    named = ((_NAME.search(name), text) for name, text in _texts(Path(path)).items())
+    found = {int(match[2]): text for match, text in named if match and int(match[1]) == shots}
     if len(found) < 2:
         raise FewshotError(f"{path} has {len(found)} files shot_{shots}-seed_*.json; an interval needs at least 2 draws")
-    rows = {"/".join(file.split("/")[-2:]): row for row, file in enumerate(images.files)}
+    rows = {_end(file): row for row, file in enumerate(images.files)}
     draws = [_draw(f"shot_{shots}-seed_{seed}.json", found[seed], images, rows, number)
              for number, seed in enumerate(sorted(found))]
     sizes = {(draw.support.shape[1], draw.columns["validation"].shape[1]) for draw in draws}
     if len(sizes) > 1:
         raise FewshotError(f"the draws of {shots} shots at {path} list {sorted(sizes)} training and validation images; an "
                            "evaluation wants the same number in each")
-    columns = {name: torch.cat([draw.columns[name] for draw in draws]) for name in draws[0].columns}
     about = {"protocol": AllClassesProtocol.name, **AllClassesProtocol(shots=shots).settings(), "episodes": len(draws),
              "seed": 0}
-    return EpisodeList(EpisodeIndices(**columns), images.identity, about, images.name, images.split,
-                       len(images)).of(images)
+    return EpisodeList(joined(draws), images.identity, about, images.name, images.split, len(images)).of(images)
 
 
 def _texts(path: Path) -> dict[str, bytes]:
@@ -65,6 +63,11 @@ def _texts(path: Path) -> dict[str, bytes]:
         raise FewshotError(f"{path} is neither a folder nor a zip of draws ({error})") from None
 
 
+def _end(file: str) -> str:
+    """Folder and name of a file, by which the lists name it."""
+    return "/".join(file.split("/")[-2:])
+
+
 def _draw(name: str, text: bytes, images: ImageBank, rows: dict[str, int], number: int) -> EpisodeIndices:
     try:
         lists: dict[str, Any] = {part: json.loads(text)[part]["data"] for part in ("train", "val")}
@@ -73,13 +76,13 @@ def _draw(name: str, text: bytes, images: ImageBank, rows: dict[str, int], numbe
         raise FewshotError(f"{name} is no list of draws ({error}); copy it again") from None
     place = {label: n for n, label in enumerate(images.classes.tolist())}
     for file, label in [item for items in listed.values() for item in items]:
-        row = rows.get("/".join(file.split("/")[-2:]))
+        row = rows.get(_end(file))
         if row is None:
             raise FewshotError(f"{name} names {file}, which {images.name}/{images.split} does not have")
         if (known := int(images.labels[row])) != label:
             raise FewshotError(f"{name} gives {file} the label {label}, the data {known}; load the data with the published "
                                "labels")
-    taken = {part: torch.tensor([rows["/".join(file.split("/")[-2:])] for file, _ in items])
+    taken = {part: torch.tensor([rows[_end(file)] for file, _ in items])
              for part, items in listed.items()}
     taken["query"] = torch.nonzero(images.parts == TEST)[:, 0]  # type: ignore[arg-type]
     labels = {part: torch.tensor([place[label] for label in images.labels[found].tolist()])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,14 +11,14 @@ from torch import Tensor
 from fewshot.core.checked import check_integer, check_number
 from fewshot.core.errors import FewshotError
 from fewshot.core.frozen import FrozenDict, frozen_dict
-from fewshot.data.banks import FeatureBank
 from fewshot.episodes.types import Episodes
-from fewshot.methods.contract import METHODS, IterativeMethod, Method, Refinement, create_method, fitted
+from fewshot.methods.bases.wrapping import WrappingMethod
+from fewshot.methods.contract import METHODS, IterativeMethod, Method, Refinement, fitted
 
 
 @METHODS.register("label_shift")
 @dataclass(frozen=True, eq=False)
-class LabelShift(IterativeMethod):
+class LabelShift(WrappingMethod, IterativeMethod):
     """The logits of `method` plus the logarithm of the frequencies of the classes. These, w [N], are of maximum likelihood
     given p = softmax(logits / temperature), by EM from equal ones:
 
@@ -66,29 +64,9 @@ class LabelShift(IterativeMethod):
             raise FewshotError(f"method={self.method!r} of label_shift has weights of its own or takes images; name one on "
                                "features, such as protonet or ridge")
 
-    @cached_property
-    def made(self) -> Method:
-        """The method whose logits are corrected."""
-        return create_method(self.method, **self.parameters) if self.inner is None else self.inner
-
-    @property
-    def needs_base(self) -> bool:
-        return self.made.needs_base
-
-    @property
-    def needs_text(self) -> bool:  # type: ignore[override]
-        return self.made.needs_text
-
-    @property
-    def text_of_features(self) -> bool:  # type: ignore[override]
-        return self.made.text_of_features
-
     @property
     def assumes(self) -> tuple[str, ...]:
-        return ("calibrated logits", *self.made.assumes)
-
-    def fit(self, base_bank: FeatureBank) -> Method:
-        return dataclasses.replace(self, inner=self.made.fit(base_bank))
+        return ("calibrated logits", *super().assumes)
 
     def refine(self, episodes: Episodes, history: bool = False) -> Refinement:
         return self._corrected(self.made(episodes))

@@ -14,12 +14,13 @@ from fewshot.core.errors import FewshotError
 from fewshot.core.frozen import FrozenDict, frozen_dict
 from fewshot.episodes.types import Episodes
 from fewshot.methods.bases.grid_search import search_grid
-from fewshot.methods.contract import METHODS, Method, create_method
+from fewshot.methods.bases.wrapping import WrappingMethod
+from fewshot.methods.contract import METHODS, Method, create_method, fitted
 
 
 @METHODS.register("searched")
 @dataclass(frozen=True, eq=False)
-class Searched(Method):
+class Searched(WrappingMethod):
     """For each episode the setting of a grid with which `method` answers most of its validation images right, of several the
     first one; with that it answers the queries. Labels of queries are not looked at: the search sees support and validation
     images alone (protocols all_classes and base_to_new have some, `EpisodicProtocol` has none).
@@ -37,6 +38,7 @@ class Searched(Method):
     method: str = "tip_adapter"
     parameters: Mapping = FrozenDict()
     grid: Mapping = FrozenDict()
+    inner: Method | None = fitted()
 
     def __post_init__(self) -> None:
         for name in ("parameters", "grid"):
@@ -53,11 +55,6 @@ class Searched(Method):
                 create_method(self.method, **{**self.parameters, name: value})
 
     @cached_property
-    def made(self) -> Method:
-        """The method at the values that are not searched."""
-        return create_method(self.method, **self.parameters)
-
-    @cached_property
     def values(self) -> FrozenDict:
         """Hyper-parameter -> values that are tried."""
         return self.grid or frozen_dict(self.made.searched_grid)  # type: ignore[return-value]
@@ -65,18 +62,6 @@ class Searched(Method):
     @property
     def setting(self) -> str:  # type: ignore[override]
         return self.made.setting
-
-    @property
-    def needs_text(self) -> bool:  # type: ignore[override]
-        return self.made.needs_text
-
-    @property
-    def text_of_features(self) -> bool:  # type: ignore[override]
-        return self.made.text_of_features
-
-    @property
-    def assumes(self) -> tuple[str, ...]:
-        return self.made.assumes
 
     def __call__(self, episodes: Episodes) -> Tensor:
         return torch.cat([self.chosen(episodes[e])(episodes[e].replace(validation=None, validation_labels=None))

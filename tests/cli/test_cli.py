@@ -576,7 +576,7 @@ def test_version_and_what_every_command_takes(run, mistake, features):
         assert code == 0 and not err and "5-way 1-shot" in out
         code, out, err = run(*[word.replace("--quiet", "--debug") for word in arguments], "--method", "protnet")
         assert code == 2 and err.startswith("Traceback")
-        assert "did you mean 'protonet' or " in err and "--load FILE.py" in err
+        assert all(near in err for near in ("did you mean 'protonet' or ", "'relation_net'?", "--load FILE.py"))
     assert "unknown method" in mistake(*small, "--method", "protnet")
 
 

@@ -198,7 +198,7 @@ class Branching(nn.Module):
 def test_what_is_no_classifier_of_one_image_is_refused(folders, tmp_path):
     batch = create_backbone("conv4", batch_norm="batch")
     for settings, part in (({"method": "pt_map"}, "pt_map is transductive"), ({"method": "maml"}, "maml adapts a backbone"),
-                           ({"method": "matching_net"}, "choose one of .*logistic_regression, nearest_neighbour, protonet"),
+                           ({"method": "matching_net"}, "choose one of linear_probe_clip, logistic_regression, nearest"),
                            ({"transforms": "l2,center_episode"}, "the transform center_episode looks at all images"),
                            ({"transforms": "center_base"}, "needs statistics of the base classes"),
                            ({"backbone": batch}, "batch_norm='batch' of conv4")):

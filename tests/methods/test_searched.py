@@ -68,6 +68,15 @@ def test_on_draws_of_all_classes_and_base_to_new():
     assert Run.from_dict(run.to_dict()) == run
 
 
+def test_a_method_that_needs_base_classes_is_fitted_to_them():
+    base = FeatureBank(torch.randn(40, 16, generator=torch.Generator().manual_seed(2)) + 1, torch.arange(40) % 4)
+    e, parameters = episodes(), {"norm": "cl2n"}
+    method = create_method("searched", method="simple_shot", parameters=parameters, grid={"scale": [2.0]})
+    assert method.needs_base
+    expected = create_method("simple_shot", scale=2.0, **parameters).fit(base)(e)
+    torch.testing.assert_close(method.fit(base)(e), expected, atol=1e-12, rtol=0)
+
+
 def test_the_grids_of_the_papers():
     for name in METHODS:
         for parameter, values in METHODS[name].searched_grid.items():

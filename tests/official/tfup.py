@@ -51,7 +51,7 @@ def official_logits(program, e: Episodes) -> np.ndarray:
           mock.patch.object(program, "cls_acc", lambda logits, labels: seen.append(logits) or 0.0)):
         program.refine_few_shots_without_label(range(len(text)), text, query, untold, [mock.MagicMock()] * len(query),
                                                 m, folder)
-        keys, labels = (torch.load(f"{folder}/cache_{name}.pt") for name in ("keys", "values"))
+        keys, labels = (torch.load(f"{folder}/cache_{name}.pt", weights_only=True) for name in ("keys", "values"))
         values = torch.nn.functional.one_hot(labels).double()
         program.TFUP(config, keys, values, query, untold, text)
     return seen[1].numpy()
