@@ -87,11 +87,12 @@ class ClassTexts:
         fields = (field.name for field in dataclasses.fields(self))
         return {name: getattr(self, name) for name in fields if name not in _TENSORS.values()}
 
-    def of_classes(self, classes: Tensor, dtype: torch.dtype) -> dict[str, Any]:
-        """The fields of `Episodes` for episodes of the classes [E, N], in the dtype of their features."""
+    def of_classes(self, classes: Tensor, dtype: torch.dtype, prompts: bool = True) -> dict[str, Any]:
+        """The fields of `Episodes` for episodes of the classes [E, N], in the dtype of their features, with or without the
+        vectors of single sentences, which are many."""
         found: dict[str, Any] = {"text": self.vectors.to(dtype)[classes], "logit_scale": self.logit_scale,
                                  "logit_bias": self.logit_bias}
-        if self._padded_prompts is not None:
+        if prompts and self._padded_prompts is not None:
             found["prompts"] = self._padded_prompts.to(dtype)[classes]
         if self.projection is not None:
             found["projection"] = self.projection.to(dtype).expand(len(classes), -1, -1)

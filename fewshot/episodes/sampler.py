@@ -76,10 +76,11 @@ class EpisodeIndices:
         pieces = zip(*(rows.split(size) for rows in columns.values()), strict=True)
         return (EpisodeIndices(**dict(zip(columns, piece, strict=True))) for piece in pieces)
 
-    def gather(self, bank: ImageBank | FeatureBank, room: Tensor | None = None) -> Episodes:
+    def gather(self, bank: ImageBank | FeatureBank, room: Tensor | None = None, prompts: bool = True) -> Episodes:
         """The episodes themselves; the bank's rows were validated when it was built.
 
-        room   [E (S + Q) or more, D] memory for the features: with its next use these are gone
+        room      [E (S + Q) or more, D] memory for the features: with its next use these are gone
+        prompts   whether the vectors of single sentences about the classes come along, where the bank has them
         """
         lengths = None if bank.lengths is None else bank.lengths.take(self.query)
         wanted = [rows for rows in (self.support, self.query, self.validation) if rows is not None]
@@ -88,7 +89,7 @@ class EpisodeIndices:
         found = [part.view(*rows.shape, *taken.shape[1:])
                  for rows, part in zip(wanted, taken.split([rows.numel() for rows in wanted]), strict=True)]
         texts = bank.texts if isinstance(bank, FeatureBank) else None
-        of_text = {} if texts is None else texts.of_classes(self.classes, taken.dtype)
+        of_text = {} if texts is None else texts.of_classes(self.classes, taken.dtype, prompts)
         common = {"support": found[0], "support_labels": self.support_labels, "ways": self.ways, **of_text}
         if self.validation is not None:
             validation = Episodes.trusted(**common, query=found[2])

@@ -155,7 +155,8 @@ class Scorer:
 
     def prepared(self, chunk: EpisodeIndices, room: Tensor | None = None) -> Episodes:
         """The episodes of `chunk` as the method gets them, gathered in the memory `room`."""
-        return self.prepare(self._over(chunk.gather(self.bank, room)))
+        prompts = self.method.reads_prompts or getattr(self.prepare, "reads_prompts", False)
+        return self.prepare(self._over(chunk.gather(self.bank, room, prompts)))
 
     def _over(self, episodes: Episodes) -> Episodes:
         """The episodes on the device of the method."""

@@ -36,10 +36,12 @@ class Step(abc.ABC):
 
     transductive  the result of a query depends on the other queries
     needs_base    `fit` must see the features of the base classes first
+    reads_prompts   it reads single sentences about the classes
     """
 
     name: ClassVar[str]
     transductive: ClassVar[bool] = False
+    reads_prompts: bool = False
     needs_base: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -235,6 +237,10 @@ class TextShots(Step):
         if self.of not in ("text", "prompts"):
             raise FewshotError(f"text_shots(of={self.of}): choose text or prompts")
 
+    @property
+    def reads_prompts(self) -> bool:  # type: ignore[override]
+        return self.of == "prompts"
+
     def __call__(self, episodes: Episodes) -> Episodes:
         if self.copies == 0:
             return episodes
@@ -273,6 +279,10 @@ class TransformChain:
     @property
     def needs_base(self) -> bool:
         return any(step.needs_base for step in self.steps)
+
+    @property
+    def reads_prompts(self) -> bool:
+        return any(step.reads_prompts for step in self.steps)
 
     def fit(self, base_bank: FeatureBank | None) -> TransformChain:
         """A chain that knows the base classes. Each step sees their features as the steps before it leave them.

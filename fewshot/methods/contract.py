@@ -130,6 +130,7 @@ class Method(abc.ABC):
     needs_base   True when `fit(base_bank)` must be called first (statistics of the base classes)
     needs_text   True when it reads the texts of the classes; a call without any is refused
     text_of_features   of those: features and texts have the same channels (all but methods that map one to the other)
+    reads_prompts   True when it reads single sentences about the classes where there are any; others are spared them
     needs_validation   True when it reads validation images of the episodes
     searched_grid   hyper-parameter -> values that its paper searches on validation images; {} where it searches none
     needs_backbone   True when `with_backbone(backbone, ways)` must be called first: these are the hyper-parameters of a
@@ -142,6 +143,7 @@ class Method(abc.ABC):
     inputs: ClassVar[str] = "features"
     needs_text: bool = False
     text_of_features: bool = True
+    reads_prompts: bool = False
     needs_validation: ClassVar[bool] = False
     searched_grid: ClassVar[Mapping[str, tuple]] = {}
     paper: str = ""

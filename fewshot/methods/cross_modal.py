@@ -54,6 +54,7 @@ class CrossModal(Method):
 
     paper = "Lin et al. 2023 (Cross-Modal Adaptation), arXiv:2301.06267; linzhiqiu/cross_modal_adaptation"
     needs_text = True
+    reads_prompts = True
 
     text_weight: float = 0.5
     alpha: float = 1.0

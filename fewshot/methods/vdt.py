@@ -43,6 +43,7 @@ class VDT(Method):
 
     paper = "Maniparambil et al. 2023 (VDT, CLIP-A-self), arXiv:2307.11661; mayug/VDT-Adapter"
     needs_text = True
+    reads_prompts = True
 
     ratio: float = 0.2
     reduction: int = 4

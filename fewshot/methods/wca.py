@@ -37,6 +37,7 @@ class WCA(Method):
 
     paper = "Li et al. 2024 (WCA), arXiv:2406.02915; tmlr-group/WCA"
     needs_text = True
+    reads_prompts = True
 
     sharpness: float = math.e**2
     text_scale: float = 1.0

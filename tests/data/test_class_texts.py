@@ -13,7 +13,10 @@ from fewshot.data.banks import FeatureBank, concatenate
 from fewshot.data.class_texts import ClassTexts
 from fewshot.episodes.sampler import EpisodeSampler
 from fewshot.episodes.types import Episodes
+from fewshot.evaluation.evaluate import evaluate
+from fewshot.evaluation.run import Run
 from fewshot.features.transforms import TRANSFORMS, parse_transforms
+from fewshot.methods.protonet import ProtoNet
 
 NAMES = tuple(f"name {n}" for n in range(6))
 
@@ -80,6 +83,24 @@ def test_the_sampler_hands_out_the_texts_of_the_classes_in_their_order():
     assert torch.equal(episodes.projection[7], made.texts.projection)
     wide = bank(torch.float64)
     assert indices.gather(wide).text.dtype == torch.float64
+
+
+def test_an_evaluation_hands_sentences_to_what_reads_them():
+    """Many sentences a class would cost the others several times their own work."""
+    made, seen = bank(), []
+
+    class Watching(ProtoNet):
+        def __call__(self, episodes):
+            seen.append((type(self).reads_prompts, episodes.prompts is not None, episodes.text is not None))
+            return super().__call__(episodes)
+
+    class Reading(Watching):
+        reads_prompts = True
+
+    run = Run(ways=3, queries=2, episodes=4)
+    for method, transforms in ((Watching(), ""), (Reading(), ""), (Watching(), "text_shots(of=prompts)")):
+        evaluate(run, made, method=method, transforms=transforms)
+    assert seen == [(False, False, True), (True, True, True), (False, True, True)]
 
 
 def test_every_change_of_episodes_keeps_them():

@@ -36,6 +36,10 @@ class WrappingMethod(Method):
         return self.made.text_of_features
 
     @property
+    def reads_prompts(self) -> bool:  # type: ignore[override]
+        return self.made.reads_prompts
+
+    @property
     def assumes(self) -> tuple[str, ...]:
         return self.made.assumes
 
